@@ -1,0 +1,106 @@
+"""Every field of a run with its default. Experiments start from here and change what they need.
+
+A field marked [K] takes one number, or one number per member: --config.optimizer.lr=.1,.2
+A field marked [auto] is filled in after the command line, from the fields it depends on.
+A field marked [resumable] may change between a run and its continuation; the others may not.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """The configuration that all the others are made from."""
+    c = ConfigDict()
+    c.dataset = 'cifar10'  # digits | cifar10 | cifar100 | npz:FILE | folder:FOLDER
+    c.network = 'resnet20'  # a name of jaxcifar.models; resnet20+resnet8 is one member of each
+    c.members = placeholder(int)  # K, how many networks are trained together [auto: 1 per name]
+    c.member_ids = placeholder(object)  # train these of a larger population [auto: 0,1,…,K-1]
+    c.split = 'shared'  # which training images each member sees: shared
+    c.loss = 'cross_entropy'  # cross_entropy
+    c.coupling = 'none'  # what members do to each other: none
+    c.view = 'none'  # what the forward pass sees of the weights: none
+    c.seed = number_or_list(0)  # data order and augmentation; with a member's id its init too [K]
+    c.devices = placeholder(int)  # how many of the accelerators to use [auto: all] [resumable]
+    c.sync_norm = True  # batch statistics over all devices of a member, or over each device alone
+    c.epochs = 100  # passes over the training images [resumable]
+    c.batch_size = 128  # images a step, over all devices
+    c.precision = 'float32'  # float32 | bfloat16 of the computation; parameters stay float32
+    c.label_smoothing = number_or_list(0.0)  # ε in (1-ε)·onehot + ε/C [K]
+    c.ema = 0.0  # decay of an average of weights and statistics that is evaluated instead; 0 is off
+    c.augment = 'crop(4)+flip'  # what happens to a training batch: names of jaxcifar.data.augment
+
+    c.data = ConfigDict()
+    c.data.root = placeholder(str)  # where datasets are kept [auto: $JAXCIFAR_DATA or data] [resumable]
+    c.data.loader = 'host'  # host: a PyTorch DataLoader; device: all in device memory [resumable]
+    c.data.validation = 'holdout'  # holdout: out of train; none: all of train, last epoch; test
+    c.data.validation_size = 0.1  # share of the training images, or a number of images
+    c.data.split_seed = 0  # which images are held out; not the run's seed, so that runs compare
+    c.data.order = 'shared'  # shared: members see the same batches; member: each its own
+    c.data.drop_last = False  # leave out an epoch's last, shorter batch
+    c.data.image_size = 32  # digits and folders of images are resized to this
+    c.data.workers = 0  # processes of the DataLoader; 0 is fastest for images in memory [resumable]
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = 'sgd'  # sgd | adamw
+    c.optimizer.lr = number_or_list(0.1)  # learning rate at factor 1 of the schedule [K]
+    c.optimizer.momentum = 0.9  # of sgd
+    c.optimizer.nesterov = True  # of sgd
+    c.optimizer.b1 = 0.9  # of adamw
+    c.optimizer.b2 = 0.999  # of adamw
+    c.optimizer.weight_decay = number_or_list(5e-4)  # sgd: added to the gradient; adamw: decoupled [K]
+    c.optimizer.decay = '.*'  # regular expression: the parameter paths that decay; kernel: no norms
+    c.optimizer.clip = 0.0  # largest norm of a member's gradient; 0 is off
+    c.optimizer.accumulate = 1  # a step's batch goes through in this many equal parts
+
+    c.schedule = ConfigDict()
+    c.schedule.name = 'cosine'  # cosine | warm_restarts | multistep | step | constant
+    c.schedule.per = 'step'  # the learning rate moves every step, or every epoch
+    c.schedule.warmup_steps = 0  # the factor is multiplied by min(1, (step+1)/warmup_steps)
+    c.schedule.final = 0.0  # cosine, warm_restarts: lowest learning rate as a share of lr
+    c.schedule.period = 10  # warm_restarts: epochs of the first cycle
+    c.schedule.multiplier = 2  # warm_restarts: each cycle is this many times the one before
+    c.schedule.milestones = (60, 120, 160)  # multistep: epochs at which lr is multiplied by gamma
+    c.schedule.step_size = 30  # step: every this many epochs lr is multiplied by gamma
+    c.schedule.gamma = 0.1  # multistep, step
+
+    c.early_stopping = ConfigDict()
+    c.early_stopping.patience = (
+        0  # stop a member after this many evaluations without a new best; 0 never [resumable]
+    )
+    c.early_stopping.min_epochs = 0  # patience counts only after this epoch [resumable]
+
+    c.eval = ConfigDict()
+    c.eval.every_epochs = 1  # how often the validation images are evaluated
+    c.eval.batch_size = 500  # images a step in evaluation [resumable]
+    c.eval.flip = False  # average the logits of an image and its mirror image
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_epochs = 1  # how often the whole state is saved [resumable]
+    c.checkpoint.every_steps = 0  # … and within an epoch; 0 is off [resumable]
+    c.checkpoint.keep = 2  # how many of the newest states are kept [resumable]
+
+    c.log = ConfigDict()
+    c.log.every_steps = 0  # rows of training metrics within an epoch; 0 is off [resumable]
+    c.log.tensorboard = True  # event files in WORKDIR/tensorboard [resumable]
+    c.log.wandb = 'disabled'  # disabled | offline | online [resumable]
+    c.log.wandb_project = 'jaxcifar'  # [resumable]
+    c.log.wandb_group = ''  # [resumable]
+    c.log.wandb_name = ''  # [resumable] [auto: the workdir's name]
+
+    c.profile = ConfigDict()
+    c.profile.steps = (
+        0,
+        0,
+    )  # trace the steps from a up to b, counted from the run's start [resumable]
+
+    c.resume_from = ''  # start a new workdir from another run's checkpoint: WORKDIR or WORKDIR@STEP
+    c.compile_cache = ''  # folder in which XLA keeps compiled programs for the next run [resumable]
+    return c
+
+
+def number_or_list(default: float):
+    """A field that takes one number, or one number per member."""
+    field = placeholder(object)
+    field.set(default)
+    return field

@@ -1,0 +1,50 @@
+"""The frame of every command: faults end in one line on stderr and an exit status, not a traceback."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+from jaxcifar.errors import EXIT_PREEMPTED, Preempted, UserError
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+NO_SPACE = 'the disk is full; the checkpoints before are kept, so make room and run it again'
+NO_MEMORY = (
+    'out of memory; try half the batch_size, or optimizer.accumulate=2, which gives the same batch '
+    'in two parts'
+)
+
+
+def run_command(main: Callable[[], None]):
+    """Call `main` and exit: 0 done, 1 a fault that the user can mend, 75 stopped and saved."""
+    try:
+        main()
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f'error: {line}', file=sys.stderr)
+        sys.exit(1)
+
+
+def explain(error: BaseException) -> str | None:
+    """One line about a fault that the user can mend, or None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or 'No space left on device' in text or 'Disk quota exceeded' in text:
+        return NO_SPACE
+    if 'RESOURCE_EXHAUSTED' in text or 'out of memory' in text.lower():
+        return NO_MEMORY
+    if isinstance(error, MemoryError):
+        return NO_MEMORY
+    if isinstance(error, OSError) and error.filename:
+        return f'{error.filename}: {error.strerror}'
+    return None

@@ -1,0 +1,146 @@
+"""From a config file and a command line to a resolved configuration, and what may change in it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxcifar import couplings, losses, optim, views
+from jaxcifar.data import augment, splits
+from jaxcifar.errors import UserError, lookup
+from jaxcifar.members import PER_MEMBER, get, per_member
+from jaxcifar.models import NETWORKS
+
+PRECISIONS = ('float32', 'bfloat16')
+LOADERS = ('host', 'device')
+ORDERS = ('shared', 'member')
+PERIODS = ('step', 'epoch')
+WANDB_MODES = ('disabled', 'offline', 'online')
+
+# What a continued run may change: fields, or groups of fields, that no past step depended on.
+RESUMABLE = (
+    'epochs',
+    'devices',
+    'data.root',
+    'data.loader',
+    'data.workers',
+    'early_stopping',
+    'eval.batch_size',
+    'checkpoint',
+    'log',
+    'profile',
+    'compile_cache',
+)
+
+
+def finalize(config: ConfigDict) -> ConfigDict:
+    """Fill in the fields that depend on others and check them all.
+
+    Runs after the command line's changes, fills in only what is unset, and returns the same object.
+    Raises `UserError` with one line for a value that cannot be.
+    """
+    names = config.network.split('+')
+    config.members = config.members or len(names)
+    if len(names) not in (1, config.members):
+        raise UserError(f'{config.network} names {len(names)} networks for members={config.members}')
+    if config.member_ids is None:
+        config.member_ids = tuple(range(config.members))
+    ids = config.member_ids if isinstance(config.member_ids, tuple) else (config.member_ids,)
+    if len(set(ids)) != config.members or not all(isinstance(i, int) and i >= 0 for i in ids):
+        raise UserError(f'member_ids={ids} are not {config.members} different numbers of members')
+    config.member_ids = ids
+    config.data.root = config.data.root or os.environ.get('JAXCIFAR_DATA') or 'data'
+    _check(config, names)
+    return config
+
+
+def _check(config: ConfigDict, names: list[str]):
+    for field, values in _choices():
+        lookup(field, dict.fromkeys(values), get(config, field))
+    for name in names:
+        lookup('network', NETWORKS, name)
+    for field in PER_MEMBER:
+        per_member(config, field)
+    if not all(isinstance(s, int) and s >= 0 for s in per_member(config, 'seed')):
+        raise UserError(f'seed={config.seed} is not made of whole numbers from 0 up')
+    for field in ('members', 'epochs', 'batch_size', 'eval.batch_size', 'eval.every_epochs',
+                  'checkpoint.every_epochs', 'checkpoint.keep', 'optimizer.accumulate'):  # fmt: skip
+        if get(config, field) < 1:
+            raise UserError(f'{field}={get(config, field)} must be at least 1')
+    if config.batch_size % config.optimizer.accumulate:
+        raise UserError(
+            f'batch_size={config.batch_size} does not split into '
+            f'optimizer.accumulate={config.optimizer.accumulate} equal parts'
+        )
+    if config.early_stopping.patience and config.data.validation == 'none':
+        raise UserError('early_stopping needs validation images: set data.validation=holdout')
+    if len(config.profile.steps) != 2:
+        raise UserError(f'profile.steps={config.profile.steps} is not a pair (first, end)')
+    augment.parse(config.augment)
+    optim.check_decay(config)
+
+
+def _choices() -> list[tuple[str, Any]]:
+    return [
+        ('split', splits.SPLITS),
+        ('loss', losses.LOSSES),
+        ('coupling', couplings.COUPLINGS),
+        ('view', views.VIEWS),
+        ('precision', PRECISIONS),
+        ('data.loader', LOADERS),
+        ('data.validation', splits.VALIDATIONS),
+        ('data.order', ORDERS),
+        ('optimizer.name', optim.OPTIMIZERS),
+        ('schedule.name', optim.SCHEDULES),
+        ('schedule.per', PERIODS),
+        ('log.wandb', WANDB_MODES),
+    ]
+
+
+def flatten(config: dict | ConfigDict, prefix: str = '') -> dict[str, Any]:
+    """{'optimizer.lr': .1, …}"""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, (dict, ConfigDict))
+        flat |= flatten(value, f'{prefix}{key}.') if nested else {f'{prefix}{key}': value}
+    return flat
+
+
+def to_dict(config: ConfigDict) -> dict:
+    """Plain nested dict, as JSON would give it back."""
+    return json.loads(config.to_json_best_effort())
+
+
+def load(path: Path) -> ConfigDict:
+    """A resolved config from a workdir's config.json."""
+    try:
+        return ConfigDict(json.loads(path.read_text(), object_hook=_tuples))
+    except FileNotFoundError:
+        raise UserError(f'{path.parent} is not a workdir: it has no {path.name}') from None
+    except ValueError as error:
+        raise UserError(f'{path} is damaged: {error}') from None
+
+
+def _tuples(node: dict) -> dict:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in node.items()}
+
+
+def refuse_changes(old: ConfigDict, new: ConfigDict, workdir: Path):
+    """Raise `UserError` where a field that is not resumable differs."""
+    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    changed = [
+        f'{field} was {before.get(field)}, now {after.get(field)}'
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field) != after.get(field) and not _resumable(field)
+    ]
+    if changed:
+        raise UserError(
+            f'{workdir} holds a run of another config ({"; ".join(changed)}): '
+            f'choose a new --workdir, and --config.resume_from={workdir} to start from its weights'
+        )
+
+
+def _resumable(field: str) -> bool:
+    return any(field == f or field.startswith(f'{f}.') for f in RESUMABLE)

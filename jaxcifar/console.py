@@ -1,0 +1,140 @@
+"""What a run prints: on a terminal a live table, in a log file one plain line an epoch."""
+
+import time
+from collections import deque
+
+import numpy as np
+from rich.console import Console as Terminal
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+HEARTBEAT = 300.0  # seconds between lines within an epoch, in a log file
+COLUMNS = ('epoch', 'lr', 'train loss', 'train', 'validation', 'best', 'seconds', 'images/s')
+
+
+class Console:
+    """Prints epochs as they come; made for `total` steps of which `step` are done."""
+
+    def __init__(self, validation: str | None, step: int, total: int):
+        self._terminal = Terminal()
+        self._columns = [validation or '' if c == 'validation' else c for c in COLUMNS]
+        self._rows: deque[list[str]] = deque(maxlen=20)
+        self._total = total
+        self._last_line = time.monotonic()
+        self._live: Live | None = None
+        if self._terminal.is_terminal:
+            self._progress = Progress(
+                TextColumn('step'), BarColumn(), MofNCompleteColumn(),
+                TimeRemainingColumn(), TextColumn('{task.fields[rate]}'), console=self._terminal,
+            )  # fmt: skip
+            self._task = self._progress.add_task('', total=total, completed=step, rate='')
+            self._live = Live(self._render(), console=self._terminal, refresh_per_second=4)
+            self._live.start()
+
+    def say(self, line: str):
+        """A line that stays."""
+        self._terminal.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def step(self, step: int, images_per_second: float):
+        """A step is done; cheap enough for every one."""
+        if self._live is not None:
+            rate = f'{images_per_second:,.0f} images/s'
+            self._progress.update(self._task, completed=step, rate=rate)
+        elif time.monotonic() - self._last_line > HEARTBEAT:
+            self._line(f'step {step}/{self._total}  {images_per_second:,.0f} images/s')
+
+    def epoch(self, epoch: int, epochs: int, row: dict, seconds: float, images_per_second: float):
+        """An epoch's numbers; `row` is {metric: [K]}, where validation may be None."""
+        cells = [
+            f'{epoch}/{epochs}',
+            _spread(row['lr'], '{:.3g}'),
+            _spread(row['loss'], '{:.4f}'),
+            _percent(row['accuracy']),
+            _percent(row['validation']),
+            _percent(row['best']),
+            f'{seconds:.1f}',
+            f'{images_per_second:,.0f}',
+        ]
+        if self._live is not None:
+            self._rows.append(cells)
+            self._live.update(self._render())
+        else:
+            self._line('  '.join(f'{c} {v}' for c, v in zip(self._columns, cells) if v))
+
+    def _line(self, line: str):
+        self._last_line = time.monotonic()
+        self.say(line)
+
+    def _render(self) -> Group:
+        table = Table(*self._columns, box=None, header_style='bold')
+        for column in table.columns:
+            column.justify = 'right'
+        for cells in self._rows:
+            table.add_row(*cells)
+        return Group(table, self._progress)
+
+    def close(self):
+        """Leave the table as it is and give the terminal back."""
+        if self._live is not None:
+            self._live.stop()
+
+
+def _spread(values, form: str) -> str:
+    """'mean' or, over several members that differ, 'mean ± std'."""
+    if values is None:
+        return ''
+    values = np.asarray(values, np.float64)
+    mean = form.format(values.mean())
+    if len(values) == 1 or np.ptp(values) == 0:
+        return mean
+    return f'{mean} ± {form.format(values.std(ddof=1))}'
+
+
+def _percent(values) -> str:
+    return '' if values is None else _spread(np.asarray(values) * 100, '{:.2f}') + ' %'
+
+
+class Clock:
+    """Counts images and seconds, without those in which `program` compiled."""
+
+    def __init__(self, program):
+        self._program = program
+        self._images = self._steps = 0
+        self._all_images, self._all_steps, self._all_seconds = 0, 0, 0.0
+        self._start = self._compiled = 0.0
+
+    def start(self):
+        """A new epoch."""
+        self._images = self._steps = 0
+        self._start, self._compiled = time.perf_counter(), self._program.seconds
+
+    def count(self, images: int):
+        """A step has been handed to the devices."""
+        self._images += images
+        self._steps += 1
+
+    def _seconds(self) -> float:
+        compiling = self._program.seconds - self._compiled
+        return max(time.perf_counter() - self._start - compiling, 1e-9) if self._start else 0.0
+
+    def rate(self) -> float:
+        """Images a second of this epoch so far."""
+        return self._images / self._seconds()
+
+    def stop(self) -> tuple[float, float]:
+        """(seconds, images a second) of the epoch that ends here."""
+        seconds = self._seconds()
+        self._all_images += self._images
+        self._all_steps += self._steps
+        self._all_seconds += seconds
+        return seconds, self._images / seconds if seconds else 0.0
+
+    def mean_rate(self) -> float:
+        """Images a second over all epochs."""
+        return self._all_images / self._all_seconds if self._all_seconds else 0.0
+
+    def steps_per_second(self) -> float:
+        """Steps a second over all epochs."""
+        return self._all_steps / self._all_seconds if self._all_seconds else 0.0

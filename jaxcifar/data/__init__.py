@@ -1,0 +1,1 @@
+"""Images from disk to the devices: datasets, splits, loaders, augmentation."""

@@ -1,0 +1,249 @@
+"""The data sets, whole and in memory: uint8 images [n,H,W,3] and int32 labels [n].
+
+`digits` needs no download; `cifar10` and `cifar100` are kept as .npz files; `npz:PATH` and
+`folder:PATH` are the user's own.
+"""
+
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxcifar import errors
+from jaxcifar.data.download import fetch_cifar
+from jaxcifar.data.vision import read_images
+
+TEST_SHARE = 0.2  # of a set that comes without a test part
+
+CIFAR10_CLASSES = 'airplane automobile bird cat deer dog frog horse ship truck'
+CIFAR100_CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
+dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
+leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
+otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
+road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm
+"""
+# Class names, then the usual per-channel mean and standard deviation.
+CIFAR = {
+    'cifar10': (CIFAR10_CLASSES, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    'cifar100': (CIFAR100_CLASSES, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images uint8 [n,H,W,3], labels int32 [n]; `mean` and `std` per channel on the 0..1 scale."""
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images, in pixels."""
+        return self.x_train.shape[1]
+
+    def fingerprint(self) -> str:
+        """sha256 over the bytes of the four arrays, in hex: the same data, the same string."""
+        digest = hashlib.sha256()
+        for array in (self.x_train, self.y_train, self.x_test, self.y_test):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+def load_dataset(name: str, root: str | Path, image_size: int = 32) -> Dataset:
+    """The data set called `name`.
+
+    Args:
+      name: 'digits', 'cifar10', 'cifar100', 'npz:PATH' or 'folder:PATH'.
+      root: folder of the CIFAR files; fetched ones are kept there.
+      image_size: side in pixels to which digits and folders are scaled; CIFAR and .npz images
+        stay as they are.
+
+    Raises:
+      UserError: unknown name, unusable file, or a data set that could not be fetched.
+    """
+    kind, _, path = name.partition(':')
+    key = f'{kind}:PATH' if path else name
+    if key not in DATASETS:
+        raise errors.unknown('dataset', name, DATASETS)
+    return DATASETS[key](name, Path(root).expanduser(), image_size)
+
+
+def _digits(name: str, root: Path, image_size: int) -> Dataset:
+    """scikit-learn's 1,797 scanned 8x8 digits of 0..16, scaled up to RGB."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    size = (image_size, image_size)
+    large = [Image.fromarray(image).resize(size, Image.Resampling.BICUBIC) for image in grey]
+    images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
+    return _dataset(name, _split(images, digits.target), tuple('0123456789'))
+
+
+def _cifar(name: str, root: Path, image_size: int) -> Dataset:
+    """`root/<name>.npz`, fetched and written first if it is not there."""
+    path = root / f'{name}.npz'
+    names, mean, std = CIFAR[name]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write(path, fetch_cifar(name, root))
+    except OSError as error:
+        raise errors.UserError(
+            f'{root}: cannot keep {name} there ({error.strerror}); name another data folder'
+        ) from error
+    try:
+        dataset = _dataset(name, _read(path), tuple(names.split()), mean, std)
+        if dataset.x_train.shape[1:] != (32, 32, 3):
+            raise ValueError(f'x_train has shape {dataset.x_train.shape}, not (n, 32, 32, 3)')
+    except ValueError as error:
+        raise errors.UserError(f'{path}: {error}; delete it to have it fetched anew') from error
+    return dataset
+
+
+def _npz(name: str, root: Path, image_size: int) -> Dataset:
+    """The user's own x_train, y_train and, if there, x_test, y_test and classes."""
+    path = Path(name.partition(':')[2]).expanduser()
+    try:
+        arrays = _read(path)
+        classes = tuple(arrays.pop('classes', np.array([])).astype(str).ravel().tolist())
+        if 'x_test' not in arrays and 'y_test' not in arrays:
+            _check_part(arrays, 'train')
+            arrays = _split(arrays['x_train'], arrays['y_train'])
+        return _dataset(name, arrays, classes)
+    except ValueError as error:
+        raise errors.UserError(
+            f'{path}: {error}; write it with np.savez: uint8 x_train [n,H,H,3], integer y_train '
+            '[n] of 0..C-1, and if you like x_test, y_test and the C class names as classes'
+        ) from error
+
+
+def _folder(name: str, root: Path, image_size: int) -> Dataset:
+    """PATH/train/<class>/* with PATH/test or PATH/val, or a single tree that is split."""
+    path = Path(name.partition(':')[2]).expanduser()
+    train = path / 'train' if (path / 'train').is_dir() else path
+    tests = [path / part for part in ('test', 'val') if train != path and (path / part).is_dir()]
+    try:
+        x_train, y_train, classes = read_images(train, image_size)
+        if not tests:
+            return _dataset(name, _split(x_train, y_train), classes)
+        x_test, y_test, test_classes = read_images(tests[0], image_size)
+        if differ := sorted(set(classes) ^ set(test_classes)):
+            raise ValueError(f'train and {tests[0].name} differ in {", ".join(differ[:5])}')
+        arrays = {'x_train': x_train, 'y_train': y_train, 'x_test': x_test, 'y_test': y_test}
+        return _dataset(name, arrays, classes)
+    except (OSError, ValueError) as error:
+        raise errors.UserError(
+            f'{path}: {error}; wanted: image files as {path}/train/<class>/* and '
+            f'{path}/test/<class>/*, or {path}/<class>/*'
+        ) from error
+
+
+DATASETS = {
+    'digits': _digits,
+    'cifar10': _cifar,
+    'cifar100': _cifar,
+    'npz:PATH': _npz,
+    'folder:PATH': _folder,
+}
+
+
+def _split(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """Stratified split into train and test, the same every time; ValueError where it cannot be."""
+    from sklearn.model_selection import train_test_split
+
+    parts = train_test_split(x, y, test_size=TEST_SHARE, stratify=y, random_state=0)
+    return dict(zip(('x_train', 'x_test', 'y_train', 'y_test'), parts))
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the .npz so that nobody ever sees half of it; uncompressed, for it loads faster."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.write-') as folder:
+        part = Path(folder, path.name)
+        np.savez(part, **arrays)
+        os.replace(part, path)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a data set in an .npz file; ValueError says what is wrong with it."""
+    try:
+        with path.open('rb') as raw, np.load(raw, allow_pickle=False) as file:
+            keys = ('x_train', 'y_train', 'x_test', 'y_test', 'classes')
+            return {key: file[key] for key in keys if key in file}
+    except FileNotFoundError:
+        raise ValueError('no such file') from None
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f'not a whole .npz file ({error})') from error
+
+
+def _dataset(name, arrays, classes, mean=None, std=None) -> Dataset:
+    """The checked data set; `classes` () numbers them, `mean` None measures. ValueError if bad."""
+    for part in ('train', 'test'):
+        _check_part(arrays, part)
+    if arrays['x_train'].shape[1:] != arrays['x_test'].shape[1:]:
+        raise ValueError('the images of x_train and x_test differ in size')
+    seen = np.unique(arrays['y_train'])
+    count = len(classes) or int(seen[-1]) + 1
+    for part in ('train', 'test'):
+        low, high = arrays[f'y_{part}'].min(), arrays[f'y_{part}'].max()
+        if low < 0 or high >= count:
+            raise ValueError(f'y_{part} runs from {low} to {high}, not within 0..{count - 1}')
+    if len(seen) < count:
+        absent = next((i for i, label in enumerate(seen) if i != label), len(seen))
+        raise ValueError(f'class {absent} of 0..{count - 1} does not occur in y_train')
+    if count < 2:
+        raise ValueError('there is one class only')
+    if mean is None:
+        mean, std = _mean_std(arrays['x_train'])
+    x_train, x_test = (np.ascontiguousarray(arrays[key]) for key in ('x_train', 'x_test'))
+    y_train, y_test = (arrays[key].astype(np.int32) for key in ('y_train', 'y_test'))
+    classes = classes or tuple(str(i) for i in range(count))
+    return Dataset(name, x_train, y_train, x_test, y_test, classes, mean, std)
+
+
+def _check_part(arrays: dict[str, np.ndarray], part: str) -> None:
+    """ValueError unless x_<part> is uint8 [n,H,H,3] and y_<part> integer [n], n > 0."""
+    for key in (f'x_{part}', f'y_{part}'):
+        if key not in arrays:
+            raise ValueError(f'{key} is missing')
+    x, y = arrays[f'x_{part}'], arrays[f'y_{part}']
+    if x.dtype != np.uint8:
+        raise ValueError(f'x_{part} has dtype {x.dtype}, not uint8')
+    if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or x.size == 0:
+        raise ValueError(f'x_{part} has shape {x.shape}, not (n, H, H, 3)')
+    if not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f'y_{part} has dtype {y.dtype}, not an integer one')
+    if y.shape != x.shape[:1]:
+        raise ValueError(f'y_{part} has shape {y.shape}, not {x.shape[:1]}')
+
+
+def _mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and deviation of uint8 [n,H,H,C] on the 0..1 scale, from exact counts."""
+    channels = np.moveaxis(images, -1, 0)
+    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
+    values, total = np.arange(256) / 255, counts.sum(axis=1)
+    mean = (counts * values).sum(axis=1) / total
+    variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
+    # One grey level at least: a constant channel would be divided by zero.
+    std = np.maximum(np.sqrt(variance), 1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,131 @@
+"""Batches, as a function of the seed and the step and nothing else.
+
+A batch is an array of indices; a loader only moves the bytes they name. The `host` loader gathers in
+a PyTorch DataLoader and sends images; the `device` loader keeps all images in device memory and sends
+indices. Their batches are the same to the bit.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from jaxcifar.data.gather import Gather, identity
+from jaxcifar.errors import UserError
+from jaxcifar.members import member_seeds, run_seed
+from jaxcifar.population import Population
+
+
+class Order:
+    """Which images each step sees: a new shuffle every epoch, drawn from (seed, epoch)."""
+
+    def __init__(self, config: ConfigDict, train: np.ndarray, multiple: int):
+        self.train = train  # [n] or [K,n]
+        self.batch = config.batch_size
+        images = train.shape[-1]
+        rest = 0 if config.data.drop_last else images % self.batch
+        self.trimmed = rest % multiple
+        self.last = rest - self.trimmed
+        self.steps_per_epoch = images // self.batch + (self.last > 0)
+        if not self.steps_per_epoch:
+            raise UserError(f'{images} training images do not fill a batch of {self.batch}')
+        own_order = config.data.order == 'member'
+        self.own = train.ndim == 2 or own_order
+        self._seeds = member_seeds(config) if own_order else [(run_seed(config),)]
+        self._shape = (config.members, images)
+        self._epoch, self._shuffled = -1, np.empty(0)
+
+    def indices(self, step: int) -> np.ndarray:
+        """[B] training indices of a step, or [K,B] where members have their own."""
+        epoch, i = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._shuffled = epoch, self._shuffle(epoch)
+        size = self.last if self.last and i == self.steps_per_epoch - 1 else self.batch
+        return self._shuffled[..., i * self.batch : i * self.batch + size]
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        n = self.train.shape[-1]
+        orders = np.stack([np.random.default_rng((epoch, *s)).permutation(n) for s in self._seeds])
+        if not self.own:
+            return self.train[orders[0]]
+        train, orders = (np.broadcast_to(a, self._shape) for a in (self.train, orders))
+        return np.take_along_axis(train, orders, 1)
+
+
+def batches(config: ConfigDict, dataset, order: Order, population: Population, steps: range):
+    """The batches {'image', 'label'} of some steps, on the devices: an iterator to be closed."""
+    sharding = population.sharding(*(('member', 'data') if order.own else ('data',)))
+    make = {'host': _host_batches, 'device': _device_batches}[config.data.loader]
+    return make(config, dataset, order, sharding, steps)
+
+
+def _host_batches(config, dataset, order: Order, sharding: NamedSharding, steps: range):
+    import torch
+    from torch.utils.data import DataLoader
+
+    torch.set_num_threads(1)  # XLA wants the cores
+    workers = config.data.workers
+    loader = DataLoader(
+        Gather(dataset.x_train, dataset.y_train),
+        batch_sampler=(order.indices(step) for step in steps),
+        collate_fn=identity,
+        num_workers=workers,
+        # A fork under JAX's threads deadlocks.
+        multiprocessing_context='forkserver' if workers else None,
+    )
+    return prefetch(loader, lambda batch: jax.device_put(batch, sharding))
+
+
+def _device_batches(config, dataset, order: Order, sharding: NamedSharding, steps: range):
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    images, labels = jax.device_put((dataset.x_train, dataset.y_train), everywhere)
+
+    @jax.jit
+    def gather(images, labels, indices):
+        batch = {'image': images[indices], 'label': labels[indices]}
+        return jax.lax.with_sharding_constraint(batch, sharding)
+
+    indices = (order.indices(step).astype(np.int32) for step in steps)
+    return prefetch(indices, lambda i: gather(images, labels, jax.device_put(i, everywhere)))
+
+
+def prefetch(source, place: Callable, depth: int = 2) -> Iterator:
+    """Yield `place(item)` for the items of `source`, made by a thread that runs `depth` ahead."""
+    ready: queue.Queue = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(item) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work():
+        try:
+            for item in source:
+                if not put((place(item), None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # raised again where the batch is wanted
+            put((None, error))
+
+    thread = threading.Thread(target=work, name='prefetch', daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closed.set()
+        thread.join()

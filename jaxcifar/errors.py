@@ -1,0 +1,30 @@
+"""What goes wrong in ways a user can mend: one clear line instead of a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+# sysexits.h's EX_TEMPFAIL: "saved and stopped, run the same command again". Slurm scripts requeue on it.
+EXIT_PREEMPTED = 75
+
+
+class UserError(Exception):
+    """A mistake or fault that the user can mend; its message is the one line that is printed."""
+
+
+class Preempted(Exception):
+    """SIGTERM came, the state is saved: the same command goes on from here."""
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
+    """The error for a misspelt name: the nearest valid one and the whole list."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    return UserError(f'unknown {kind} {name!r}; {hint}valid: {", ".join(valid)}')
+
+
+def lookup(kind: str, registry: dict, name: str):
+    """`registry[name]`, or the `UserError` of `unknown`."""
+    if name not in registry:
+        raise unknown(kind, name, registry)
+    return registry[name]

@@ -1,0 +1,147 @@
+"""What a run leaves behind to be read: metrics.csv, timing.csv, TensorBoard events, WandB, JSON.
+
+metrics.csv holds nothing that depends on the clock, so that it can be compared byte for byte.
+"""
+
+import csv
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcifar.checkpoint import write_atomically
+from jaxcifar.config import to_dict
+from jaxcifar.errors import UserError
+
+METRICS = ('loss', 'accuracy', 'top5', 'ece', 'lr', 'best', 'patience')
+COLUMNS = ('epoch', 'step', 'member', 'split', 'checkpoint', *METRICS)
+TIMING = ('epoch', 'step', 'seconds', 'images_per_second', 'timestamp')
+
+
+class Table:
+    """A CSV file that rows are appended to."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]):
+        self.columns = columns
+        self._file = open(path, 'a', newline='')
+        self._writer = csv.DictWriter(self._file, columns, lineterminator='\n')
+        if self._file.tell() == 0:
+            self._writer.writeheader()
+
+    def write(self, **row):
+        """Append a row; what is missing stays empty."""
+        self._writer.writerow({k: _format(row.get(k)) for k in self.columns})
+
+    def flush(self) -> int:
+        """Put all rows on disk; returns the file's length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self):
+        """Close the file."""
+        self._file.close()
+
+
+def _format(value) -> str:
+    if value is None:
+        return ''
+    return f'{value:.8g}' if isinstance(value, float) else str(value)
+
+
+class Logger:
+    """The tables and event files of a run whose members are `names`.
+
+    `length` is how much of metrics.csv the run that is continued had written, None for all of it.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, names: list[str], step: int, length: int | None):
+        self._names = names
+        path = workdir / 'metrics.csv'
+        if length is not None and path.exists():
+            os.truncate(path, min(length, path.stat().st_size))
+        self._metrics = Table(path, COLUMNS)
+        self._timing = Table(workdir / 'timing.csv', TIMING)
+        self._events = _tensorboard(workdir, step) if config.log.tensorboard else None
+        self._wandb = _wandb(config, workdir) if config.log.wandb != 'disabled' else None
+
+    def write(self, epoch: float, step: int, split: str, row: dict[str, np.ndarray], checkpoint='last'):
+        """A line a member of {metric: [K]}; TensorBoard and WandB get those of the last weights."""
+        values = {k: np.asarray(v).tolist() for k, v in row.items()}
+        scalars = {}
+        for i, name in enumerate(self._names):
+            own = {k: v[i] for k, v in values.items()}
+            self._metrics.write(
+                epoch=epoch, step=step, member=name, split=split, checkpoint=checkpoint, **own
+            )
+            scalars |= {f'{k}/{split}/{name}': v for k, v in own.items()}
+        if self._events is not None and checkpoint == 'last':
+            for tag, value in scalars.items():
+                self._events.add_scalar(tag, value, step)
+        if self._wandb is not None and checkpoint == 'last':
+            self._wandb.log({**scalars, 'epoch': epoch, 'step': step})
+
+    def write_timing(self, epoch: int, step: int, seconds: float, images_per_second: float):
+        """A row of timing.csv, which is never taken back."""
+        now = datetime.now(UTC).isoformat(timespec='seconds')
+        self._timing.write(epoch=epoch, step=step, seconds=round(seconds, 3),
+                          images_per_second=round(images_per_second, 1), timestamp=now)  # fmt: skip
+        self._timing.flush()
+
+    def flush(self) -> int:
+        """Put all on disk; returns the length of metrics.csv."""
+        if self._events is not None:
+            self._events.flush()
+        return self._metrics.flush()
+
+    def close(self):
+        """Close all files."""
+        self._metrics.close()
+        self._timing.close()
+        if self._events is not None:
+            self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+
+
+def _tensorboard(workdir: Path, step: int):
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+
+
+def _wandb(config: ConfigDict, workdir: Path):
+    try:
+        import wandb  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise UserError("log.wandb needs the package: pip install 'jaxcifar[wandb]'") from None
+    log = config.log
+    run = wandb.init(
+        dir=str(workdir),
+        mode=log.wandb,
+        project=log.wandb_project,
+        group=log.wandb_group or None,
+        name=log.wandb_name or workdir.name,
+        config=to_dict(config),
+    )
+    run.define_metric('*', step_metric='step')
+    return run
+
+
+def write_json(path: Path, data):
+    """Write atomically, indented."""
+    text = json.dumps(data, indent=2) + '\n'
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path, default=None):
+    """The file's content, or `default` where it does not exist."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return default
+    except ValueError as error:
+        raise UserError(f'{path} is damaged: {error}') from None

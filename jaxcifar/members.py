@@ -1,0 +1,55 @@
+"""What a config says of each of its K members: network, name, seed, and its own numbers."""
+
+from numbers import Number
+
+from ml_collections import ConfigDict
+
+from jaxcifar.errors import UserError
+
+# Fields of one number or one number per member.
+PER_MEMBER = ('seed', 'label_smoothing', 'optimizer.lr', 'optimizer.weight_decay')
+
+
+def get(config, field: str):
+    """The value at a dotted path."""
+    for key in field.split('.'):
+        config = config[key]
+    return config
+
+
+def per_member(config: ConfigDict, field: str) -> list:
+    """The field's K values: one number is given to every member."""
+    value = get(config, field)
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * config.members
+    if len(values) != config.members or not all(isinstance(v, Number) for v in values):
+        raise UserError(
+            f'{field}={value} is neither a number nor {config.members} numbers (members={config.members})'
+        )
+    return values
+
+
+def member_networks(config: ConfigDict) -> list[str]:
+    """The K members' networks."""
+    names = config.network.split('+')
+    return names if len(names) == config.members else names * config.members
+
+
+def member_names(config: ConfigDict) -> list[str]:
+    """What members are called in every table: 0_resnet32."""
+    return [f'{i}_{name}' for i, name in zip(config.member_ids, member_networks(config))]
+
+
+def run_seed(config: ConfigDict) -> int:
+    """The seed of data order and augmentation where members share their batches."""
+    return per_member(config, 'seed')[0]
+
+
+def member_seeds(config: ConfigDict) -> list[tuple[int, int]]:
+    """The (seed, id) pairs that a member's init, dropout and own batches are drawn from.
+
+    With one seed, a member is its id, so that it trains alike alone (`member_ids=2`) and among
+    others. With a seed per member it is its seed, so that it trains alike in a single run of it.
+    """
+    if isinstance(config.seed, (list, tuple)):
+        return [(seed, 0) for seed in config.seed]
+    return [(config.seed, i) for i in config.member_ids]

@@ -1,0 +1,131 @@
+"""Optimisers and learning-rate schedules, as optax chains in torch's order.
+
+accumulate -> clip -> weight decay -> momentum -> learning rate. A chain belongs to one member: it
+is made from that member's numbers and mapped over the K members, so that one member's gradient norm
+never touches another.
+"""
+
+import itertools
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxcifar.errors import UserError
+from jaxcifar.members import per_member
+
+
+def sgd(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformation]:
+    """v ← μv + g + λw; w ← w - lr·(g + λw + μv if nesterov else v) (Sutskever et al. 2013)."""
+    o = config.optimizer
+    return [
+        optax.add_decayed_weights(weight_decay, _decay_mask(o.decay)),
+        optax.trace(o.momentum, o.nesterov) if o.momentum else optax.identity(),
+        optax.scale_by_learning_rate(lr),
+    ]
+
+
+def adamw(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformation]:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2)."""
+    o = config.optimizer
+    return [
+        optax.scale_by_adam(o.b1, o.b2),
+        optax.add_decayed_weights(weight_decay, _decay_mask(o.decay)),
+        optax.scale_by_learning_rate(lr),
+    ]
+
+
+OPTIMIZERS = {'sgd': sgd, 'adamw': adamw}
+
+
+def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:
+    """A member's chain; `lr` and `weight_decay` are scalars and may be traced."""
+    chain = OPTIMIZERS[config.optimizer.name](config, lr, weight_decay)
+    if config.optimizer.clip:
+        chain.insert(0, optax.clip_by_global_norm(config.optimizer.clip))
+    return optax.chain(*chain)
+
+
+def _decay_mask(pattern: str) -> Callable:
+    def mask(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: re.search(pattern, path_name(path)) is not None, params
+        )
+
+    return mask
+
+
+def path_name(path) -> str:
+    """'stage/block/kernel' from a JAX key path."""
+    return '/'.join(str(getattr(k, 'key', k)) for k in path)
+
+
+def check_decay(config: ConfigDict):
+    """Raise `UserError` where optimizer.decay is not a regular expression."""
+    try:
+        re.compile(config.optimizer.decay)
+    except re.error as error:
+        raise UserError(f'optimizer.decay={config.optimizer.decay!r}: {error}') from None
+
+
+def cosine(s: ConfigDict, epochs: int) -> optax.Schedule:
+    """½(1+cos πe/E) down to `final` (Loshchilov & Hutter 2017, eq. 5)."""
+    return optax.cosine_decay_schedule(1.0, epochs, s.final)
+
+
+def warm_restarts(s: ConfigDict, epochs: int) -> optax.Schedule:
+    """Cosine cycles of period, period·m, period·m², … epochs (SGDR, the same paper)."""
+    lengths = [s.period]
+    while sum(lengths) < epochs:
+        lengths.append(lengths[-1] * s.multiplier)
+    cycles = [optax.cosine_decay_schedule(1.0, length, s.final) for length in lengths]
+    return optax.join_schedules(cycles, list(itertools.accumulate(lengths[:-1])))
+
+
+def multistep(s: ConfigDict, epochs: int) -> optax.Schedule:
+    """Multiplied by gamma at each milestone."""
+    return optax.piecewise_constant_schedule(1.0, dict.fromkeys(s.milestones, s.gamma))
+
+
+def step_decay(s: ConfigDict, epochs: int) -> optax.Schedule:
+    """Multiplied by gamma every `step_size` epochs."""
+    return optax.exponential_decay(1.0, s.step_size, s.gamma, staircase=True)
+
+
+def constant(s: ConfigDict, epochs: int) -> optax.Schedule:
+    """Always 1."""
+    return optax.constant_schedule(1.0)
+
+
+# Functions of the epoch: a whole number at its start, and fractions within it.
+SCHEDULES = {
+    'cosine': cosine,
+    'warm_restarts': warm_restarts,
+    'multistep': multistep,
+    'step': step_decay,
+    'constant': constant,
+}
+
+
+def make_learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
+    """step (an integer) -> the members' learning rates [K].
+
+    The warm-up multiplies the schedule rather than delaying it, so that milestones stay where they
+    are written.
+    """
+    s = config.schedule
+    rates = jnp.array(per_member(config, 'optimizer.lr'), jnp.float32)
+    factor = SCHEDULES[s.name](s, config.epochs)
+
+    def learning_rates(step) -> jax.Array:
+        step = jnp.asarray(step)
+        epoch = step / steps_per_epoch
+        if s.per == 'epoch':
+            epoch = (step // steps_per_epoch).astype(jnp.float32)
+        warmup = jnp.minimum((step + 1) / s.warmup_steps, 1.0) if s.warmup_steps else 1.0
+        return rates * warmup * factor(epoch)
+
+    return learning_rates

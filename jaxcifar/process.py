@@ -1,0 +1,40 @@
+"""This process and others: one at a time in a workdir, and the signal to leave it."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+from pathlib import Path
+
+from jaxcifar.errors import UserError
+
+
+@contextlib.contextmanager
+def locked(workdir: Path):
+    """Make the workdir and hold it; `UserError` while another process does."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / '.lock', 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f'another process is training in {workdir}') from None
+        except OSError:  # a file system without locks
+            pass
+        file.write(f'{os.getpid()}\n')
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def sigterm():
+    """An event that SIGTERM sets; the handler before it is put back afterwards."""
+    terminated = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield terminated  # only the main thread may have handlers
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, before)

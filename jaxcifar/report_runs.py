@@ -1,0 +1,130 @@
+"""What run folders say, finished or still running: the input of `jaxcifar.report`."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxcifar.errors import UserError
+
+NONE = '—'  # stands for a number or a setting that is not there
+COLUMNS = {
+    'metrics.csv': {'epoch', 'member', 'split', 'checkpoint', 'loss', 'accuracy', 'lr'},
+    'timing.csv': {'seconds', 'images_per_second'},
+}
+
+
+@dataclass
+class Run:
+    """What a run folder says; `results` is empty until the run is finished."""
+
+    number: int
+    name: str
+    config: dict  # dotted key -> value
+    rows: list[dict[str, str]]
+    timing: list[dict[str, str]]
+    results: dict
+    sessions: list[dict]
+
+    def __post_init__(self):
+        self.members = list(dict.fromkeys(r['member'] for r in self.rows if r['member']))
+        self.epoch = max((to_float(r['epoch']) for r in self.rows), default=0.0)
+        if self.epoch > self.results.get('epoch', self.epoch):
+            self.results = {}  # trained on since they were written
+        self.selection = self.results.get('selection') or self.config.get('data.validation')
+        on_validation = any(r['split'] == 'validation' for r in self.rows)
+        self.watched = 'validation' if on_validation and self.selection != 'test' else 'test'
+
+    def curve(self, split: str, field: str) -> tuple[np.ndarray, np.ndarray]:
+        """Epochs (E,) and values (K, E) of one column; NaN where a member has no number."""
+        cells = {
+            (r['member'], to_float(r['epoch'])): to_float(r[field])
+            for r in self.rows  # after a resume an epoch may stand twice: the later row counts
+            if r['split'] == split and r['checkpoint'] != 'best'
+        }
+        epochs = sorted({epoch for (_, epoch), value in cells.items() if not np.isnan(value)})
+        values = [[cells.get((m, e), np.nan) for e in epochs] for m in self.members]
+        return np.array(epochs), np.array(values, float).reshape(len(self.members), len(epochs))
+
+    def latest(self, split: str, field: str) -> np.ndarray:
+        """The members' values (K,) at the last epoch that has all of them, else an empty array."""
+        _, values = self.curve(split, field)
+        whole = np.flatnonzero(~np.isnan(values).any(axis=0))
+        return values[:, whole[-1]] if len(whole) else np.array([])
+
+    def scores(self, weights: str, field: str) -> np.ndarray:
+        """Test scores (K,) of the 'last' or 'best' weights; empty where there are none."""
+        found = [m.get(weights) for m in self.results.get('members', [])]
+        return np.array([f['test'].get(field) for f in found if f], float)
+
+    def ensemble(self, weights: str, field: str) -> list[float]:
+        """The members' joint test score, in a list that is empty where there is none."""
+        found = self.results.get('ensemble', {}).get(weights) or {}
+        return [found[field]] if len(self.members) > 1 and field in found else []
+
+
+def to_float(cell: str) -> float:
+    """A CSV cell as a number; an empty one is NaN."""
+    try:
+        return float(cell) if cell else np.nan
+    except ValueError:
+        raise UserError(f'a number is expected in metrics.csv or timing.csv, not {cell!r}') from None
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The whole lines of a table; a line that a killed run left incomplete is dropped."""
+    text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
+    lines = io.StringIO(text[: text.rfind('\n') + 1], newline='')
+    rows = [r for r in csv.DictReader(lines) if None not in r and None not in r.values()]
+    if rows and (missing := COLUMNS[path.name] - rows[0].keys()):
+        raise UserError(f'{path} lacks the columns {", ".join(sorted(missing))}')
+    return rows
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f'{path} is not valid JSON: {error}') from None
+
+
+def flatten(tree, prefix: str = '') -> dict:
+    """{'data': {'name': 'x'}} as {'data.name': 'x'}."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    parts = (flatten(sub, f'{prefix}.{key}' if prefix else key) for key, sub in tree.items())
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def show(value) -> str:
+    """A value from a file as one printable line."""
+    if value is None:
+        return NONE
+    text = ', '.join(map(str, value)) if isinstance(value, list) else str(value)
+    return ''.join(c if c.isprintable() else ' ' for c in text)
+
+
+def load(dirs: Sequence[str | Path]) -> list[Run]:
+    folders = list(dict.fromkeys(Path(d).resolve() for d in dirs))
+    leaves, runs = [f.name for f in folders], []
+    for folder in folders:
+        if not (folder / 'metrics.csv').is_file():
+            raise UserError(f'{folder} is not a run folder: it has no metrics.csv')
+        twice = leaves.count(folder.name) > 1
+        json_files = [read_json(folder / f'{n}.json') for n in ('config', 'results', 'run')]
+        runs.append(
+            Run(
+                number=len(runs) + 1,
+                name=f'{folder.parent.name}/{folder.name}' if twice else folder.name,
+                config=flatten(json_files[0]),
+                rows=read_csv(folder / 'metrics.csv'),
+                timing=read_csv(folder / 'timing.csv'),
+                results=json_files[1],
+                sessions=json_files[2].get('sessions', []),
+            )
+        )
+    return runs

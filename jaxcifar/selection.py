@@ -1,0 +1,48 @@
+"""Which epoch's weights a member keeps, and when it stops."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from ml_collections import ConfigDict
+
+
+@dataclass
+class Selection:
+    """Best validation accuracy so far of each member, its epoch, and evaluations since: [K] each."""
+
+    best: np.ndarray
+    best_epoch: np.ndarray
+    patience: np.ndarray
+
+    @classmethod
+    def start(cls, members: int) -> 'Selection':
+        """Before the first evaluation."""
+        return cls(np.full(members, -1.0), np.zeros(members, int), np.zeros(members, int))
+
+    def update(self, accuracy: np.ndarray, epoch: int, config: ConfigDict) -> np.ndarray:
+        """Take in an evaluation [K]; returns which members are at a new best [K].
+
+        Stopped members' numbers stay as they are. Ties keep the earlier weights.
+        """
+        active = self.active(config)
+        better = active & (accuracy > self.best)
+        self.best = np.where(better, accuracy, self.best)
+        self.best_epoch = np.where(better, epoch, self.best_epoch)
+        counts = epoch > config.early_stopping.min_epochs
+        waited = np.where(better, 0, self.patience + counts)
+        self.patience = np.where(active, waited, self.patience)
+        return better
+
+    def active(self, config: ConfigDict) -> np.ndarray:
+        """Members that go on, [K] bool."""
+        limit = config.early_stopping.patience
+        return self.patience < limit if limit else np.ones(len(self.best), bool)
+
+    def to_json(self) -> dict:
+        """Lists, exact."""
+        return {k: v.tolist() for k, v in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict) -> 'Selection':
+        """What `to_json` gave."""
+        return cls(**{k: np.array(v) for k, v in data.items()})

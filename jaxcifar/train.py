@@ -1,0 +1,277 @@
+"""The one training loop: build, resume, epochs, evaluate, save, stop."""
+
+import contextlib
+import threading
+from collections import deque
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcifar import evaluate, process, results, workdirs
+from jaxcifar.checkpoint import BestWeights, Checkpoints
+from jaxcifar.config import finalize
+from jaxcifar.console import Clock, Console
+from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.loader import Order, batches
+from jaxcifar.data.splits import evaluation_images, make_split, validation_split
+from jaxcifar.errors import Preempted, UserError
+from jaxcifar.logs import Logger
+from jaxcifar.members import member_names
+from jaxcifar.optim import make_learning_rates
+from jaxcifar.population import Population, make_mesh
+from jaxcifar.profile import Compiled, Tracer
+from jaxcifar.selection import Selection
+from jaxcifar.step import eval_weights, init_state, make_eval_step, make_train_step, new_sums
+
+IN_FLIGHT = 4  # steps that the host may be ahead of the devices
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict:
+    """Train, or go on training, in `workdir`; returns what its results.json holds.
+
+    Raises `UserError` for what the user can mend and `Preempted` when SIGTERM came and all is saved.
+    """
+    workdir = Path(workdir)
+    with process.locked(workdir), process.sigterm() as terminated:
+        run = Run(finalize(config), workdir, terminated)
+        try:
+            return run.run()
+        finally:
+            run.close()
+
+
+class Run:
+    """A run in memory: everything in it is rebuilt from the config and a checkpoint."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, terminated: threading.Event):
+        self.config, self.workdir, self.terminated = config, workdir, terminated
+        workdirs.check_config(workdir, config)
+        self.names = member_names(config)
+        self.dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
+        workdirs.check_dataset(workdir, self.dataset)
+        mesh = make_mesh(config)
+        classes, size = self.dataset.num_classes, self.dataset.image_size
+        self.population = Population(config, classes, size, mesh)
+        split = make_split(self.dataset.y_train, config)
+        self.order = Order(config, split.train, mesh.shape['data'] * config.optimizer.accumulate)
+        self.epoch_steps = self.order.steps_per_epoch
+        self.total = config.epochs * self.epoch_steps
+        images = evaluation_images(self.dataset, split)
+        self.test = images['test']
+        self.chooses_on = validation_split(config)
+        self.validation = images[self.chooses_on] if self.chooses_on else None
+        self._restore()
+        self.logger = Logger(config, workdir, self.names, self.step, self.metrics_length)
+        workdirs.record(workdir, config, self.dataset)
+        self.console = Console(self.chooses_on, self.step, self.total)
+        train_step = make_train_step(config, self.population, self.dataset, self.epoch_steps)
+        self.train_step = Compiled(train_step, self.console.say)
+        self.eval_step = make_eval_step(config, self.population, self.dataset)
+        self.learning_rates = make_learning_rates(config, self.epoch_steps)
+        self.tracer = Tracer(config.profile.steps, workdir, self.console.say)
+        self.clock = Clock(self.train_step)
+
+    def _restore(self):
+        """Take up the newest checkpoint, or another run's, or begin."""
+        self.state = init_state(self.config, self.population)
+        self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep)
+        self.best = BestWeights(self.workdir)
+        restored = self.checkpoints.restore_newest(self.state)
+        if restored is None and self.config.resume_from:
+            restored = workdirs.take_over(self.config, self.state, self.workdir)
+        # `pending`: the epoch is over, but not yet evaluated and logged.
+        self.step, self.pending, self.metrics_length = 0, False, 0
+        self.selection = Selection.start(self.config.members)
+        self.saved = None
+        if restored is not None:
+            self.state, meta = restored
+            self.step, self.pending = meta['step'], meta['pending']
+            self.saved = self.step, self.pending
+            self.selection = Selection.from_json(meta['selection'])
+            self.metrics_length = None if self.finished() else meta['metrics_length']
+
+    def finished(self) -> dict | None:
+        """The results, if the run is over under the present config."""
+        over = self.step >= self.total or not self.going_on()
+        done = results.read(self.workdir)
+        return done if done and done['step'] == self.step and over and not self.pending else None
+
+    def going_on(self) -> bool:
+        """Whether any member has not been stopped."""
+        return bool(self.selection.active(self.config).any())
+
+    def run(self) -> dict:
+        """Epochs until the end, then the test images."""
+        done = self.finished()
+        if done:
+            self.console.say(f'{self.workdir} is finished; more config.epochs would continue it')
+            return done
+        self._greet()
+        if self.pending:
+            self._end_epoch()
+        if self.going_on():
+            self._train()
+        return self._finish()
+
+    def _greet(self):
+        config, mesh, say = self.config, self.population.mesh, self.console.say
+        say(
+            f'{config.network} x {config.members} on {config.dataset}: '
+            f'{self.order.train.shape[-1]} training images, {self.epoch_steps} steps an epoch, '
+            f'{mesh.size} x {jax.devices()[0].device_kind} as {dict(mesh.shape)}'
+        )
+        if self.order.trimmed:
+            say(f'{self.order.trimmed} images of the last batch are left out to split it evenly')
+        if self.chooses_on == 'test':
+            say('data.validation=test: weights are chosen on the TEST images, which flatters them')
+        if self.step:
+            say(f'resumed at step {self.step}, epoch {self.step / self.epoch_steps:.2f}')
+
+    def _train(self):
+        """Steps from here to the end of the run."""
+        steps = range(self.step, self.total)
+        source = batches(self.config, self.dataset, self.order, self.population, steps)
+        in_flight: deque = deque()
+        self.clock.start()
+        with contextlib.closing(source):
+            for batch in source:
+                self.tracer.before(self.step)
+                with jax.transfer_guard('disallow'):
+                    self.state, row = self.train_step(self.state, batch)
+                self.tracer.after(self.step, row)
+                in_flight.append(row)
+                if len(in_flight) > IN_FLIGHT:
+                    jax.block_until_ready(in_flight.popleft())
+                self.step += 1
+                self.clock.count(batch['label'].shape[-1])
+                self.console.step(self.step, self.clock.rate())
+                self._after_step(row)
+                if not self.going_on():
+                    return
+
+    def _after_step(self, row):
+        """Log, evaluate, save and leave where it is time to."""
+        log_every, save_every = self.config.log.every_steps, self.config.checkpoint.every_steps
+        if log_every and self.step % log_every == 0:
+            row = jax.device_get(row)
+            self._require_finite(row['loss'])
+            self.logger.write(self.step / self.epoch_steps, self.step, 'train_batch', row)
+        self.pending = self.step % self.epoch_steps == 0
+        if self.pending:
+            self._end_epoch()
+        elif save_every and self.step % save_every == 0:
+            self._save()
+        self._poll()
+
+    def _end_epoch(self):
+        """Evaluate, choose, log and save. If SIGTERM comes before the end, none of it has happened."""
+        config, epoch = self.config, self.step // self.epoch_steps
+        sums = jax.device_get(self.state.sums)
+        seconds, rate = self.clock.stop()
+        row = {
+            'loss': sums['loss'] / sums['count'],
+            'accuracy': sums['correct'] / sums['count'],
+            'lr': self.learning_rates(self.step - 1),
+        }
+        self._require_finite(row['loss'])
+        due = epoch % config.eval.every_epochs == 0 or self.step >= self.total
+        metrics = None
+        if self.validation is not None and due:
+            weights = eval_weights(self.state)
+            metrics = evaluate.member_metrics(self._logits(self.validation, weights), self.validation)
+        self.logger.write(epoch, self.step, 'train', row)
+        if metrics is not None:
+            self._choose(metrics, epoch)
+        self._begin_epoch()
+        self.logger.write_timing(epoch, self.step, seconds, rate)
+        row |= {'validation': metrics and metrics['accuracy'], 'best': self.selection.best}
+        self.console.epoch(epoch, config.epochs, row, seconds, rate)
+        over = self.step >= self.total or not self.going_on()
+        if epoch % config.checkpoint.every_epochs == 0 or over:
+            self._save()
+        self.clock.start()
+
+    def _choose(self, metrics: dict[str, np.ndarray], epoch: int):
+        """Take in all members' validation metrics and keep the weights that are new bests."""
+        better = self.selection.update(metrics['accuracy'], epoch, self.config)
+        if better.any():
+            members = self.population.disassemble(tuple(zip(*eval_weights(self.state))))
+            for k in np.flatnonzero(better):
+                self.best.save(self.names[k], self.step, *members[k])
+        row = {**metrics, 'best': self.selection.best, 'patience': self.selection.patience}
+        self.logger.write(epoch, self.step, self.chooses_on, row)
+
+    def _begin_epoch(self):
+        """Empty sums, and the members that go on."""
+        sums, active = new_sums(self.config.members), self.selection.active(self.config)
+        sums, active = jax.device_put((sums, active), self.population.sharding())
+        self.state = self.state.replace(sums=sums, active=active)
+        self.pending = False
+
+    def _logits(self, images: evaluate.Images, weights) -> np.ndarray:
+        size = self.config.eval.batch_size
+        return evaluate.predict_logits(
+            self.eval_step, weights, images.images, size, self.population.mesh, self._poll
+        )
+
+    def _save(self):
+        """Save all that the next process needs to go on as if nothing had happened."""
+        if self.saved == (self.step, self.pending):
+            return
+        self._require_finite(jax.device_get(self.state.sums['loss']))
+        meta = {
+            'step': self.step,
+            'pending': self.pending,
+            'selection': self.selection.to_json(),
+            'metrics_length': self.logger.flush(),
+        }
+        self.checkpoints.save(self.step, self.state, meta)
+        self.saved = self.step, self.pending
+        self.best.prune(self.checkpoints.steps())
+
+    def _poll(self):
+        """Save and leave if SIGTERM came."""
+        if self.terminated.is_set():
+            self._save()
+            self.checkpoints.wait()
+            raise Preempted(f'saved at step {self.step}; the same command goes on from there')
+
+    def _require_finite(self, loss: np.ndarray):
+        bad = self.selection.active(self.config) & ~np.isfinite(loss)
+        if bad.any():
+            names = ', '.join(np.array(self.names)[bad])
+            raise UserError(
+                f'the loss of {names} is no longer a finite number at step {self.step}; try a smaller '
+                f'optimizer.lr, optimizer.clip=1 or a longer schedule.warmup_steps; the checkpoints '
+                f'of steps {self.checkpoints.steps()} are kept'
+            )
+
+    def _finish(self) -> dict:
+        """The test images, with the last and with the chosen weights; then results.json."""
+        weights = {'last': eval_weights(self.state)}
+        if self.validation is not None:
+            weights['best'], _ = evaluate.load_best(self.config, self.population, self.workdir, self.step)
+        logits = {which: self._logits(self.test, w) for which, w in weights.items()}
+        found = results.summarise(self, logits, self.test.labels)
+        for which in logits:
+            # Where the test images chose, their rows of the last epoch are there already.
+            if which == 'best' or self.chooses_on != 'test':
+                row = evaluate.member_metrics(logits[which], self.test)
+                self.logger.write(self.step // self.epoch_steps, self.step, 'test', row, which)
+        self.checkpoints.wait()
+        self.logger.flush()
+        results.write(self.workdir, found)
+        if self.clock.mean_rate():
+            self.console.say(workdirs.record_speed(self.workdir, self.train_step, self.clock))
+        for line in results.lines(found):
+            self.console.say(line)
+        return found
+
+    def close(self):
+        """Whatever happened: end the trace, give the terminal back, finish writing."""
+        self.console.close()
+        self.tracer.stop()
+        self.logger.close()
+        self.checkpoints.close()

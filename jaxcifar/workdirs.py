@@ -1,0 +1,138 @@
+"""What a workdir says of its run besides metrics: config, data, sessions; and taking over another's."""
+
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxcifar import config as configs
+from jaxcifar.checkpoint import BestWeights, Checkpoints
+from jaxcifar.data.datasets import Dataset
+from jaxcifar.errors import UserError
+from jaxcifar.logs import read_json, write_json
+from jaxcifar.members import member_names
+from jaxcifar.profile import share_of_peak
+
+PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections',
+            'clu', 'numpy', 'torch', 'torchvision', 'scikit-learn')  # fmt: skip
+
+
+def check_config(workdir: Path, config: ConfigDict):
+    """Raise `UserError` where the workdir holds a run that this config cannot continue."""
+    path = workdir / 'config.json'
+    if path.exists():
+        configs.refuse_changes(configs.load(path), config, workdir)
+
+
+def check_dataset(workdir: Path, dataset: Dataset):
+    """Raise `UserError` where the workdir's run saw other images."""
+    before = read_json(workdir / 'dataset.json')
+    if before is not None and before['sha256'] != dataset.fingerprint():
+        raise UserError(
+            f'the images of {dataset.name} are not those that {workdir} was trained on: '
+            f'put the files back, or choose a new --workdir'
+        )
+
+
+def record(workdir: Path, config: ConfigDict, dataset: Dataset):
+    """Write config.json and dataset.json, and append to run.json what is running where."""
+    write_json(workdir / 'config.json', configs.to_dict(config))
+    description = {
+        'name': dataset.name,
+        'sha256': dataset.fingerprint(),
+        'images': {'train': len(dataset.y_train), 'test': len(dataset.y_test)},
+        'image_size': dataset.image_size,
+        'mean': list(dataset.mean),
+        'std': list(dataset.std),
+        'classes': list(dataset.classes),
+    }
+    write_json(workdir / 'dataset.json', description)
+    run = read_json(workdir / 'run.json', {'sessions': []})
+    session = {
+        'command': shlex.join(sys.orig_argv),
+        'commit': git_commit(),
+        'started': datetime.now(UTC).isoformat(timespec='seconds'),
+        'host': platform.node(),
+        'devices': [f'{d.platform}:{d.id} {d.device_kind}' for d in jax.devices()],
+        'python': platform.python_version(),
+        'packages': {name: _version(name) for name in PACKAGES},
+    }
+    run['sessions'].append(session)
+    write_json(workdir / 'run.json', run)
+
+
+def record_speed(workdir: Path, program, clock) -> str:
+    """Add to the session what its steps cost, and return it as a line."""
+    flops = program.flops * clock.steps_per_second()
+    share = share_of_peak(flops)
+    run = read_json(workdir / 'run.json')
+    run['sessions'][-1]['speed'] = {
+        'compile_seconds': round(program.seconds, 2),
+        'flops_per_step_and_device': program.flops,
+        'images_per_second': round(clock.mean_rate(), 1),
+        'share_of_peak': share,
+    }
+    write_json(workdir / 'run.json', run)
+    of_peak = '' if share is None else f', {share:.1%} of the peak'
+    return (
+        f'{clock.mean_rate():,.0f} images/s, {flops / 1e9:,.0f} GFLOP/s a device{of_peak}; '
+        f'compiled in {program.seconds:.1f} s'
+    )
+
+
+def git_commit() -> str:
+    """This checkout's commit, '+changes' behind it where files differ; '' outside of git."""
+
+    def git(*args: str) -> str:
+        here = str(Path(__file__).parent)
+        return subprocess.run(['git', '-C', here, *args], capture_output=True, text=True).stdout
+
+    try:
+        commit = git('rev-parse', 'HEAD').strip()
+        return commit + ('+changes' if commit and git('status', '--porcelain', '-uno') else '')
+    except FileNotFoundError:
+        return ''
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ''
+
+
+def take_over(config: ConfigDict, like, workdir: Path):
+    """(state, meta) of config.resume_from, WORKDIR or WORKDIR@STEP, with its metrics and best weights.
+
+    The new run goes on from that step as if it had been its own, under its own config.
+    """
+    path, _, step = config.resume_from.partition('@')
+    source = Path(path)
+    if not (source / 'checkpoints').is_dir():
+        raise UserError(f'resume_from: {source} has no checkpoints')
+    checkpoints = Checkpoints(source, configs.load(source / 'config.json').checkpoint.keep)
+    try:
+        steps = checkpoints.steps()
+        if not steps or (step and step not in map(str, steps)):
+            raise UserError(f'resume_from: {source} has the checkpoints {steps}, not {step or "any"}')
+        state, meta = checkpoints.restore(like, int(step) if step else steps[-1])
+    except ValueError as error:
+        reason = ' '.join(str(error).split())[:160]
+        raise UserError(f'resume_from: {source} does not fit this config: {reason}') from error
+    finally:
+        checkpoints.close()
+    shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
+    for member in member_names(config):
+        stamps = [s for s in BestWeights(source).steps(member) if s <= meta['step']]
+        if stamps:
+            (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)
+            name = Path('best') / member / f'{stamps[-1]}.npz'
+            shutil.copy(source / name, workdir / name)
+    return state, meta

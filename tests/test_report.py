@@ -1,0 +1,171 @@
+"""The report on made-up run folders: its numbers, its warnings and its page."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jaxcifar import report as report_module
+from jaxcifar.errors import UserError
+from jaxcifar.report import report
+
+HEADER = 'epoch,step,member,split,checkpoint,loss,accuracy,top5,ece,lr,best,patience'
+FIELDS = HEADER.split(',')
+
+
+def make_run(folder, members=3, epochs=6, planned=None, selection='holdout', seed=0, **config):
+    """A run folder with plausible curves; unfinished when fewer epochs are done than planned."""
+    folder.mkdir(parents=True)
+    rng, planned = np.random.default_rng(seed), planned or epochs
+    names = [f'{i}_resnet20' for i in range(members)]
+    skill = rng.normal(0.92, 0.006, members) - 0.02 * (seed % 5)
+    watched = {'holdout': ['validation'], 'test': ['test'], 'none': []}[selection]
+    rows, scores = [], []
+    for e in range(1, epochs + 1):
+        lr = 0.05 * (1 + np.cos(np.pi * e / planned))
+        for split in ['train', *watched]:
+            for name, top in zip(names, skill):
+                noise = rng.normal(0, 0.03) * lr / 0.1
+                accuracy = top + 0.07 * (split == 'train') * e / planned
+                accuracy -= 0.55 * np.exp(-5 * e / planned) + noise
+                numbers = {'loss': 3 * (1 - accuracy) ** 1.1, 'accuracy': accuracy}
+                lr_cell = {'lr': lr} if split == 'train' else {}
+                row = {'epoch': e, 'step': 390 * e, 'member': name, 'split': split}
+                rows.append({**row, 'checkpoint': 'last', **numbers, **lr_cell})
+    for name, top in zip(names, skill):
+        test = {
+            'accuracy': top,
+            'top5': 0.997,
+            'nll': 3.2 * (1 - top),
+            'ece': 0.04 + rng.random() / 99,
+        }
+        best = {'epoch': epochs - 1, 'validation_accuracy': top + 0.004}
+        best = {} if selection == 'none' else {'best': {**best, 'test': {**test, 'nll': 0.3}}}
+        done = {'epoch': epochs, 'member': name, 'split': 'test', 'accuracy': top}
+        rows += [{**done, 'checkpoint': weights} for weights in ('last', *best) if epochs == planned]
+        scores.append({'name': name, 'last': {'test': test}, **best})
+    text = {name: [FIELDS, *([r.get(f, '') for f in FIELDS] for r in rows)] for name in ['metrics']}
+    text['timing'] = [['epoch', 'step', 'seconds', 'images_per_second', 'timestamp']]
+    text['timing'] += [[e, 390 * e, 31.5, 12000 + e, 1.7e9 + 32 * e] for e in range(epochs)]
+    for name, table in text.items():
+        with open(folder / f'{name}.csv', 'w', newline='') as file:
+            csv.writer(file).writerows(table)
+    tree = {'network': 'resnet20', 'dataset': 'cifar10', 'members': members, 'epochs': planned}
+    tree |= {'seed': seed, 'data': {'validation': selection}, 'optimizer': {'lr': 0.1}, **config}
+    (folder / 'config.json').write_text(json.dumps(tree))
+    session = {
+        'command': f'train --seed {seed}',
+        'commit': '1a2b3c4',
+        'packages': {'jax': '0.10.0'},
+    }
+    session |= {'devices': ['NVIDIA H200'], 'started': '2025-01-02 03:04:05'}
+    (folder / 'run.json').write_text(json.dumps({'sessions': [session]}))
+    if epochs == planned:
+        ensemble = {w: {'accuracy': 0.951, 'top5': 0.999, 'nll': 0.2, 'ece': 0.02} for w in ('last', 'best')}
+        results = {'epoch': epochs, 'selection': selection, 'members': scores, 'ensemble': ensemble}
+        (folder / 'results.json').write_text(json.dumps(results))
+    return folder
+
+
+def summary_row(dirs, out, n=0):
+    """The n-th row of the Markdown table, column -> cell."""
+    report(dirs, out)
+    lines = (out / 'report.md').read_text().splitlines()
+    head, row = ([c.strip() for c in lines[i].strip('|').split(' | ')] for i in (0, 2 + n))
+    return dict(zip(head, row))
+
+
+@pytest.fixture(autouse=True)
+def coarse_figures(monkeypatch):
+    """Small pictures: their pixels are looked at by people, not by tests."""
+    monkeypatch.setattr('jaxcifar.report_page.DPI', 20)
+
+
+def test_numbers_are_numpys(tmp_path):
+    run = make_run(tmp_path / 'run', members=4)
+    row = summary_row([run], tmp_path)
+    tests = [m['last']['test'] for m in json.loads((run / 'results.json').read_text())['members']]
+    for column, field, scale, digits in [
+        ('test % last', 'accuracy', 100, 2),
+        ('NLL', 'nll', 1, 4),
+        ('ECE %', 'ece', 100, 2),
+    ]:
+        values = scale * np.array([t[field] for t in tests])
+        assert row[column] == f'{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}'
+    assert row['test % selected'] == row['test % last'] and row['ensemble %'] == '95.10'
+    assert row['K'] == '4' and row['epochs'] == '6/6' and row['state'] == 'finished'
+    assert row['images/s'] == '12,002' and row['h:mm:ss'] == '0:03:09'
+
+
+def test_one_seed_has_no_spread(tmp_path):
+    row = summary_row([make_run(tmp_path / 'run', members=1, selection='none')], tmp_path)
+    assert re.fullmatch(r'\d\d\.\d\d', row['test % last'])
+    assert row['test % selected'] == row['ensemble %'] == '—'
+    assert 'one seed' in (tmp_path / 'report.html').read_text()
+
+
+def test_unfinished_run_whose_last_line_is_cut(tmp_path):
+    run = make_run(tmp_path / 'run', epochs=5, planned=9)
+    rows = list(csv.DictReader((run / 'metrics.csv').read_text().splitlines()))
+    epoch4 = [float(r['accuracy']) for r in rows if (r['epoch'], r['split']) == ('4', 'validation')]
+    whole = (run / 'metrics.csv').read_bytes().rstrip()
+    (run / 'metrics.csv').write_bytes(whole[: whole.rindex(b'.') + 2])
+    row = summary_row([run], tmp_path)
+    mean, std = 100 * np.mean(epoch4), 100 * np.std(epoch4, ddof=1)
+    assert row['test % last'] == f'validation {mean:.2f} ± {std:.2f}'
+    assert row['state'] == 'running/unfinished' and row['epochs'] == '5/9'
+
+
+def test_run_that_has_only_begun(tmp_path):
+    run = make_run(tmp_path / 'run', epochs=0, planned=9)
+    for name in ('run.json', 'timing.csv'):
+        (run / name).unlink()
+    assert summary_row([run], tmp_path)['test % last'] == '—'
+
+
+def test_results_older_than_the_metrics_do_not_count(tmp_path):
+    run = make_run(tmp_path / 'run', epochs=6)
+    results = json.loads((run / 'results.json').read_text())
+    (run / 'results.json').write_text(json.dumps({**results, 'epoch': 3}))
+    assert summary_row([run], tmp_path)['state'] == 'running/unfinished'
+
+
+def test_selection_on_the_test_set_is_said(tmp_path):
+    row = summary_row([make_run(tmp_path / 'run', selection='test')], tmp_path)
+    assert row['selection'] == '**SELECTED ON TEST**'
+    assert 'optimistically biased' in (tmp_path / 'report.html').read_text()
+
+
+def test_several_runs_on_one_self_contained_page(tmp_path):
+    runs = [make_run(tmp_path / f'r{i}', members=1 + i, seed=i, coupling='none') for i in range(2)]
+    page = report(runs, tmp_path / 'out')
+    text = page.read_text()
+    assert not re.search(r'(src|href|srcset)="(?!data:|#)|url\(|@import|<script', text)
+    assert '://' not in text
+    pictures = [p.name for p in (tmp_path / 'out').glob('*.png')]
+    assert sorted(pictures) == ['comparison.png', 'curves_01_r0.png', 'curves_02_r1.png']
+    differing = (tmp_path / 'out' / 'report.md').read_text().split('Settings that differ')[1]
+    assert 'seed' in differing and 'members' in differing and 'coupling' not in differing
+
+
+def test_hostile_names_are_escaped(tmp_path):
+    name = '<img src=x onerror=alert(1)> $x_{$ | \x1b[31m'
+    runs = [make_run(tmp_path / name), make_run(tmp_path / '_b', network='<script>')]
+    page = report(runs, tmp_path).read_text()
+    assert '<img src=x' not in page and '<script' not in page and '&lt;img src=x' in page
+    table = (tmp_path / 'report.md').read_text()
+    assert r'\|' in table and '\x1b' not in table and '<script' not in table
+
+
+def test_command_line(tmp_path, capsys):
+    run = make_run(tmp_path / 'run')
+    assert report_module.main([str(run)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith('| run') and str(run / 'report.html') in out
+    assert report_module.main([str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and 'metrics.csv' in err and err.count('\n') == 1
+    with pytest.raises(UserError, match=r'no metrics\.csv'):
+        report([tmp_path], tmp_path)
