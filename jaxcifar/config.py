@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jaxcifar import couplings, losses, optim, views
 from jaxcifar.data import augment, splits
 from jaxcifar.errors import UserError, lookup
-from jaxcifar.members import PER_MEMBER, get, per_member
+from jaxcifar.members import PER_MEMBER, flatten, get, per_member
 from jaxcifar.models import NETWORKS
 
 PRECISIONS = ('float32', 'bfloat16')
@@ -97,15 +97,6 @@ def _choices() -> list[tuple[str, Any]]:
         ('schedule.per', PERIODS),
         ('log.wandb', WANDB_MODES),
     ]
-
-
-def flatten(config: dict | ConfigDict, prefix: str = '') -> dict[str, Any]:
-    """{'optimizer.lr': .1, …}"""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, (dict, ConfigDict))
-        flat |= flatten(value, f'{prefix}{key}.') if nested else {f'{prefix}{key}': value}
-    return flat
 
 
 def to_dict(config: ConfigDict) -> dict:

@@ -37,6 +37,21 @@ class Console:
         """A line that stays."""
         self._terminal.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def greet(self, run):
+        """What a `train.Run` is about to do, and where."""
+        config, mesh, order = run.config, run.population.mesh, run.order
+        self.say(
+            f'{config.network} x {config.members} on {config.dataset}: '
+            f'{order.train.shape[-1]} training images, {order.steps_per_epoch} steps an epoch, '
+            f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
+        )
+        if order.trimmed:
+            self.say(f'{order.trimmed} images of the last batch are left out to split it evenly')
+        if run.chooses_on == 'test':
+            self.say('data.validation=test: weights are chosen on the TEST images, which flatters them')
+        if run.step:
+            self.say(f'resumed at step {run.step}, epoch {run.step / order.steps_per_epoch:.2f}')
+
     def step(self, step: int, images_per_second: float):
         """A step is done; cheap enough for every one."""
         if self._live is not None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 # sysexits.h's EX_TEMPFAIL: "saved and stopped, run the same command again". Slurm scripts requeue on it.
 EXIT_PREEMPTED = 75
 
+MOST_NAMES = 40  # in a message that has a better hint
+
 
 class UserError(Exception):
     """A mistake or fault that the user can mend; its message is the one line that is printed."""
@@ -16,11 +18,12 @@ class Preempted(Exception):
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
-    """The error for a misspelt name: the nearest valid one and the whole list."""
+    """The error for a misspelt name: the nearest valid one, and the whole list if it is short."""
     valid = sorted(valid)
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    return UserError(f'unknown {kind} {name!r}; {hint}valid: {", ".join(valid)}')
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    names = f' (valid: {", ".join(valid)})' if len(valid) <= MOST_NAMES or not near else ''
+    return UserError(f'unknown {kind} {name!r}{hint}{names}')
 
 
 def lookup(kind: str, registry: dict, name: str):

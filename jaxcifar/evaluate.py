@@ -24,7 +24,8 @@ from jaxcifar.errors import UserError, lookup
 from jaxcifar.members import member_names
 from jaxcifar.metrics import log_probabilities, mean_of_probabilities, summarise
 from jaxcifar.population import Population, make_mesh
-from jaxcifar.step import eval_weights, init_state, make_eval_step
+from jaxcifar.state import eval_weights, init_state
+from jaxcifar.step import make_eval_step
 
 
 def predict_logits(
@@ -68,8 +69,12 @@ def mean_and_std(members: list[dict]) -> tuple[dict, dict]:
     return mean, {k: float(v.std(ddof=ddof)) for k, v in values.items()}
 
 
-def load_weights(config: ConfigDict, population: Population, workdir: Path, which: str):
-    """((params, stats), step) of `last`, `best` or a step; each member's own best step for `best`."""
+def load_weights(config: ConfigDict, population: Population, workdir: Path, which: str | None):
+    """((params, stats), step) of `last`, `best` or a step; each member's own best step for `best`.
+
+    None is `best`, or `last` where nothing was chosen.
+    """
+    which = which or ('last' if config.data.validation == 'none' else 'best')
     like = init_state(config, population)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
@@ -95,7 +100,7 @@ def load_best(config: ConfigDict, population: Population, workdir: Path, upto: i
     return (population.assemble(params), population.assemble(stats)), list(steps)
 
 
-def evaluate(workdir: Path, which: str, split: str, flip: bool) -> dict:
+def evaluate(workdir: Path, which: str | None, split: str, flip: bool) -> dict:
     """What the command prints."""
     config = configs.load(workdir / 'config.json')
     config.eval.flip = config.eval.flip or flip
@@ -112,7 +117,6 @@ def evaluate(workdir: Path, which: str, split: str, flip: bool) -> dict:
     mean, std = mean_and_std(members)
     return {
         'workdir': str(workdir),
-        'checkpoint': which,
         'step': step,
         'split': split,
         'images': len(chosen.labels),
@@ -129,7 +133,7 @@ def main():
     """The command line."""
     parser = argparse.ArgumentParser(prog='python -m jaxcifar.evaluate', description=__doc__)
     parser.add_argument('--workdir', type=Path, required=True)
-    parser.add_argument('--checkpoint', default='best', help='best | last | STEP (best)')
+    parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
     parser.add_argument('--split', default='test', help='train | validation | test (test)')
     parser.add_argument('--flip', action='store_true', help='average an image and its mirror image')
     args = parser.parse_args()

@@ -26,7 +26,7 @@ class Table:
 
     def __init__(self, path: Path, columns: tuple[str, ...]):
         self.columns = columns
-        self._file = open(path, 'a', newline='')
+        self._file = path.open('a', newline='')
         self._writer = csv.DictWriter(self._file, columns, lineterminator='\n')
         if self._file.tell() == 0:
             self._writer.writeheader()
@@ -71,7 +71,7 @@ class Logger:
     def write(self, epoch: float, step: int, split: str, row: dict[str, np.ndarray], checkpoint='last'):
         """A line a member of {metric: [K]}; TensorBoard and WandB get those of the last weights."""
         values = {k: np.asarray(v).tolist() for k, v in row.items()}
-        scalars = {}
+        scalars: dict[str, float] = {}
         for i, name in enumerate(self._names):
             own = {k: v[i] for k, v in values.items()}
             self._metrics.write(

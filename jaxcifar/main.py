@@ -5,6 +5,7 @@ for example --config.optimizer.lr=.05 or, one number a member, --config.optimize
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ml_collections import config_flags
 
 from jaxcifar.cli import run_command
 from jaxcifar.errors import UserError, unknown
+from jaxcifar.members import flatten
 
 
 def parse(argv: list[str]):
@@ -22,29 +24,29 @@ def parse(argv: list[str]):
     flags.DEFINE_string('workdir', None, 'where the run is kept', flag_values=values)
     try:
         rest = values(argv)
-    except UserError:
-        raise
-    except Exception as error:  # absl, ml_collections and the file itself each raise their own
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise _explain(error, argv) from error
     if len(rest) > 1:
         raise UserError(f'{rest[1]!r} is not a flag; changes are written --config.field=value')
-    for name in ('config', 'workdir'):
-        if values[name].value is None:
-            raise UserError(f'--{name} is missing; see python -m jaxcifar.main --help')
-    return values['config'].value, Path(values['workdir'].value)
+    config, workdir = values['config'].value, values['workdir'].value
+    if config is None or workdir is None:
+        raise UserError('--config and --workdir are needed; see python -m jaxcifar.main --help')
+    return config, Path(workdir)
 
 
 def _explain(error: Exception, argv: list[str]) -> UserError:
-    from configs import base
-    from jaxcifar.config import flatten
+    """What absl, ml_collections and the config file meant."""
+    from configs import base  # found from the current folder, as config files are
 
     fields = flatten(base.get_config())
     for argument in argv[1:]:
-        field, _, _ = argument.removeprefix('--').partition('=')
-        if argument.startswith('--config.') and field.removeprefix('config.') not in fields:
-            return unknown('field', field.removeprefix('config.'), fields)
-    if isinstance(error, FileNotFoundError) or 'FileNotFoundError' in str(error):
-        return UserError(f'no such config: {error}; the shipped ones are {", ".join(_shipped())}')
+        flag = argument.removeprefix('--').partition('=')[0]
+        field = flag.removeprefix('config.')
+        if field != flag and field not in fields:
+            return unknown('field', field, fields)
+    for path in re.findall(r'configs/\w+\.py', ' '.join(argv[1:])):
+        if not Path(path).exists():
+            return unknown('config', path, _shipped())
     return UserError(' '.join(str(error).split()))
 
 

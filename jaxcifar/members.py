@@ -1,6 +1,7 @@
 """What a config says of each of its K members: network, name, seed, and its own numbers."""
 
 from numbers import Number
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,14 +18,21 @@ def get(config, field: str):
     return config
 
 
+def flatten(config: dict | ConfigDict, prefix: str = '') -> dict[str, Any]:
+    """{'optimizer.lr': .1, …}"""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, (dict, ConfigDict))
+        flat |= flatten(value, f'{prefix}{key}.') if nested else {f'{prefix}{key}': value}
+    return flat
+
+
 def per_member(config: ConfigDict, field: str) -> list:
     """The field's K values: one number is given to every member."""
     value = get(config, field)
     values = list(value) if isinstance(value, (list, tuple)) else [value] * config.members
     if len(values) != config.members or not all(isinstance(v, Number) for v in values):
-        raise UserError(
-            f'{field}={value} is neither a number nor {config.members} numbers (members={config.members})'
-        )
+        raise UserError(f'{field}={value} is not a number, nor one for each of members={config.members}')
     return values
 
 

@@ -69,7 +69,7 @@ def summary(runs: list[Run]) -> Table:
                 spread(run.ensemble('last', 'accuracy')),
                 spread(run.scores('last', 'nll'), 'nll'),
                 spread(run.scores('last', 'ece'), 'ece'),
-                SELECTION.get(run.selection, show(run.selection)),
+                SELECTION.get(str(run.selection), show(run.selection)),
                 f'{np.nanmedian(speed):,.0f}' if speed else NONE,
                 duration(sum(to_float(r['seconds']) for r in run.timing)) if run.timing else NONE,
             ]

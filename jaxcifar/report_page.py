@@ -113,7 +113,7 @@ def render(draw_figure: Callable[[], Figure]) -> Picture:
             **dict.fromkeys(('font.size', 'axes.titlesize'), 10),
         }
         file = io.BytesIO()
-        with mpl.rc_context(style):
+        with mpl.rc_context(style):  # type: ignore[arg-type]
             draw_figure().savefig(file, format='png', dpi=DPI)
         picture[theme] = file.getvalue()
     return picture

@@ -110,7 +110,7 @@ def show(value) -> str:
 
 def load(dirs: Sequence[str | Path]) -> list[Run]:
     folders = list(dict.fromkeys(Path(d).resolve() for d in dirs))
-    leaves, runs = [f.name for f in folders], []
+    leaves, runs = [f.name for f in folders], list[Run]()
     for folder in folders:
         if not (folder / 'metrics.csv').is_file():
             raise UserError(f'{folder} is not a run folder: it has no metrics.csv')

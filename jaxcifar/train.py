@@ -23,7 +23,8 @@ from jaxcifar.optim import make_learning_rates
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.profile import Compiled, Tracer
 from jaxcifar.selection import Selection
-from jaxcifar.step import eval_weights, init_state, make_eval_step, make_train_step, new_sums
+from jaxcifar.state import eval_weights, init_state, new_sums
+from jaxcifar.step import make_eval_step, make_train_step
 
 IN_FLIGHT = 4  # steps that the host may be ahead of the devices
 
@@ -33,9 +34,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
 
     Raises `UserError` for what the user can mend and `Preempted` when SIGTERM came and all is saved.
     """
-    workdir = Path(workdir)
+    config, workdir = finalize(config), Path(workdir)
     with process.locked(workdir), process.sigterm() as terminated:
-        run = Run(finalize(config), workdir, terminated)
+        run = Run(config, workdir, terminated)
         try:
             return run.run()
         finally:
@@ -64,7 +65,7 @@ class Run:
         self.validation = images[self.chooses_on] if self.chooses_on else None
         self._restore()
         self.logger = Logger(config, workdir, self.names, self.step, self.metrics_length)
-        workdirs.record(workdir, config, self.dataset)
+        workdirs.record(workdir, config, self.dataset, self.state.params)
         self.console = Console(self.chooses_on, self.step, self.total)
         train_step = make_train_step(config, self.population, self.dataset, self.epoch_steps)
         self.train_step = Compiled(train_step, self.console.say)
@@ -82,7 +83,8 @@ class Run:
         if restored is None and self.config.resume_from:
             restored = workdirs.take_over(self.config, self.state, self.workdir)
         # `pending`: the epoch is over, but not yet evaluated and logged.
-        self.step, self.pending, self.metrics_length = 0, False, 0
+        self.step, self.pending = 0, False
+        self.metrics_length: int | None = 0  # None keeps all of metrics.csv
         self.selection = Selection.start(self.config.members)
         self.saved = None
         if restored is not None:
@@ -108,26 +110,12 @@ class Run:
         if done:
             self.console.say(f'{self.workdir} is finished; more config.epochs would continue it')
             return done
-        self._greet()
+        self.console.greet(self)
         if self.pending:
             self._end_epoch()
         if self.going_on():
             self._train()
         return self._finish()
-
-    def _greet(self):
-        config, mesh, say = self.config, self.population.mesh, self.console.say
-        say(
-            f'{config.network} x {config.members} on {config.dataset}: '
-            f'{self.order.train.shape[-1]} training images, {self.epoch_steps} steps an epoch, '
-            f'{mesh.size} x {jax.devices()[0].device_kind} as {dict(mesh.shape)}'
-        )
-        if self.order.trimmed:
-            say(f'{self.order.trimmed} images of the last batch are left out to split it evenly')
-        if self.chooses_on == 'test':
-            say('data.validation=test: weights are chosen on the TEST images, which flatters them')
-        if self.step:
-            say(f'resumed at step {self.step}, epoch {self.step / self.epoch_steps:.2f}')
 
     def _train(self):
         """Steps from here to the end of the run."""
@@ -186,7 +174,8 @@ class Run:
             self._choose(metrics, epoch)
         self._begin_epoch()
         self.logger.write_timing(epoch, self.step, seconds, rate)
-        row |= {'validation': metrics and metrics['accuracy'], 'best': self.selection.best}
+        best = None if self.validation is None else self.selection.best
+        row |= {'validation': metrics and metrics['accuracy'], 'best': best}
         self.console.epoch(epoch, config.epochs, row, seconds, rate)
         over = self.step >= self.total or not self.going_on()
         if epoch % config.checkpoint.every_epochs == 0 or over:
@@ -201,7 +190,7 @@ class Run:
             for k in np.flatnonzero(better):
                 self.best.save(self.names[k], self.step, *members[k])
         row = {**metrics, 'best': self.selection.best, 'patience': self.selection.patience}
-        self.logger.write(epoch, self.step, self.chooses_on, row)
+        self.logger.write(epoch, self.step, str(self.chooses_on), row)
 
     def _begin_epoch(self):
         """Empty sums, and the members that go on."""
@@ -243,9 +232,8 @@ class Run:
         if bad.any():
             names = ', '.join(np.array(self.names)[bad])
             raise UserError(
-                f'the loss of {names} is no longer a finite number at step {self.step}; try a smaller '
-                f'optimizer.lr, optimizer.clip=1 or a longer schedule.warmup_steps; the checkpoints '
-                f'of steps {self.checkpoints.steps()} are kept'
+                f'the loss of {names} is no longer a finite number at step {self.step}: try a smaller '
+                f'optimizer.lr, or optimizer.clip; kept checkpoints: {self.checkpoints.steps()}'
             )
 
     def _finish(self) -> dict:

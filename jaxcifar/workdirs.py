@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import jax
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
@@ -41,8 +42,8 @@ def check_dataset(workdir: Path, dataset: Dataset):
         )
 
 
-def record(workdir: Path, config: ConfigDict, dataset: Dataset):
-    """Write config.json and dataset.json, and append to run.json what is running where."""
+def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple):
+    """Write config.json, dataset.json and networks.txt, and append to run.json what runs where."""
     write_json(workdir / 'config.json', configs.to_dict(config))
     description = {
         'name': dataset.name,
@@ -54,6 +55,9 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset):
         'classes': list(dataset.classes),
     }
     write_json(workdir / 'dataset.json', description)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
+    tables = [parameter_overview.get_parameter_overview(s, include_stats=False) for s in shapes]
+    (workdir / 'networks.txt').write_text('\n\n'.join(tables) + '\n')
     run = read_json(workdir / 'run.json', {'sessions': []})
     session = {
         'command': shlex.join(sys.orig_argv),

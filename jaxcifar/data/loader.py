@@ -35,7 +35,7 @@ class Order:
             raise UserError(f'{images} training images do not fill a batch of {self.batch}')
         own_order = config.data.order == 'member'
         self.own = train.ndim == 2 or own_order
-        self._seeds = member_seeds(config) if own_order else [(run_seed(config),)]
+        self._seeds: list = member_seeds(config) if own_order else [(run_seed(config),)]
         self._shape = (config.members, images)
         self._epoch, self._shuffled = -1, np.empty(0)
 
@@ -69,9 +69,9 @@ def _host_batches(config, dataset, order: Order, sharding: NamedSharding, steps:
 
     torch.set_num_threads(1)  # XLA wants the cores
     workers = config.data.workers
-    loader = DataLoader(
-        Gather(dataset.x_train, dataset.y_train),
-        batch_sampler=(order.indices(step) for step in steps),
+    loader: DataLoader = DataLoader(
+        Gather(dataset.x_train, dataset.y_train),  # type: ignore[arg-type]
+        batch_sampler=(order.indices(step) for step in steps),  # type: ignore[misc]
         collate_fn=identity,
         num_workers=workers,
         # A fork under JAX's threads deadlocks.

@@ -39,6 +39,12 @@ def _declare_operators() -> None:
     _declared.append(library)
 
 
+def read_image(path: str | Path, size: int) -> np.ndarray:
+    """An image file's centred square, scaled to uint8 [size,size,3]; raises whatever Pillow does."""
+    with Image.open(path) as image:
+        return np.asarray(ImageOps.fit(image.convert('RGB'), (size, size), Image.Resampling.BICUBIC))
+
+
 def read_images(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """The image files in `folder`/<class>/*: the centred square of each, scaled to `size` pixels.
 
@@ -54,9 +60,7 @@ def read_images(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, tuple[
 
     def read(path: str) -> np.ndarray | Exception:
         try:
-            with Image.open(path) as image:
-                square = ImageOps.fit(image.convert('RGB'), (size, size), Image.Resampling.BICUBIC)
-            return np.asarray(square)
+            return read_image(path, size)
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
             return error
 

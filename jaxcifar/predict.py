@@ -1,0 +1,64 @@
+"""Name what is on images: python -m jaxcifar.predict --workdir DIR IMAGE…
+
+Prints each image's most probable classes with the mean of the members' probabilities.
+"""
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from jaxcifar import config as configs
+from jaxcifar.cli import run_command
+from jaxcifar.data.vision import read_image
+from jaxcifar.errors import UserError
+from jaxcifar.evaluate import load_weights, predict_logits
+from jaxcifar.logs import read_json
+from jaxcifar.metrics import log_probabilities, mean_of_probabilities
+from jaxcifar.population import Population, make_mesh
+from jaxcifar.step import make_eval_step
+
+
+def predict(workdir: Path, images: list[Path], which: str = 'best') -> tuple[np.ndarray, list[str]]:
+    """Probabilities [N,C] of the image files, and the C class names.
+
+    The files are cut to their centred square and scaled to the size of the training images. Needs
+    the workdir and not the dataset.
+    """
+    config = configs.load(workdir / 'config.json')
+    config.devices = 1
+    dataset = SimpleNamespace(**read_json(workdir / 'dataset.json'))
+    mesh = make_mesh(config)
+    population = Population(config, len(dataset.classes), dataset.image_size, mesh)
+    weights, _ = load_weights(config, population, workdir, which)
+    pixels = np.stack([_read(path, dataset.image_size) for path in images])
+    step = make_eval_step(config, population, dataset)
+    logits = predict_logits(step, weights, pixels, config.eval.batch_size, mesh)
+    return np.exp(mean_of_probabilities(log_probabilities(logits))), dataset.classes
+
+
+def _read(path: Path, size: int) -> np.ndarray:
+    try:
+        return read_image(path, size)
+    except Exception as error:  # Pillow's decoders raise nearly anything
+        raise UserError(f'{path} is not a readable image: {error}') from None
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(prog='python -m jaxcifar.predict', description=__doc__)
+    parser.add_argument('--workdir', type=Path, required=True)
+    parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
+    parser.add_argument('--top', type=int, default=3, help='how many classes of each image (3)')
+    parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
+    args = parser.parse_args()
+    probabilities, classes = predict(args.workdir, args.images, args.checkpoint)
+    width = max(len(str(path)) for path in args.images)
+    for path, row in zip(args.images, probabilities):
+        best = np.argsort(-row)[: args.top]
+        print(f'{path!s:{width}}  ' + '  '.join(f'{classes[i]} {row[i]:.1%}' for i in best))
+
+
+if __name__ == '__main__':
+    run_command(main)

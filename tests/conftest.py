@@ -1,0 +1,62 @@
+"""Four virtual CPU devices, one compilation cache for all tests, and runs small enough for them."""
+
+import os
+from pathlib import Path
+
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from jaxcifar.data.datasets import Dataset
+
+CACHE = Path(__file__).parent.parent / '.pytest_cache' / 'xla'
+jax.config.update('jax_compilation_cache_dir', str(CACHE))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+def small_images(n: int = 96, classes: int = 4, size: int = 8, seed: int = 0):
+    """Noise around one picture a class: uint8 [n,size,size,3] and labels [n]; learnt in a few steps."""
+    rng = np.random.default_rng(seed)
+    pictures = np.random.default_rng(0).integers(40, 216, (classes, size, size, 3))
+    labels = np.arange(n) % classes
+    noise = rng.integers(-40, 40, (n, size, size, 3))
+    return (pictures[labels] + noise).astype(np.uint8), labels.astype(np.int32)
+
+
+@pytest.fixture(scope='session')
+def dataset() -> Dataset:
+    """96 training and 40 test images of 8x8 pixels in 4 classes."""
+    x, y = small_images()
+    x_test, y_test = small_images(40, seed=1)
+    stats = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    return Dataset('small', x, y, x_test, y_test, ('a', 'b', 'c', 'd'), *stats)
+
+
+@pytest.fixture(scope='session')
+def small_npz(dataset, tmp_path_factory) -> Path:
+    """The same images as a file, for `dataset=npz:PATH`."""
+    path = tmp_path_factory.mktemp('data') / 'small.npz'
+    arrays = {k: getattr(dataset, k) for k in ('x_train', 'y_train', 'x_test', 'y_test')}
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def config(small_npz):
+    """A run of seconds on the small images: resnet8, one device, 2 epochs of 3 steps."""
+    c = base.get_config()
+    c.dataset = f'npz:{small_npz}'
+    c.network = 'resnet8'
+    c.devices = 1
+    c.epochs = 2
+    c.batch_size = 32
+    c.augment = 'crop(1)+flip'
+    c.data.validation_size = 16
+    c.optimizer.lr = 0.05
+    c.eval.batch_size = 20
+    c.log.tensorboard = False
+    return c
