@@ -65,9 +65,7 @@ def get_config() -> ConfigDict:
     c.schedule.gamma = 0.1  # multistep, step
 
     c.early_stopping = ConfigDict()
-    c.early_stopping.patience = (
-        0  # stop a member after this many evaluations without a new best; 0 never [resumable]
-    )
+    c.early_stopping.patience = 0  # evaluations without a new best that stop a member; 0 is off [resumable]
     c.early_stopping.min_epochs = 0  # patience counts only after this epoch [resumable]
 
     c.eval = ConfigDict()
@@ -89,10 +87,7 @@ def get_config() -> ConfigDict:
     c.log.wandb_name = ''  # [resumable] [auto: the workdir's name]
 
     c.profile = ConfigDict()
-    c.profile.steps = (
-        0,
-        0,
-    )  # trace the steps from a up to b, counted from the run's start [resumable]
+    c.profile.steps = (0, 0)  # trace the steps from the first up to the second number [resumable]
 
     c.resume_from = ''  # start a new workdir from another run's checkpoint: WORKDIR or WORKDIR@STEP
     c.compile_cache = ''  # folder in which XLA keeps compiled programs for the next run [resumable]

@@ -1,9 +1,12 @@
 """Saving and restoring a run. All that is known about orbax is known here.
 
 WORKDIR/checkpoints/STEP     the whole state, the newest N
+WORKDIR/damaged/STEP         one of them whose files have changed since
 WORKDIR/best/MEMBER/STEP.npz a member's best weights, as evaluated, stamped with their step
 """
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -19,37 +22,58 @@ from orbax.checkpoint import checkpoint_managers
 
 from jaxcifar.errors import UserError
 
-logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates
+for _name in ('absl', 'asyncio'):  # orbax narrates, and prints tracebacks of what it raises
+    logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
+
+SEAL = 'sha256.json'  # a checkpoint's files and their sums; orbax does not notice wrong bytes
+
+
+class Damaged(UserError):
+    """Files are not what was written."""
 
 
 class Checkpoints:
     """The whole states of one run.
 
     Saving is asynchronous: the arrays are copied off the devices, and written while training goes
-    on. A step becomes visible when it is complete, older ones are deleted after that.
+    on. A step is complete when it is sealed; older ones are deleted after that. Two are kept at least,
+    or there would be none to fall back on.
     """
 
     def __init__(self, workdir: Path, keep: int):
         self.folder = (workdir / 'checkpoints').absolute()
         self._damaged = self.folder.parent / 'damaged'
-        self._keep = keep
+        self._keep = max(keep, 2)
+        self._saving = 0
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(preservation_policy=checkpoint_managers.LatestN(self._keep))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(self._keep),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
         return ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
         """Complete checkpoints, oldest first."""
-        return sorted(self._manager.all_steps())
+        return sorted(s for s in self._manager.all_steps() if self._file(s, SEAL).exists())
 
     def save(self, step: int, state: Any, meta: dict):
         """Begin to save; a failure of the save before it is raised here."""
         self._manager.wait_until_finished()
+        meta = {**meta, 'shapes': _shapes(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         if step in self._manager.all_steps():
             self._manager.delete(step)
+        self._saving = step
         self._manager.save(step, args=args)
+
+    def _seal(self):
+        """Called when a checkpoint's items are written and before it gets its name."""
+        folder = next(self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'))
+        items = [p for item in ('state', 'meta') for p in (folder / item).rglob('*') if p.is_file()]
+        sums = json.dumps({str(p.relative_to(folder)): _sha256(p) for p in items})
+        write_atomically(folder / SEAL, lambda file: file.write(sums.encode()))
 
     def wait(self):
         """Until all saves are on disk; raises what went wrong with them."""
@@ -57,38 +81,70 @@ class Checkpoints:
 
     def restore(self, like: Any, step: int) -> tuple[Any, dict]:
         """(state, meta) of a step, with the structure and on the devices of the state `like`."""
+        self._check(step)
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self._manager.restore(step, args=args)['meta']
+        if meta.pop('shapes') != _shapes(like):
+            raise UserError(
+                f'{self._file(step)} does not fit this config: its network, classes, members, optimizer '
+                'or ema were others'
+            )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
-        return restored['state'], restored['meta']
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=args)['state'], meta
 
     def restore_newest(self, like: Any) -> tuple[Any, dict] | None:
-        """The newest state that can be read, or None where there is none.
+        """The newest state that is whole, or None where there is none.
 
-        A damaged one is set aside with a line on stderr, and the one before it is taken.
+        A damaged one is set aside with a line on stderr, and the one before it is taken. Only for the
+        process that trains: what another left behind that was killed while saving is cleared away.
         """
-        for step in reversed(self.steps()):
+        for unfinished in self.folder.glob('*.orbax-checkpoint-tmp*'):
+            shutil.rmtree(unfinished)
+        steps = sorted(self._manager.all_steps())
+        while steps:
+            step = steps.pop()
             try:
                 return self.restore(like, step)
-            except Exception as error:  # orbax and tensorstore raise whatever they meet
-                reason = ' '.join(str(error).split())[:160]
-                print(
-                    f'warning: checkpoint {step} is damaged and set aside: {reason}',
-                    file=sys.stderr,
-                )
+            except Damaged as error:
+                instead = f'going on from step {steps[-1]}' if steps else 'starting from the beginning'
+                print(f'warning: {error}; {instead}', file=sys.stderr)
                 self._set_aside(step)
         return None
+
+    def _check(self, step: int):
+        """Raise `Damaged` unless all files of a checkpoint are as they were when it was sealed."""
+        name = SEAL
+        try:
+            for name, sha256 in json.loads(self._file(step, SEAL).read_text()).items():
+                if _sha256(self._file(step, name)) != sha256:
+                    raise ValueError('other bytes than were written')
+        except (OSError, ValueError, AttributeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise Damaged(f'checkpoint {self._file(step)} is damaged: {name}: {reason}') from None
 
     def _set_aside(self, step: int):
         self._manager.close()
         self._damaged.mkdir(exist_ok=True)
         shutil.rmtree(self._damaged / str(step), ignore_errors=True)
-        os.replace(self.folder / str(step), self._damaged / str(step))
+        os.replace(self._file(step), self._damaged / str(step))
         self._manager = self._open()
+
+    def _file(self, step: int, *names: str) -> Path:
+        return self.folder.joinpath(str(step), *names)
 
     def close(self):
         """Wait for the writing thread and let go of the folder."""
         self._manager.close()
+
+
+def _shapes(tree) -> list[list[int]]:
+    return [list(leaf.shape) for leaf in jax.tree.leaves(tree)]
+
+
+def _sha256(path: Path) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def write_atomically(path: Path, write):
@@ -132,6 +188,13 @@ class BestWeights:
     def steps(self, member: str) -> list[int]:
         """The stamps of a member's files, oldest first."""
         return sorted(int(p.stem) for p in (self.folder / member).glob('[0-9]*.npz'))
+
+    def forget_after(self, step: int):
+        """Delete what a run wrote that has gone back to `step` and may fare differently from there."""
+        for member in self.folder.glob('*'):
+            for stamp in self.steps(member.name):
+                if stamp > step:
+                    self._file(member.name, stamp).unlink()
 
     def prune(self, checkpoints: list[int]):
         """Delete what none of these checkpoints can come back to."""

@@ -1,12 +1,14 @@
 """The frame of every command: faults end in one line on stderr and an exit status, not a traceback."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
 from jaxcifar.errors import EXIT_PREEMPTED, Preempted, UserError
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+# As texts: tensorstore raises what the system said within a ValueError.
+FULL = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 NO_SPACE = 'the disk is full; the checkpoints before are kept, so make room and run it again'
 NO_MEMORY = (
     'out of memory; try half the batch_size, or optimizer.accumulate=2, which gives the same batch '
@@ -16,6 +18,7 @@ NO_MEMORY = (
 
 def run_command(main: Callable[[], None]):
     """Call `main` and exit: 0 done, 1 a fault that the user can mend, 75 stopped and saved."""
+    sys.unraisablehook = _hook
     try:
         main()
     except Preempted as stop:
@@ -33,18 +36,21 @@ def run_command(main: Callable[[], None]):
         sys.exit(1)
 
 
+def _hook(fault):
+    """Python's own, but for what tensorstore's threads still say when a save has failed and raised."""
+    if str(fault.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(fault)
+
+
 def explain(error: BaseException) -> str | None:
     """One line about a fault that the user can mend, or None for a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full or 'No space left on device' in text or 'Disk quota exceeded' in text:
+    if any(fault in text for fault in FULL):
         return NO_SPACE
-    if 'RESOURCE_EXHAUSTED' in text or 'out of memory' in text.lower():
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text or 'out of memory' in text.lower():
         return NO_MEMORY
-    if isinstance(error, MemoryError):
-        return NO_MEMORY
-    if isinstance(error, OSError) and error.filename:
-        return f'{error.filename}: {error.strerror}'
+    if isinstance(error, OSError) and error.strerror:
+        return f'{error.filename}: {error.strerror}' if error.filename else error.strerror
     return None

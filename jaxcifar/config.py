@@ -1,5 +1,6 @@
 """From a config file and a command line to a resolved configuration, and what may change in it."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -78,8 +79,11 @@ def _check(config: ConfigDict, names: list[str]):
         raise UserError('early_stopping needs validation images: set data.validation=holdout')
     if len(config.profile.steps) != 2:
         raise UserError(f'profile.steps={config.profile.steps} is not a pair (first, end)')
+    if config.log.wandb != 'disabled' and not importlib.util.find_spec('wandb'):
+        raise UserError(f"log.wandb={config.log.wandb} needs a package: pip install 'jaxcifar[wandb]'")
     augment.parse(config.augment)
     optim.check_decay(config)
+    optim.SCHEDULES[config.schedule.name](config.schedule, config.epochs)  # raises if impossible
 
 
 def _choices() -> list[tuple[str, Any]]:
@@ -124,7 +128,7 @@ def refuse_changes(old: ConfigDict, new: ConfigDict, workdir: Path):
     changed = [
         f'{field} was {before.get(field)}, now {after.get(field)}'
         for field in sorted(before.keys() | after.keys())
-        if before.get(field) != after.get(field) and not _resumable(field)
+        if before.get(field) != after.get(field) and not is_resumable(field)
     ]
     if changed:
         raise UserError(
@@ -133,5 +137,6 @@ def refuse_changes(old: ConfigDict, new: ConfigDict, workdir: Path):
         )
 
 
-def _resumable(field: str) -> bool:
+def is_resumable(field: str) -> bool:
+    """Whether a continued run may change the field."""
     return any(field == f or field.startswith(f'{f}.') for f in RESUMABLE)

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+SETTLED = 10  # steps after which a rate means something
 HEARTBEAT = 300.0  # seconds between lines within an epoch, in a log file
 COLUMNS = ('epoch', 'lr', 'train loss', 'train', 'validation', 'best', 'seconds', 'images/s')
 
@@ -55,7 +56,7 @@ class Console:
     def step(self, step: int, images_per_second: float):
         """A step is done; cheap enough for every one."""
         if self._live is not None:
-            rate = f'{images_per_second:,.0f} images/s'
+            rate = f'{images_per_second:,.0f} images/s' if images_per_second else ''
             self._progress.update(self._task, completed=step, rate=rate)
         elif time.monotonic() - self._last_line > HEARTBEAT:
             self._line(f'step {step}/{self._total}  {images_per_second:,.0f} images/s')
@@ -135,8 +136,8 @@ class Clock:
         return max(time.perf_counter() - self._start - compiling, 1e-9) if self._start else 0.0
 
     def rate(self) -> float:
-        """Images a second of this epoch so far."""
-        return self._images / self._seconds()
+        """Images a second of this epoch so far; 0 at first, when the host only runs ahead."""
+        return self._images / self._seconds() if self._steps > SETTLED else 0.0
 
     def stop(self) -> tuple[float, float]:
         """(seconds, images a second) of the epoch that ends here."""

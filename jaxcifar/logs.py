@@ -6,6 +6,7 @@ metrics.csv holds nothing that depends on the clock, so that it can be compared 
 import csv
 import json
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,6 +47,40 @@ class Table:
         self._file.close()
 
 
+class Events:
+    """A TensorBoard event file, in which what sessions before wrote after `step` does not count.
+
+    Written at once: tensorboardX's SummaryWriter has a thread, and waits for it forever when it died
+    of a full disk.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        folder.mkdir(exist_ok=True)
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._file = EventsWriter(str(folder / 'events'))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step=step + 1, session_log=start)
+
+    def write(self, step: int, scalars: dict[str, float]):
+        """A point of each curve."""
+        values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        self._write(step=step, summary=self._summary(value=values))
+
+    def _write(self, **content):
+        self._file.write_event(self._event(wall_time=time.time(), **content))
+
+    def flush(self):
+        """Put all on disk."""
+        self._file.flush()
+
+    def close(self):
+        """Close the file."""
+        self._file.close()
+
+
 def _format(value) -> str:
     if value is None:
         return ''
@@ -65,7 +100,7 @@ class Logger:
             os.truncate(path, min(length, path.stat().st_size))
         self._metrics = Table(path, COLUMNS)
         self._timing = Table(workdir / 'timing.csv', TIMING)
-        self._events = _tensorboard(workdir, step) if config.log.tensorboard else None
+        self._events = Events(workdir / 'tensorboard', step) if config.log.tensorboard else None
         self._wandb = _wandb(config, workdir) if config.log.wandb != 'disabled' else None
 
     def write(self, epoch: float, step: int, split: str, row: dict[str, np.ndarray], checkpoint='last'):
@@ -79,8 +114,7 @@ class Logger:
             )
             scalars |= {f'{k}/{split}/{name}': v for k, v in own.items()}
         if self._events is not None and checkpoint == 'last':
-            for tag, value in scalars.items():
-                self._events.add_scalar(tag, value, step)
+            self._events.write(step, scalars)
         if self._wandb is not None and checkpoint == 'last':
             self._wandb.log({**scalars, 'epoch': epoch, 'step': step})
 
@@ -107,17 +141,9 @@ class Logger:
             self._wandb.finish(quiet=True)
 
 
-def _tensorboard(workdir: Path, step: int):
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
-
-
 def _wandb(config: ConfigDict, workdir: Path):
-    try:
-        import wandb  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise UserError("log.wandb needs the package: pip install 'jaxcifar[wandb]'") from None
+    import wandb  # type: ignore[import-not-found,unused-ignore]
+
     log = config.log
     run = wandb.init(
         dir=str(workdir),

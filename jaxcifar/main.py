@@ -24,11 +24,13 @@ def parse(argv: list[str]):
     flags.DEFINE_string('workdir', None, 'where the run is kept', flag_values=values)
     try:
         rest = values(argv)
+        config, workdir = values['config'].value, values['workdir'].value
+        if config is not None:
+            config.network  # noqa: B018  a file that could not be loaded raises here
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise _explain(error, argv) from error
     if len(rest) > 1:
         raise UserError(f'{rest[1]!r} is not a flag; changes are written --config.field=value')
-    config, workdir = values['config'].value, values['workdir'].value
     if config is None or workdir is None:
         raise UserError('--config and --workdir are needed; see python -m jaxcifar.main --help')
     return config, Path(workdir)
@@ -44,7 +46,7 @@ def _explain(error: Exception, argv: list[str]) -> UserError:
         field = flag.removeprefix('config.')
         if field != flag and field not in fields:
             return unknown('field', field, fields)
-    for path in re.findall(r'configs/\w+\.py', ' '.join(argv[1:])):
+    for path in re.findall(r'(\S+\.py)\b', ' '.join(argv[1:]).replace('=', ' ')):
         if not Path(path).exists():
             return unknown('config', path, _shipped())
     return UserError(' '.join(str(error).split()))

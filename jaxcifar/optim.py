@@ -78,6 +78,8 @@ def cosine(s: ConfigDict, epochs: int) -> optax.Schedule:
 
 def warm_restarts(s: ConfigDict, epochs: int) -> optax.Schedule:
     """Cosine cycles of period, period·m, period·m², … epochs (SGDR, the same paper)."""
+    _at_least_one(s, 'period')
+    _at_least_one(s, 'multiplier')
     lengths = [s.period]
     while sum(lengths) < epochs:
         lengths.append(lengths[-1] * s.multiplier)
@@ -92,12 +94,18 @@ def multistep(s: ConfigDict, epochs: int) -> optax.Schedule:
 
 def step_decay(s: ConfigDict, epochs: int) -> optax.Schedule:
     """Multiplied by gamma every `step_size` epochs."""
-    return optax.exponential_decay(1.0, s.step_size, s.gamma, staircase=True)
+    _at_least_one(s, 'step_size')
+    return lambda epoch: jnp.power(s.gamma, jnp.floor(epoch).astype(jnp.int32) // s.step_size)
 
 
 def constant(s: ConfigDict, epochs: int) -> optax.Schedule:
     """Always 1."""
     return optax.constant_schedule(1.0)
+
+
+def _at_least_one(s: ConfigDict, field: str):
+    if s[field] < 1:
+        raise UserError(f'schedule.{field}={s[field]} must be at least 1')
 
 
 # Functions of the epoch: a whole number at its start, and fractions within it.
@@ -122,9 +130,11 @@ def make_learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
 
     def learning_rates(step) -> jax.Array:
         step = jnp.asarray(step)
-        epoch = step / steps_per_epoch
-        if s.per == 'epoch':
-            epoch = (step // steps_per_epoch).astype(jnp.float32)
+        # Compiled, step/n is step·(1/n), which is below e at the start of some epochs e: whole epochs
+        # are counted in integers.
+        epoch = (step // steps_per_epoch).astype(jnp.float32)
+        if s.per == 'step':
+            epoch += step % steps_per_epoch / steps_per_epoch
         warmup = jnp.minimum((step + 1) / s.warmup_steps, 1.0) if s.warmup_steps else 1.0
         return rates * warmup * factor(epoch)
 

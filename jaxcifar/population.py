@@ -145,9 +145,9 @@ class Population:
         return jnp.stack(z), jnp.stack(f), stack(s)
 
     def _replicate(self, stats):
-        """With local batch statistics the running ones are the devices' mean."""
-        alone = self._shards == 1 or self._sync_norm
-        return stats if alone else jax.lax.pmean(stats, 'data')
+        """Running statistics that all data shards agree on: with local norms the shards' mean."""
+        alike = self.mesh.size == 1 or self._sync_norm
+        return stats if alike else jax.lax.pmean(stats, 'data')
 
 
 def stack(trees: list):

@@ -7,6 +7,8 @@ import signal
 import threading
 from pathlib import Path
 
+import jax
+
 from jaxcifar.errors import UserError
 
 
@@ -14,16 +16,24 @@ from jaxcifar.errors import UserError
 def locked(workdir: Path):
     """Make the workdir and hold it; `UserError` while another process does."""
     workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / '.lock', 'w') as file:
+    with open(workdir / '.lock', 'a') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f'another process is training in {workdir}') from None
         except OSError:  # a file system without locks
             pass
+        file.truncate(0)
         file.write(f'{os.getpid()}\n')
         file.flush()
         yield
+
+
+def keep_compiled(folder: str):
+    """Let XLA find programs that it compiled before in `folder`, and put new ones there."""
+    if folder:
+        jax.config.update('jax_compilation_cache_dir', str(Path(folder).absolute()))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 @contextlib.contextmanager

@@ -11,11 +11,12 @@ from jaxcifar.logs import write_json
 FILE = 'results.json'
 
 
-def read(workdir: Path) -> dict | None:
-    """The results, None before the run is over."""
+def read(workdir: Path, step: int) -> dict | None:
+    """The results of a run that was over at `step`, None where it was not."""
     try:
-        return json.loads((workdir / FILE).read_text())
-    except (FileNotFoundError, ValueError):
+        found = json.loads((workdir / FILE).read_text())
+        return found if found['step'] == step else None
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -37,6 +38,11 @@ class Selection:
         """Members that go on, [K] bool."""
         limit = config.early_stopping.patience
         return self.patience < limit if limit else np.ones(len(self.best), bool)
+
+    def diverged(self, values, config: ConfigDict) -> np.ndarray:
+        """Of those members, the ones with a number in their tree of `values` that is not finite, [K]."""
+        finite = [all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)) for tree in values]
+        return self.active(config) & ~np.array(finite)
 
     def to_json(self) -> dict:
         """Lists, exact."""

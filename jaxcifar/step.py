@@ -1,6 +1,7 @@
 """The compiled step: the state and a batch to the state after it."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,8 @@ class TrainStep:
         They are unrolled: XLA's loops make convolution gradients 30 times slower on CPU.
         """
         gradient = jax.grad(self._loss, has_aux=True)
-        parts, total, stats = self.config.optimizer.accumulate, None, state.stats
+        parts, stats = self.config.optimizer.accumulate, state.stats
+        total: Any = None
         for i in range(parts):
             split = partial(jnp.split, indices_or_sections=parts, axis=labels.ndim - 1)
             keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
@@ -107,10 +109,17 @@ class TrainStep:
         return params, opt
 
 
-def make_train_step(config: ConfigDict, population: Population, dataset, steps_per_epoch: int):
-    """The compiled `TrainStep`; the state's memory is reused for the new one."""
-    step = TrainStep(config, population, dataset, steps_per_epoch)
-    return jax.jit(step.__call__, donate_argnums=0, compiler_options=_compiler_options())
+def make_train_step(
+    config: ConfigDict, population: Population, dataset, steps_per_epoch: int, state: TrainState
+):
+    """The compiled `TrainStep`. A state lives where `state` does, and its memory is used again."""
+    shardings = jax.tree.map(lambda x: x.sharding, state), population.sharding()
+    return jax.jit(
+        TrainStep(config, population, dataset, steps_per_epoch).__call__,
+        donate_argnums=0,
+        out_shardings=shardings,
+        compiler_options=_compiler_options(),
+    )
 
 
 def make_eval_step(config: ConfigDict, population: Population, dataset):

@@ -1,7 +1,6 @@
 """The one training loop: build, resume, epochs, evaluate, save, stop."""
 
 import contextlib
-import threading
 from collections import deque
 from pathlib import Path
 
@@ -35,26 +34,23 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     Raises `UserError` for what the user can mend and `Preempted` when SIGTERM came and all is saved.
     """
     config, workdir = finalize(config), Path(workdir)
-    with process.locked(workdir), process.sigterm() as terminated:
-        run = Run(config, workdir, terminated)
-        try:
-            return run.run()
-        finally:
-            run.close()
+    process.keep_compiled(config.compile_cache)
+    with process.locked(workdir), process.sigterm() as terminated, contextlib.ExitStack() as stack:
+        run = Run(config, workdir, terminated, stack)
+        return run.run()
 
 
 class Run:
     """A run in memory: everything in it is rebuilt from the config and a checkpoint."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, terminated: threading.Event):
-        self.config, self.workdir, self.terminated = config, workdir, terminated
+    def __init__(self, config: ConfigDict, workdir: Path, terminated, stack: contextlib.ExitStack):
+        self.config, self.workdir, self.terminated, self.stack = config, workdir, terminated, stack
         workdirs.check_config(workdir, config)
         self.names = member_names(config)
         self.dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
         workdirs.check_dataset(workdir, self.dataset)
         mesh = make_mesh(config)
-        classes, size = self.dataset.num_classes, self.dataset.image_size
-        self.population = Population(config, classes, size, mesh)
+        self.population = Population(config, self.dataset.num_classes, self.dataset.image_size, mesh)
         split = make_split(self.dataset.y_train, config)
         self.order = Order(config, split.train, mesh.shape['data'] * config.optimizer.accumulate)
         self.epoch_steps = self.order.steps_per_epoch
@@ -64,58 +60,66 @@ class Run:
         self.chooses_on = validation_split(config)
         self.validation = images[self.chooses_on] if self.chooses_on else None
         self._restore()
-        self.logger = Logger(config, workdir, self.names, self.step, self.metrics_length)
-        workdirs.record(workdir, config, self.dataset, self.state.params)
-        self.console = Console(self.chooses_on, self.step, self.total)
-        train_step = make_train_step(config, self.population, self.dataset, self.epoch_steps)
-        self.train_step = Compiled(train_step, self.console.say)
-        self.eval_step = make_eval_step(config, self.population, self.dataset)
-        self.learning_rates = make_learning_rates(config, self.epoch_steps)
-        self.tracer = Tracer(config.profile.steps, workdir, self.console.say)
-        self.clock = Clock(self.train_step)
 
     def _restore(self):
         """Take up the newest checkpoint, or another run's, or begin."""
         self.state = init_state(self.config, self.population)
         self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep)
+        self.stack.callback(self.checkpoints.close)
         self.best = BestWeights(self.workdir)
-        restored = self.checkpoints.restore_newest(self.state)
-        if restored is None and self.config.resume_from:
-            restored = workdirs.take_over(self.config, self.state, self.workdir)
         # `pending`: the epoch is over, but not yet evaluated and logged.
-        self.step, self.pending = 0, False
-        self.metrics_length: int | None = 0  # None keeps all of metrics.csv
+        self.step, self.pending, self.saved = 0, False, None
         self.selection = Selection.start(self.config.members)
-        self.saved = None
+        self.metrics_length, self.results = 0, None
+        restored = self.checkpoints.restore_newest(self.state)
+        if restored is not None:
+            self.saved = restored[1]['step'], restored[1]['pending']
+        elif self.config.resume_from:
+            restored = workdirs.take_over(self.config, self.state, self.workdir)
         if restored is not None:
             self.state, meta = restored
             self.step, self.pending = meta['step'], meta['pending']
-            self.saved = self.step, self.pending
             self.selection = Selection.from_json(meta['selection'])
-            self.metrics_length = None if self.finished() else meta['metrics_length']
-
-    def finished(self) -> dict | None:
-        """The results, if the run is over under the present config."""
-        over = self.step >= self.total or not self.going_on()
-        done = results.read(self.workdir)
-        return done if done and done['step'] == self.step and over and not self.pending else None
+            self._put(active=self.selection.active(self.config))  # early_stopping may have changed
+            if not self.pending:
+                self.results = results.read(self.workdir, self.step)
+            self.metrics_length = (self.results or meta)['metrics_length']
+        self.best.forget_after(self.step)
 
     def going_on(self) -> bool:
-        """Whether any member has not been stopped."""
-        return bool(self.selection.active(self.config).any())
+        """Whether there are steps left and members that have not been stopped."""
+        return self.step < self.total and bool(self.selection.active(self.config).any())
 
     def run(self) -> dict:
         """Epochs until the end, then the test images."""
-        done = self.finished()
-        if done:
-            self.console.say(f'{self.workdir} is finished; more config.epochs would continue it')
-            return done
-        self.console.greet(self)
+        if self.results is not None and not self.going_on():
+            print(f'{self.workdir} is finished; more config.epochs would continue it')
+            return self.results
+        self._open()
+        if self.step:
+            self._save()  # what was taken over from another workdir
         if self.pending:
             self._end_epoch()
         if self.going_on():
             self._train()
         return self._finish()
+
+    def _open(self):
+        """What only a run that goes on needs: logs and compiled programs."""
+        config = self.config
+        self.logger = Logger(config, self.workdir, self.names, self.step, self.metrics_length)
+        self.stack.callback(self.logger.close)
+        workdirs.record(self.workdir, config, self.dataset, self.state.params)
+        self.console = Console(self.chooses_on, self.step, self.total)
+        self.stack.callback(self.console.close)
+        self.tracer = Tracer(config.profile.steps, self.workdir, self.console.say)
+        self.stack.callback(self.tracer.stop)
+        self.console.greet(self)
+        step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state)
+        self.train_step = Compiled(step, self.console.say)
+        self.eval_step = make_eval_step(config, self.population, self.dataset)
+        self.learning_rates = make_learning_rates(config, self.epoch_steps)
+        self.clock = Clock(self.train_step)
 
     def _train(self):
         """Steps from here to the end of the run."""
@@ -172,13 +176,13 @@ class Run:
         self.logger.write(epoch, self.step, 'train', row)
         if metrics is not None:
             self._choose(metrics, epoch)
-        self._begin_epoch()
+        self._put(active=self.selection.active(config), sums=new_sums(config.members))
+        self.pending = False
         self.logger.write_timing(epoch, self.step, seconds, rate)
-        best = None if self.validation is None else self.selection.best
+        best = self.selection.best if self.selection.best_epoch.all() else None
         row |= {'validation': metrics and metrics['accuracy'], 'best': best}
         self.console.epoch(epoch, config.epochs, row, seconds, rate)
-        over = self.step >= self.total or not self.going_on()
-        if epoch % config.checkpoint.every_epochs == 0 or over:
+        if epoch % config.checkpoint.every_epochs == 0 or not self.going_on():
             self._save()
         self.clock.start()
 
@@ -187,29 +191,25 @@ class Run:
         better = self.selection.update(metrics['accuracy'], epoch, self.config)
         if better.any():
             members = self.population.disassemble(tuple(zip(*eval_weights(self.state))))
+            self._require_finite(members)
             for k in np.flatnonzero(better):
                 self.best.save(self.names[k], self.step, *members[k])
         row = {**metrics, 'best': self.selection.best, 'patience': self.selection.patience}
         self.logger.write(epoch, self.step, str(self.chooses_on), row)
 
-    def _begin_epoch(self):
-        """Empty sums, and the members that go on."""
-        sums, active = new_sums(self.config.members), self.selection.active(self.config)
-        sums, active = jax.device_put((sums, active), self.population.sharding())
-        self.state = self.state.replace(sums=sums, active=active)
-        self.pending = False
+    def _put(self, **fields):
+        self.state = self.state.replace(**jax.device_put(fields, self.population.sharding()))
 
     def _logits(self, images: evaluate.Images, weights) -> np.ndarray:
-        size = self.config.eval.batch_size
-        return evaluate.predict_logits(
-            self.eval_step, weights, images.images, size, self.population.mesh, self._poll
-        )
+        size, mesh = self.config.eval.batch_size, self.population.mesh
+        return evaluate.predict_logits(self.eval_step, weights, images.images, size, mesh, self._poll)
 
     def _save(self):
         """Save all that the next process needs to go on as if nothing had happened."""
         if self.saved == (self.step, self.pending):
             return
-        self._require_finite(jax.device_get(self.state.sums['loss']))
+        weights = self.population.disassemble(tuple(zip(self.state.params, self.state.stats, self.state.opt)))
+        self._require_finite(zip(weights, jax.device_get(self.state.sums['loss'])))
         meta = {
             'step': self.step,
             'pending': self.pending,
@@ -227,12 +227,14 @@ class Run:
             self.checkpoints.wait()
             raise Preempted(f'saved at step {self.step}; the same command goes on from there')
 
-    def _require_finite(self, loss: np.ndarray):
-        bad = self.selection.active(self.config) & ~np.isfinite(loss)
-        if bad.any():
-            names = ', '.join(np.array(self.names)[bad])
+    def _require_finite(self, values):
+        """`UserError` unless the numbers of all members that go on, K trees, are finite."""
+        diverged = self.selection.diverged(values, self.config)
+        if diverged.any():
+            self.checkpoints.wait()
+            names = ', '.join(np.array(self.names)[diverged])
             raise UserError(
-                f'the loss of {names} is no longer a finite number at step {self.step}: try a smaller '
+                f'{names} diverged: not all numbers are finite at step {self.step}; try a smaller '
                 f'optimizer.lr, or optimizer.clip; kept checkpoints: {self.checkpoints.steps()}'
             )
 
@@ -249,17 +251,10 @@ class Run:
                 row = evaluate.member_metrics(logits[which], self.test)
                 self.logger.write(self.step // self.epoch_steps, self.step, 'test', row, which)
         self.checkpoints.wait()
-        self.logger.flush()
+        found['metrics_length'] = self.logger.flush()
         results.write(self.workdir, found)
         if self.clock.mean_rate():
             self.console.say(workdirs.record_speed(self.workdir, self.train_step, self.clock))
         for line in results.lines(found):
             self.console.say(line)
         return found
-
-    def close(self):
-        """Whatever happened: end the trace, give the terminal back, finish writing."""
-        self.console.close()
-        self.tracer.stop()
-        self.logger.close()
-        self.checkpoints.close()

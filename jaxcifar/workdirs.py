@@ -28,18 +28,23 @@ PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'm
 def check_config(workdir: Path, config: ConfigDict):
     """Raise `UserError` where the workdir holds a run that this config cannot continue."""
     path = workdir / 'config.json'
-    if path.exists():
+    if path.exists() and _has_checkpoint(workdir):
         configs.refuse_changes(configs.load(path), config, workdir)
 
 
 def check_dataset(workdir: Path, dataset: Dataset):
     """Raise `UserError` where the workdir's run saw other images."""
-    before = read_json(workdir / 'dataset.json')
+    before = read_json(workdir / 'dataset.json') if _has_checkpoint(workdir) else None
     if before is not None and before['sha256'] != dataset.fingerprint():
         raise UserError(
             f'the images of {dataset.name} are not those that {workdir} was trained on: '
             f'put the files back, or choose a new --workdir'
         )
+
+
+def _has_checkpoint(workdir: Path) -> bool:
+    """Whether there is anything to lose: a run that failed before may be tried with other settings."""
+    return any((workdir / 'checkpoints').glob('[0-9]*'))
 
 
 def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple):
@@ -127,9 +132,6 @@ def take_over(config: ConfigDict, like, workdir: Path):
         if not steps or (step and step not in map(str, steps)):
             raise UserError(f'resume_from: {source} has the checkpoints {steps}, not {step or "any"}')
         state, meta = checkpoints.restore(like, int(step) if step else steps[-1])
-    except ValueError as error:
-        reason = ' '.join(str(error).split())[:160]
-        raise UserError(f'resume_from: {source} does not fit this config: {reason}') from error
     finally:
         checkpoints.close()
     shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')

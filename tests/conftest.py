@@ -45,11 +45,10 @@ def small_npz(dataset, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def config(small_npz):
+def small_config(npz: Path):
     """A run of seconds on the small images: resnet8, one device, 2 epochs of 3 steps."""
     c = base.get_config()
-    c.dataset = f'npz:{small_npz}'
+    c.dataset = f'npz:{npz}'
     c.network = 'resnet8'
     c.devices = 1
     c.epochs = 2
@@ -60,3 +59,9 @@ def config(small_npz):
     c.eval.batch_size = 20
     c.log.tensorboard = False
     return c
+
+
+@pytest.fixture
+def config(small_npz):
+    """`small_config` of the small images."""
+    return small_config(small_npz)

@@ -6,7 +6,6 @@ parameters; a config joins several: 'crop(4)+flip'. Every draw is a function of 
 
 import ast
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,8 @@ PADDINGS = {'zeros': 'constant', 'reflect': 'reflect'}
 def random_crop(padding: int, mode: str = 'zeros') -> Callable:
     """Shift by up to `padding` pixels in each direction; what comes in is zeros, or a reflection."""
     mode = lookup('padding', PADDINGS, mode)
+    if not isinstance(padding, int) or padding < 0:
+        raise ValueError(f'padding={padding!r} is not a number of pixels')
 
     def crop(key: jax.Array, images: jax.Array) -> jax.Array:
         batch, height, width, channels = images.shape
@@ -36,6 +37,8 @@ def random_crop(padding: int, mode: str = 'zeros') -> Callable:
 
 def random_flip(probability: float = 0.5) -> Callable:
     """Mirror left and right."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f'probability={probability} is not from 0 to 1')
 
     def flip(key: jax.Array, images: jax.Array) -> jax.Array:
         flips = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
@@ -79,7 +82,7 @@ def _call(node: ast.expr) -> Callable:
     make = lookup('augmentation', AUGMENTATIONS, call.func.id)
     try:
         args = [ast.literal_eval(a) for a in call.args]
-        return make(*args, **{k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg})
+        return make(*args, **{k.arg or '**': ast.literal_eval(k.value) for k in call.keywords})
     except (TypeError, ValueError) as error:
         raise UserError(f'wrong parameters of {text!r} in augment: {error}') from None
 
@@ -92,4 +95,4 @@ def normalise(images: jax.Array, mean, std) -> jax.Array:
 
 def augment_batch(augment: Callable, keys: jax.Array, images: jax.Array) -> jax.Array:
     """Apply to a batch [B,H,W,C] with one key, or to one batch per member [K,B,H,W,C] with K keys."""
-    return augment(keys, images) if images.ndim == 4 else jax.vmap(partial(augment))(keys, images)
+    return augment(keys, images) if images.ndim == 4 else jax.vmap(augment)(keys, images)

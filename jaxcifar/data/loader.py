@@ -35,7 +35,8 @@ class Order:
             raise UserError(f'{images} training images do not fill a batch of {self.batch}')
         own_order = config.data.order == 'member'
         self.own = train.ndim == 2 or own_order
-        self._seeds: list = member_seeds(config) if own_order else [(run_seed(config),)]
+        seeds: list = member_seeds(config)
+        self._seeds = seeds if own_order else [(run_seed(config),)]
         self._shape = (config.members, images)
         self._epoch, self._shuffled = -1, np.empty(0)
 

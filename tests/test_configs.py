@@ -1,0 +1,141 @@
+"""The command line, and every shipped config: what it resolves to, and that it runs."""
+
+import csv
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import base
+from jaxcifar import config as configs
+from jaxcifar import main
+from jaxcifar.errors import UserError
+from jaxcifar.members import PER_MEMBER, flatten, member_seeds
+from jaxcifar.train import train
+
+GOLDEN = Path(__file__).parent / 'golden'
+SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cifar100']
+
+
+def shipped(name: str):
+    """A config of configs/, by 'name:argument'."""
+    name, _, argument = name.partition(':')
+    make = importlib.import_module(f'configs.{name}').get_config
+    return make(argument) if argument else make()
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Parse a command line given as one string."""
+
+    def run(line: str):
+        argv = ['main', *line.split()]
+        monkeypatch.setattr('sys.argv', argv)  # ml_collections looks there
+        config, workdir = main.parse(argv)
+        return configs.finalize(config), workdir
+
+    return run
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_resolved_configs_are_as_reviewed(name, monkeypatch):
+    """A changed default shows up here. To accept it: rm tests/golden/NAME.json and run again."""
+    monkeypatch.delenv('JAXCIFAR_DATA', raising=False)
+    resolved = json.dumps(configs.to_dict(configs.finalize(shipped(name))), indent=1) + '\n'
+    path = GOLDEN / f'{re.sub("[:,]", "-", name)}.json'
+    if not path.exists():
+        path.write_text(resolved)
+        pytest.fail(f'{path} was missing and is written now: commit it')
+    assert resolved == path.read_text()
+
+
+@pytest.mark.parametrize('name', SHIPPED[1:])
+def test_every_shipped_config_runs_shrunk(name, config, tmp_path):
+    """As shipped but for size: the small images, a small network, two epochs."""
+    c = shipped(name)
+    c.dataset, c.data.validation_size = config.dataset, config.data.validation_size
+    c.network, c.epochs, c.batch_size, c.devices = 'resnet8', 2, 32, 1
+    results = train(c, tmp_path)
+    assert results['epoch'] == 2 and len(results['members']) == c.members
+    with open(tmp_path / 'metrics.csv') as file:
+        loss = [float(r['loss']) for r in csv.DictReader(file) if r['split'] == 'train']
+    assert np.mean(loss[c.members :]) < np.mean(loss[: c.members])  # it learns
+
+
+def test_every_field_is_documented_and_marked():
+    """Each field has its one comment, and the marks in it are what the program does."""
+    source = Path(base.__file__).read_text()
+    comments = dict(re.findall(r'^ +c\.([\w.]+) = .*?  # (.+)$', source, re.M))
+    fields = flatten(base.get_config())
+    assert comments.keys() == fields.keys()
+    assert {f for f, text in comments.items() if '[K]' in text} == set(PER_MEMBER)
+    resumable = {f for f in fields if configs.is_resumable(f)}
+    assert {f for f, text in comments.items() if '[resumable]' in text} == resumable
+
+
+def test_flags_change_fields(parse):
+    c, workdir = parse(
+        '--config configs/single.py:resnet8+resnet20,cifar100 --workdir runs/x '
+        '--config.optimizer.lr=.1,.2 --config.schedule.milestones=3,5 --config.seed=4 '
+        '--config.augment=crop(2,mode="reflect") --config.data.drop_last=True'
+    )
+    assert (c.members, c.dataset, str(workdir)) == (2, 'cifar100', 'runs/x')
+    assert c.optimizer.lr == (0.1, 0.2) and c.schedule.milestones == (3, 5) and c.data.drop_last
+    assert member_seeds(c) == [(4, 0), (4, 1)]
+
+
+S = '--config configs/single.py --workdir x '
+
+
+@pytest.mark.parametrize(('line', 'words'), [
+    (S + '--config.optimizer.lrr=1', "'optimizer.lrr'; did you mean 'optimizer.lr'"),
+    (S + '--config.batchsize=1', "did you mean 'batch_size'"),
+    (S + '--workdirs=y', 'Did you mean: workdir'),
+    ('--config configs/singel.py --workdir x', "did you mean 'configs/single.py'"),
+    ('--config configs/single.py:resnet21 --workdir x', "unknown network 'resnet21'"),
+    ('--config configs/single.py:resnet20,cifar11 --workdir x', "did you mean 'cifar10'"),
+    ('--config configs/single.py', '--config and --workdir are needed'),
+    (S + 'stray', "'stray' is not a flag"),
+    (S + '--config.epochs=many', '--config.epochs=many'),
+    (S + '--config.epochs=0', 'epochs=0 must be at least 1'),
+    (S + '--config.optimizer.lr=.1,.2', 'not a number, nor one for each of members=1'),
+    (S + '--config.optimizer.lr=fast', 'optimizer.lr=fast is not a number'),
+    (S + '--config.seed=.5', 'whole numbers'),
+    (S + '--config.schedule.name=cosin', "did you mean 'cosine'"),
+    (S + '--config.augment=crop(4)+flop', "did you mean 'flip'"),
+    (S + '--config.network=resnet8+resnet20 --config.members=3', '2 networks for members=3'),
+    (S + '--config.members=2 --config.member_ids=1,1', 'not 2 different'),
+    (S + '--config.optimizer.accumulate=3', 'does not split into'),
+    (S + '--config.optimizer.decay=(', 'optimizer.decay'),
+    (S + '--config.log.wandb=offline', "pip install 'jaxcifar[wandb]'"),
+    (S + '--config.data.validation=none --config.early_stopping.patience=3', 'needs validation'),
+])  # fmt: skip
+def test_mistakes_end_in_one_clear_line(parse, line, words, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)  # as if without wandb
+    with pytest.raises(UserError) as caught:
+        parse(line)
+    assert words in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_help_names_the_configs_and_every_field(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['main', '--help'])
+    main.main()
+    text = capsys.readouterr().out
+    for word in ('configs/quickstart.py', '--config.optimizer.lr=', *flatten(base.get_config())):
+        assert word in text
+
+
+def test_a_saved_config_comes_back_whole(tmp_path):
+    c = configs.finalize(shipped('quickstart'))
+    (tmp_path / 'config.json').write_text(json.dumps(configs.to_dict(c)))
+    loaded = configs.load(tmp_path / 'config.json')
+    assert flatten(loaded) == flatten(c)
+    configs.refuse_changes(loaded, c, tmp_path)
+    c.epochs, c.log.every_steps = 99, 5  # resumable
+    configs.refuse_changes(loaded, c, tmp_path)
+    c.optimizer.lr = 0.3
+    with pytest.raises(UserError, match=r'optimizer\.lr was 0\.1, now 0\.3'):
+        configs.refuse_changes(loaded, c, tmp_path)

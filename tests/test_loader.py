@@ -1,0 +1,120 @@
+"""Batches are functions of the seed and the step; a loader only moves their bytes."""
+
+import copy
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcifar.config import finalize
+from jaxcifar.data.loader import Order, batches, prefetch
+from jaxcifar.data.splits import make_split
+from jaxcifar.errors import UserError
+from jaxcifar.population import Population, make_mesh
+
+
+def load(config, dataset, steps: range, train=None) -> list[dict[str, np.ndarray]]:
+    """The batches of some steps, fetched to the host."""
+    config = finalize(copy.deepcopy(config))
+    mesh = make_mesh(config)
+    population = Population(config, dataset.num_classes, dataset.image_size, mesh)
+    train = np.arange(len(dataset.y_train)) if train is None else train
+    order = Order(config, train, mesh.shape['data'])
+    return [jax.device_get(b) for b in batches(config, dataset, order, population, steps)]
+
+
+def same(a: list[dict], b: list[dict]) -> bool:
+    """Equal to the bit."""
+    pairs = [(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in ('image', 'label')]
+    return all(x.dtype == y.dtype and x.shape == y.shape and (x == y).all() for x, y in pairs)
+
+
+@pytest.mark.parametrize('order', ['shared', 'member'])
+@pytest.mark.parametrize('devices', [1, 4])
+def test_both_loaders_give_the_same_bits(config, dataset, order, devices):
+    config.members, config.devices, config.data.order = 2, devices, order
+    config.batch_size = 40  # 96 images: 40, 40 and 16
+    host = load(config, dataset, range(7))
+    config.data.loader = 'device'
+    device = load(config, dataset, range(7))
+    assert same(host, device)
+    assert host[0]['image'].dtype == np.uint8
+    assert host[2]['label'].shape == ((16,) if order == 'shared' else (2, 16))
+
+
+def test_worker_processes_give_the_same_bits(config, dataset):
+    here = load(config, dataset, range(3))
+    config.data.workers = 1
+    assert same(here, load(config, dataset, range(3)))
+
+
+def test_a_run_taken_up_in_mid_epoch_sees_the_next_batch(config, dataset):
+    assert same(load(config, dataset, range(8))[5:], load(config, dataset, range(5, 8)))
+
+
+def test_every_image_once_an_epoch_and_in_a_new_order(config, dataset):
+    first, second = load(config, dataset, range(3)), load(config, dataset, range(3, 6))
+    for epoch in (first, second):
+        images = np.concatenate([b['image'] for b in epoch])
+        assert len(np.unique(images.reshape(96, -1), axis=0)) == 96
+    assert not same(first, second)
+    config.seed = 1
+    assert not same(first, load(config, dataset, range(3)))
+
+
+def test_members_with_their_own_images(config, dataset):
+    """Splits of shape [K,n] give [K,B,...] batches, each from its member's images alone."""
+    config.members = 2
+    train = np.array([np.arange(48), np.arange(48, 96)])
+    batch = load(config, dataset, range(1), train)[0]
+    assert batch['image'].shape == (2, 32, 8, 8, 3)
+    for own, images in zip(train, batch['image']):
+        known = {image.tobytes() for image in dataset.x_train[own]}
+        assert {image.tobytes() for image in images} <= known
+
+
+def test_drop_last_and_too_few_images(config, dataset):
+    config.batch_size, config.data.drop_last = 40, True
+    assert [len(b['label']) for b in load(config, dataset, range(4))] == [40] * 4
+    config.batch_size = 97
+    with pytest.raises(UserError, match='96 training images do not fill a batch of 97'):
+        load(config, dataset, range(1))
+
+
+def test_a_last_batch_is_trimmed_to_the_devices(config):
+    config.devices = 4
+    order = Order(finalize(config), np.arange(70), 4)
+    assert [len(order.indices(i)) for i in range(3)] == [32, 32, 4] and order.trimmed == 2
+
+
+def test_the_prefetching_thread_ends_and_passes_on_its_error():
+    import threading
+
+    def source():
+        yield from range(3)
+        raise OSError('disk gone')
+
+    stream = prefetch(source(), lambda item: item)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match='disk gone'):
+        next(stream)
+    endless = prefetch(iter(int, 1), lambda item: item)
+    next(endless)
+    endless.close()
+    assert not [t for t in threading.enumerate() if t.name == 'prefetch']
+
+
+def test_held_out_images_are_stratified_and_not_trained_on(config):
+    labels = np.repeat(np.arange(5), 20)
+    config.data.validation_size = 0.1
+    split = make_split(labels, config)
+    assert sorted([*split.train, *split.validation]) == list(range(100))
+    assert (np.bincount(labels[split.validation]) == 2).all()
+    config.seed = 5  # the run's seed does not move the split
+    np.testing.assert_array_equal(make_split(labels, config).validation, split.validation)
+    for validation in ('none', 'test'):
+        config.data.validation = validation
+        assert len(make_split(labels, config).train) == 100
+    config.data.validation, config.data.validation_size = 'holdout', 99
+    with pytest.raises(UserError, match='cannot hold out'):
+        make_split(labels, config)

@@ -1,0 +1,15 @@
+"""Lint, format and types, with the versions that pyproject.toml pins."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize('tool', ['ruff check', 'ruff format --check', 'mypy'])
+def test_style(tool):
+    done = subprocess.run([sys.executable, '-m', *tool.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

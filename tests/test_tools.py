@@ -1,0 +1,153 @@
+"""What stands around a run: its files, evaluation, prediction, traces, event files."""
+
+import csv
+import json
+import struct
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcifar.errors import UserError
+from jaxcifar.evaluate import evaluate
+from jaxcifar.predict import predict
+from jaxcifar.train import train
+from tests.conftest import small_config
+
+
+@pytest.fixture(scope='module')
+def run(small_npz, tmp_path_factory):
+    """(workdir, results, what it printed) of two members that were traced and logged in all ways."""
+    workdir = tmp_path_factory.mktemp('run')
+    config = small_config(small_npz)
+    config.members, config.epochs, config.optimizer.lr = 2, 4, 0.02
+    config.log.tensorboard, config.log.every_steps = True, 2
+    config.profile.steps = (4, 6)
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr('jaxcifar.console.Console.say', lambda self, line: lines.append(line))
+        results = train(config, workdir)
+    return workdir, results, lines
+
+
+def test_metrics_are_long_format_and_say_nothing_of_the_clock(run):
+    workdir, _, _ = run
+    with open(workdir / 'metrics.csv') as file:
+        rows = list(csv.DictReader(file))
+    kinds = {(r['split'], r['checkpoint']) for r in rows}
+    assert kinds == {('train', 'last'), ('train_batch', 'last'), ('validation', 'last'),
+                     ('test', 'last'), ('test', 'best')}  # fmt: skip
+    assert {r['member'] for r in rows} == {'0_resnet8', '1_resnet8'}
+    train_rows = [r for r in rows if r['split'] == 'train']
+    assert [(r['epoch'], r['step']) for r in train_rows[::2]] == [(str(e), str(3 * e)) for e in range(1, 5)]
+    assert not any('second' in name or 'time' in name for name in rows[0])
+    assert len((workdir / 'timing.csv').read_text().splitlines()) == 1 + 4
+
+
+def test_the_workdir_says_what_ran(run):
+    workdir, _, lines = run
+    session = json.loads((workdir / 'run.json').read_text())['sessions'][0]
+    assert session['packages']['jax'] == jax.__version__ and session['packages']['torch']
+    assert session['command'] and session['devices'] and len(session['commit']) >= 40
+    speed = session['speed']
+    assert speed['flops_per_step_and_device'] > 1e6 and speed['images_per_second'] > 0
+    assert speed['compile_seconds'] > 0 and speed['share_of_peak'] is None  # a CPU has no known peak
+    assert 'Conv_0/kernel' in (workdir / 'networks.txt').read_text()
+    assert any('compiled the step' in line for line in lines)
+    assert any('± ' in line and 'ensemble' in line for line in lines)
+
+
+def test_evaluate_gives_the_results_of_the_run(run):
+    workdir, results, _ = run
+    for which in ('best', 'last'):
+        found = evaluate(workdir, which, 'test', flip=False)
+        for member, expected in zip(found['members'], results['members']):
+            for metric, value in expected[which]['test'].items():
+                assert member[metric] == pytest.approx(value, abs=1e-6)
+        assert found['ensemble'] == pytest.approx(results['ensemble'][which], abs=1e-6)
+        spread = np.std([m['accuracy'] for m in found['members']], ddof=1)
+        assert found['std']['accuracy'] == pytest.approx(spread)
+    best = evaluate(workdir, None, 'validation', flip=False)
+    for member, expected in zip(best['members'], results['members']):
+        assert member['accuracy'] == pytest.approx(expected['best']['validation_accuracy'])
+    assert evaluate(workdir, '12', 'train', flip=True)['images'] == 80
+    for which, split, words in (('7', 'test', "no checkpoint '7'"), ('last', 'tset', "did you mean 'test'")):
+        with pytest.raises(UserError, match=words):
+            evaluate(workdir, which, split, flip=False)
+
+
+def test_predict_names_the_classes_of_files(run, dataset, tmp_path):
+    workdir, _, _ = run
+    paths = [tmp_path / f'{i}.png' for i in range(8)]
+    for path, image in zip(paths, dataset.x_test):
+        Image.fromarray(image).save(path)
+    probabilities, classes = predict(workdir, paths)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    assert classes == ['0', '1', '2', '3']
+    every = evaluate(workdir, 'best', 'test', flip=False)['ensemble']['accuracy']
+    assert (probabilities.argmax(1) == dataset.y_test[:8]).mean() == pytest.approx(every, abs=0.25)
+    (tmp_path / 'broken.png').write_bytes(b'no picture')
+    with pytest.raises(UserError, match=r'broken\.png is not a readable image'):
+        predict(workdir, [tmp_path / 'broken.png'])
+
+
+def test_a_trace_is_written_and_its_top_operations_printed(run):
+    workdir, _, lines = run
+    assert list((workdir / 'profile').rglob('*.xplane.pb'))
+    table = lines[next(i for i, line in enumerate(lines) if 'trace of steps 4 to 6' in line) + 1 :]
+    assert 'operation' in table[0] and '%' in table[1]
+
+
+def test_event_files_hold_the_scalars(run):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = (run[0] / 'tensorboard').glob('events.*')
+    data, found = path.read_bytes(), {}
+    while data:  # length, its checksum, an event, its checksum
+        size = struct.unpack('<Q', data[:8])[0]
+        event = Event.FromString(data[12 : 12 + size])
+        found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+        data = data[16 + size :]
+    accuracy = run[1]['members'][1]['last']['test']['accuracy']
+    assert found['accuracy/test/1_resnet8', 12] == pytest.approx(accuracy)
+    assert ('lr/train/0_resnet8', 3) in found
+
+
+@pytest.mark.parametrize('loader', ['host', 'device'])
+def test_nothing_is_fetched_from_the_devices_within_an_epoch(loader, config, tmp_path, monkeypatch):
+    """Twice the steps, the same number of fetches. (The guard in the loop sees other directions.)"""
+    from jax._src.array import ArrayImpl
+
+    original, fetches = ArrayImpl._value, []
+    monkeypatch.setattr(ArrayImpl, '_value', property(lambda a: (fetches.append(1), original.fget(a))[1]))
+    counts = []
+    for batch in (16, 8):
+        config.batch_size, config.epochs, config.data.loader = batch, 1, loader
+        fetches.clear()
+        train(config, tmp_path / str(batch))
+        counts.append(len(fetches))
+    assert counts[0] == counts[1] > 0
+
+
+def test_test_set_selection_is_said_in_every_log(config, tmp_path, capsys):
+    config.data.validation, config.epochs = 'test', 1
+    results = train(config, tmp_path)
+    printed = capsys.readouterr().out
+    assert 'TEST' in printed and results['selection'] == 'test'
+    splits = {line.split(',')[3] for line in (tmp_path / 'metrics.csv').read_text().splitlines()[1:]}
+    assert splits == {'train', 'test'}
+
+
+def test_without_validation_the_last_epoch_counts(config, tmp_path):
+    config.data.validation, config.epochs = 'none', 1
+    results = train(config, tmp_path)
+    assert set(results['mean']) == {'last'} and not (tmp_path / 'best').exists()
+    assert evaluate(tmp_path, None, 'test', flip=False)['mean'] == pytest.approx(results['mean']['last'])
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32(config, tmp_path):
+    config.precision, config.epochs = 'bfloat16', 1
+    assert np.isfinite(train(config, tmp_path)['mean']['last']['nll'])
+    with np.load(next((tmp_path / 'best').rglob('*.npz'))) as best:
+        assert {best[k].dtype for k in best.files} == {np.dtype('float32')}
