@@ -1,0 +1,168 @@
+"""Killed, stopped, extended and taken over: the run that goes on is the run that never stopped."""
+
+import csv
+import random
+import shutil
+import signal
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tests.conftest import small_images
+from tests.processes import (
+    Ahead,
+    assert_same,
+    checkpoints,
+    contents,
+    finish,
+    frozen,
+    meta,
+    outcome,
+    reference,
+    started,
+    train,
+)
+
+ONE = {'data__loader': 'host'}
+THREE = {
+    'members': 3,
+    'batch_size': 32,  # 32, 32, 16
+    'data__validation': 'holdout',
+    'data__validation_size': 16,
+    'ema': 0.9,
+    'optimizer__lr': '.05,.02,0',
+    'early_stopping__patience': 2,
+    'log__every_steps': 1,
+    'checkpoint__every_steps': 2,
+}
+
+
+ahead = Ahead()
+
+
+@pytest.fixture(scope='module')
+def three(small_npz, tmp_path_factory):
+    """The workdir of three members that nothing happened to."""
+    return finish(tmp_path_factory.mktemp('three') / 'run', small_npz, **THREE)
+
+
+@pytest.fixture(scope='module')
+def running(request, small_npz, three):
+    yield from ahead.run(request, small_npz, reference(small_npz), three)
+
+
+def during_a_save(workdir):
+    return any(workdir.glob('checkpoints/*.orbax-checkpoint-tmp*'))
+
+
+def between_best_weights_and_checkpoint(workdir):
+    saved = [int(p.name.partition('.')[0]) for p in workdir.glob('checkpoints/*')]
+    return max((int(p.stem) for p in workdir.glob('best/*/[0-9]*.npz')), default=0) > max(saved, default=0)
+
+
+def some_time_after_an_epoch(rng):
+    """A condition that holds from a random time on after the process has finished an epoch."""
+    delay, since = rng.uniform(0, 0.1), {}
+
+    def condition(workdir):
+        rows = len(list(workdir.glob('timing.csv')) and (workdir / 'timing.csv').read_text().splitlines())
+        since.setdefault('rows', rows)
+        if rows > max(since['rows'], 1):
+            since.setdefault('time', time.monotonic() + delay)
+        return time.monotonic() > since.get('time', float('inf'))
+
+    return condition
+
+
+def killed(workdir, npz, **fields):
+    """A run that was killed in three moments and then left alone."""
+    rng = random.Random(len(fields))
+    for moment in between_best_weights_and_checkpoint, during_a_save, some_time_after_an_epoch(rng):
+        run = started(workdir, npz, **fields)
+        with run as process, frozen(process, partial(moment, workdir)):
+            process.kill()
+    return finish(workdir, npz, **fields)
+
+
+@ahead
+def test_a_killed_run_of_one_ends_as_if_it_had_not_been(folder, npz, one, three):
+    assert_same(killed(folder, npz, **ONE), one)
+
+
+@ahead
+def test_a_killed_run_of_three_ends_as_if_it_had_not_been(folder, npz, one, three):
+    assert_same(killed(folder, npz, **THREE), three)
+
+
+def test_the_three_stop_at_different_times(three):
+    with open(three / 'metrics.csv') as file:
+        rows = [r for r in csv.DictReader(file) if r['split'] == 'validation']
+    stopped = [r['member'] for r in rows if r['patience'] == '2' and float(r['epoch']) < 6]
+    assert 0 < len(set(stopped)) < 3
+
+
+def assert_saved_by_sigterm(process, workdir, pending):
+    """Send SIGTERM; `pending` is whether an evaluation is still to be done."""
+    process.send_signal(signal.SIGTERM)
+    at = time.monotonic()
+    status, _, err = outcome(process)
+    assert time.monotonic() - at < 15
+    step = checkpoints(workdir)[-1]
+    assert (status, err) == (75, f'saved at step {step}; the same command goes on from there\n')
+    assert meta(workdir, step)['pending'] == pending
+
+
+@ahead
+def test_sigterm_in_training_saves_within_seconds(folder, npz, one, three):
+    with started(folder, npz) as process:
+        with frozen(process, lambda: during_a_save(folder)):
+            pass
+        assert_saved_by_sigterm(process, folder, pending=False)
+    assert_same(finish(folder, npz), one)
+
+
+@ahead
+def test_sigterm_in_evaluation_saves_within_seconds(folder, npz, one, three):
+    folder.mkdir()
+    x, y = small_images(500)
+    np.savez(folder / 'many.npz', x_train=x[:24], y_train=y[:24], x_test=x, y_test=y)
+    # One step an epoch, and then images one by one for longer than all else takes.
+    fields = {'npz': folder / 'many.npz', 'eval__batch_size': 1, 'epochs': 2}
+    with started(folder / 'run', **fields) as process:
+        with frozen(process, lambda: during_a_save(folder / 'run')):
+            pass
+        time.sleep(0.15)
+        assert_saved_by_sigterm(process, folder / 'run', pending=True)
+    assert_same(finish(folder / 'run', **fields), finish(folder / 'reference', **fields))
+
+
+@ahead
+def test_a_finished_run_says_so_and_leaves_all_as_it_is(folder, npz, one, three):
+    workdir = shutil.copytree(one, folder)
+    status, out, err = train(workdir, npz)
+    assert (status, err) == (0, '')
+    assert out == f'{workdir} is finished; more config.epochs would continue it\n'
+    assert contents(workdir, '**/[!.]*') == contents(one, '**/[!.]*')
+
+
+@ahead
+def test_more_epochs_continue_a_finished_run(folder, npz, one, three):
+    killed, whole = (shutil.copytree(one, folder / name) for name in ('killed', 'whole'))
+    with started(killed, npz, epochs=8) as process, frozen(process, lambda: during_a_save(killed)):
+        process.kill()
+    assert_same(finish(killed, npz, epochs=8), finish(whole, npz, epochs=8))
+    before, after = ((workdir / 'metrics.csv').read_bytes() for workdir in (one, whole))
+    assert after.startswith(before)
+    assert [row.split(b',')[0] for row in after[len(before) :].splitlines()] == [b'7'] * 2 + [b'8'] * 3
+
+
+@ahead
+def test_a_new_workdir_starts_from_the_newest_checkpoint_of_another(folder, npz, one, three):
+    assert_same(finish(folder, npz, resume_from=one), one)
+
+
+@ahead
+def test_a_new_workdir_starts_from_a_checkpoint_of_another(folder, npz, one, three):
+    assert_same(finish(folder, npz, resume_from=f'{one}@20'), one)
