@@ -80,6 +80,8 @@ def damaged(reference, small_npz, tmp_path_factory):
     def run(name):
         workdir = shutil.copytree(reference, folder / name)
         DAMAGES[name](workdir / 'checkpoints' / '24')
+        best = workdir / 'best' / '0_resnet8'
+        shutil.copy(best / '20.npz', best / '23.npz')  # of steps that went differently, and were given up
         return workdir, train(workdir, small_npz)
 
     with ThreadPoolExecutor(2) as pool:
@@ -258,11 +260,20 @@ def test_a_disk_that_is_read_only(folder, npz, reference):
 
 @ahead
 def test_a_diverged_member_is_named_and_not_saved(folder, npz, reference):
-    result = train(folder, npz, optimizer__lr=1e20, checkpoint__every_steps=1)
-    kept = checkpoints(folder)
-    assert_says(result, f'0_resnet8 diverged: not all numbers are finite at step {kept[-1] + 1}', str(kept))
-    leaves = [leaf for step in kept for leaf in jax.tree.leaves(state(folder, step))]
-    assert leaves and all(np.isfinite(leaf).all() for leaf in leaves)
+    # The weights after step 5 are not finite, the loss that step 5 reports still is.
+    result = train(folder, npz, optimizer__lr=2.0, schedule__gamma=3e38, checkpoint__every_steps=1)
+    says = '0_resnet8 diverged: not all numbers are finite at step 5', 'kept checkpoints: [3, 4]'
+    assert_says(result, *says)
+    leaves = [leaf for step in (3, 4) for leaf in jax.tree.leaves(state(folder, step))]
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+    assert checkpoints(folder) == [3, 4]
+
+
+@ahead
+def test_an_infinite_loss_is_no_checkpoint(folder, npz, reference):
+    result = train(folder, npz, optimizer__lr=1e20, log__every_steps=1)
+    assert_says(result, '0_resnet8 diverged: not all numbers are finite at step', 'kept checkpoints: []')
+    assert checkpoints(folder) == []
 
 
 @ahead

@@ -10,10 +10,12 @@ from functools import partial
 import numpy as np
 import pytest
 
+from jaxcifar.train import train as train_here
 from tests.conftest import small_images
 from tests.processes import (
     Ahead,
     assert_same,
+    assert_same_state,
     checkpoints,
     contents,
     finish,
@@ -160,9 +162,23 @@ def test_more_epochs_continue_a_finished_run(folder, npz, one, three):
 
 @ahead
 def test_a_new_workdir_starts_from_the_newest_checkpoint_of_another(folder, npz, one, three):
-    assert_same(finish(folder, npz, resume_from=one), one)
+    finish(folder, npz, resume_from=one)
+    written = 'results.json', 'metrics.csv'
+    assert contents(folder, *written) == contents(one, *written)
+    assert contents(folder, 'best/*/*').items() <= contents(one, 'best/*/*').items()
+    assert_same_state(folder, one)
 
 
 @ahead
 def test_a_new_workdir_starts_from_a_checkpoint_of_another(folder, npz, one, three):
     assert_same(finish(folder, npz, resume_from=f'{one}@20'), one)
+
+
+def test_a_stopped_member_goes_on_at_once_when_it_may(config, tmp_path):
+    config.epochs, config.optimizer.lr = 3, 0.0  # batch statistics move all the same
+    config.early_stopping.patience = 1
+    assert train_here(config, tmp_path / 'stopped')['epoch'] == 2
+    config.early_stopping.patience = 0
+    for name in ('stopped', 'whole'):
+        assert train_here(config, tmp_path / name)['epoch'] == 3
+    assert_same_state(tmp_path / 'stopped', tmp_path / 'whole')

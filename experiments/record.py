@@ -1,0 +1,82 @@
+"""Keep a finished run's numbers: python -m experiments.record WORKDIR…
+
+Appends a row for each to experiments/results/accuracy.csv, with the command that gives them again.
+"""
+
+import csv
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / 'results' / 'accuracy.csv'
+COLUMNS = ('date', 'commit', 'device', 'python', 'jax', 'dataset', 'network', 'members', 'epochs',
+           'selection', 'weights', 'accuracy', 'std', 'nll', 'ece', 'ensemble', 'images_per_second',
+           'seconds', 'command')  # fmt: skip
+
+
+def command(session: dict, config: dict) -> str:
+    """The session's command without what belongs to its machine: interpreter and folders."""
+    words = shlex.split(session['command'])
+    workdir = f'runs/{config["dataset"].replace(":", "-").replace("/", "-")}-{config["network"]}'
+    kept = words[words.index('jaxcifar.main') + 1 :]
+    for i, word in enumerate(kept):
+        if word == '--workdir':
+            kept[i + 1] = workdir
+        elif word.startswith('--workdir='):
+            kept[i] = f'--workdir={workdir}'
+    return shlex.join(['python', '-m', 'jaxcifar.main', *kept])
+
+
+def rows(workdir: Path):
+    """One row for each of the weights that were tested."""
+    config, results, run = (
+        json.loads((workdir / f'{name}.json').read_text()) for name in ('config', 'results', 'run')
+    )
+    with open(workdir / 'timing.csv') as file:
+        timing = list(csv.DictReader(file))
+    session = run['sessions'][0]
+    common = {
+        'date': session['started'][:10],
+        'commit': session['commit'],
+        'device': ' + '.join(session['devices']),
+        'python': session['python'],
+        'jax': session['packages']['jax'],
+        'dataset': config['dataset'],
+        'network': config['network'],
+        'members': config['members'],
+        'epochs': results['epoch'],
+        'selection': results['selection'],
+        'images_per_second': round(float(np.median([float(t['images_per_second']) for t in timing]))),
+        'seconds': round(sum(float(t['seconds']) for t in timing)),
+        'command': command(session, config),
+    }
+    for weights, mean in results['mean'].items():
+        several = config['members'] > 1
+        numbers = {
+            'accuracy': round(mean['accuracy'], 5),
+            'std': round(results['std'][weights]['accuracy'], 5) if several else '',
+            'nll': round(mean['nll'], 4),
+            'ece': round(mean['ece'], 4),
+            'ensemble': round(results['ensemble'][weights]['accuracy'], 5) if several else '',
+        }
+        yield {**common, 'weights': weights, **numbers}
+
+
+def main(workdirs: list[str]):
+    """Append and print."""
+    new = not RESULTS.exists()
+    with RESULTS.open('a', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        if new:
+            writer.writeheader()
+        for workdir in workdirs:
+            for row in rows(Path(workdir)):
+                writer.writerow(row)
+                print(row)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])
