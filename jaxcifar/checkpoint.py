@@ -43,6 +43,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int):
         self.folder = (workdir / 'checkpoints').absolute()
         self._damaged = self.folder.parent / 'damaged'
+        self._replaced = self.folder.parent / 'replaced'
         self._keep = max(keep, 2)
         self._saving = 0
         self._manager = self._open()
@@ -63,10 +64,14 @@ class Checkpoints:
         self._manager.wait_until_finished()
         meta = {**meta, 'shapes': _shapes(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
+        again = step in self._manager.all_steps()
+        if again:  # it was saved in mid-evaluation: kept until the new one is whole
+            self._set_aside(step, self._replaced)
         self._saving = step
         self._manager.save(step, args=args)
+        if again:
+            self.wait()
+            shutil.rmtree(self._replaced)
 
     def _seal(self):
         """Called when a checkpoint's items are written and before it gets its name."""
@@ -101,6 +106,8 @@ class Checkpoints:
         """
         for unfinished in self.folder.glob('*.orbax-checkpoint-tmp*'):
             shutil.rmtree(unfinished)
+        self._put_back()
+        self._manager.reload()
         steps = sorted(self._manager.all_steps())
         while steps:
             step = steps.pop()
@@ -109,7 +116,7 @@ class Checkpoints:
             except Damaged as error:
                 instead = f'going on from step {steps[-1]}' if steps else 'starting from the beginning'
                 print(f'warning: {error}; {instead}', file=sys.stderr)
-                self._set_aside(step)
+                self._set_aside(step, self._damaged)
         return None
 
     def _check(self, step: int):
@@ -123,12 +130,19 @@ class Checkpoints:
             reason = error.strerror if isinstance(error, OSError) else error
             raise Damaged(f'checkpoint {self._file(step)} is damaged: {name}: {reason}') from None
 
-    def _set_aside(self, step: int):
+    def _set_aside(self, step: int, folder: Path):
         self._manager.close()
-        self._damaged.mkdir(exist_ok=True)
-        shutil.rmtree(self._damaged / str(step), ignore_errors=True)
-        os.replace(self._file(step), self._damaged / str(step))
+        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder / str(step), ignore_errors=True)
+        os.replace(self._file(step), folder / str(step))
         self._manager = self._open()
+
+    def _put_back(self):
+        """What `save` had set aside when the process was killed."""
+        for path in self._replaced.glob('[0-9]*'):
+            if not self._file(int(path.name)).exists():
+                os.replace(path, self._file(int(path.name)))
+        shutil.rmtree(self._replaced, ignore_errors=True)
 
     def _file(self, step: int, *names: str) -> Path:
         return self.folder.joinpath(str(step), *names)

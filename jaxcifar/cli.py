@@ -11,8 +11,8 @@ from jaxcifar.errors import EXIT_PREEMPTED, Preempted, UserError
 FULL = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 NO_SPACE = 'the disk is full; the checkpoints before are kept, so make room and run it again'
 NO_MEMORY = (
-    'out of memory; try half the batch_size, or optimizer.accumulate=2, which gives the same batch '
-    'in two parts'
+    'out of memory; in a new workdir try half the batch_size, or optimizer.accumulate=2, which takes the '
+    'batch in two parts; where it was the evaluation, a smaller eval.batch_size'
 )
 
 
@@ -22,8 +22,9 @@ def run_command(main: Callable[[], None]):
     try:
         main()
     except Preempted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(EXIT_PREEMPTED)
+        print(stop, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(EXIT_PREEMPTED)  # everything is closed; XLA may still be compiling in a thread
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxcifar import couplings, losses, optim, views
 from jaxcifar.data import augment, splits
-from jaxcifar.errors import UserError, lookup
+from jaxcifar.errors import UserError, lookup, unknown
 from jaxcifar.members import PER_MEMBER, flatten, get, per_member
 from jaxcifar.models import NETWORKS
 
@@ -19,6 +19,20 @@ LOADERS = ('host', 'device')
 ORDERS = ('shared', 'member')
 PERIODS = ('step', 'epoch')
 WANDB_MODES = ('disabled', 'offline', 'online')
+
+# What values can be; an open end is infinite.
+ANY = float('inf')
+RANGES = {
+    **dict.fromkeys(('members', 'epochs', 'batch_size', 'devices', 'data.image_size'), (1, ANY)),
+    **dict.fromkeys(('eval.batch_size', 'eval.every_epochs', 'optimizer.accumulate'), (1, ANY)),
+    **dict.fromkeys(('checkpoint.every_epochs', 'checkpoint.keep'), (1, ANY)),
+    **dict.fromkeys(('checkpoint.every_steps', 'log.every_steps', 'data.workers'), (0, ANY)),
+    **dict.fromkeys(('optimizer.lr', 'optimizer.weight_decay', 'optimizer.clip'), (0, ANY)),
+    **dict.fromkeys(('optimizer.momentum', 'optimizer.b1', 'optimizer.b2', 'ema'), (0, 1)),
+    **dict.fromkeys(('label_smoothing', 'schedule.final', 'schedule.gamma'), (0, 1)),
+    **dict.fromkeys(('schedule.warmup_steps', 'data.split_seed'), (0, ANY)),
+    **dict.fromkeys(('early_stopping.patience', 'early_stopping.min_epochs'), (0, ANY)),
+}
 
 # What a continued run may change: fields, or groups of fields, that no past step depended on.
 RESUMABLE = (
@@ -42,6 +56,12 @@ def finalize(config: ConfigDict) -> ConfigDict:
     Runs after the command line's changes, fills in only what is unset, and returns the same object.
     Raises `UserError` with one line for a value that cannot be.
     """
+    from configs import base  # found where config files are found
+
+    fields = flatten(base.get_config())
+    for field in flatten(config):
+        if field not in fields:
+            raise unknown('field', field, fields)
     names = config.network.split('+')
     config.members = config.members or len(names)
     if len(names) not in (1, config.members):
@@ -66,10 +86,11 @@ def _check(config: ConfigDict, names: list[str]):
         per_member(config, field)
     if not all(isinstance(s, int) and s >= 0 for s in per_member(config, 'seed')):
         raise UserError(f'seed={config.seed} is not made of whole numbers from 0 up')
-    for field in ('members', 'epochs', 'batch_size', 'eval.batch_size', 'eval.every_epochs',
-                  'checkpoint.every_epochs', 'checkpoint.keep', 'optimizer.accumulate'):  # fmt: skip
-        if get(config, field) < 1:
-            raise UserError(f'{field}={get(config, field)} must be at least 1')
+    for field, (low, high) in RANGES.items():
+        values = per_member(config, field) if field in PER_MEMBER else [get(config, field)]
+        for value in values:
+            if value is not None and not low <= value <= high:
+                raise UserError(f'{field}={value} is not from {low} to {high}')
     if config.batch_size % config.optimizer.accumulate:
         raise UserError(
             f'batch_size={config.batch_size} does not split into '
@@ -133,7 +154,7 @@ def refuse_changes(old: ConfigDict, new: ConfigDict, workdir: Path):
     if changed:
         raise UserError(
             f'{workdir} holds a run of another config ({"; ".join(changed)}): '
-            f'choose a new --workdir, and --config.resume_from={workdir} to start from its weights'
+            f'choose a new --workdir; --config.resume_from={workdir} goes on there from its state'
         )
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 SETTLED = 10  # steps after which a rate means something
 HEARTBEAT = 300.0  # seconds between lines within an epoch, in a log file
-COLUMNS = ('epoch', 'lr', 'train loss', 'train', 'validation', 'best', 'seconds', 'images/s')
+COLUMNS = ('epoch', 'lr', 'train loss', 'train %', 'validation %', 'best %', 'seconds', 'images/s')
 
 
 class Console:
@@ -20,7 +20,7 @@ class Console:
 
     def __init__(self, validation: str | None, step: int, total: int):
         self._terminal = Terminal()
-        self._columns = [validation or '' if c == 'validation' else c for c in COLUMNS]
+        self._columns = [c.replace('validation', validation or 'validation') for c in COLUMNS]
         self._rows: deque[list[str]] = deque(maxlen=20)
         self._total = total
         self._last_line = time.monotonic()
@@ -86,7 +86,7 @@ class Console:
     def _render(self) -> Group:
         table = Table(*self._columns, box=None, header_style='bold')
         for column in table.columns:
-            column.justify = 'right'
+            column.justify, column.no_wrap = 'right', True
         for cells in self._rows:
             table.add_row(*cells)
         return Group(table, self._progress)
@@ -109,7 +109,7 @@ def _spread(values, form: str) -> str:
 
 
 def _percent(values) -> str:
-    return '' if values is None else _spread(np.asarray(values) * 100, '{:.2f}') + ' %'
+    return '' if values is None else _spread(np.asarray(values) * 100, '{:.2f}')
 
 
 class Clock:

@@ -16,6 +16,8 @@ from jaxcifar.cli import run_command
 from jaxcifar.errors import UserError, unknown
 from jaxcifar.members import flatten
 
+ROOT = Path(__file__).parent.parent
+
 
 def parse(argv: list[str]):
     """(config, workdir) from a command line, program name first."""
@@ -27,7 +29,7 @@ def parse(argv: list[str]):
         config, workdir = values['config'].value, values['workdir'].value
         if config is not None:
             config.network  # noqa: B018  a file that could not be loaded raises here
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, KeyError, ImportError, OSError, TypeError, ValueError) as error:
         raise _explain(error, argv) from error
     if len(rest) > 1:
         raise UserError(f'{rest[1]!r} is not a flag; changes are written --config.field=value')
@@ -38,7 +40,7 @@ def parse(argv: list[str]):
 
 def _explain(error: Exception, argv: list[str]) -> UserError:
     """What absl, ml_collections and the config file meant."""
-    from configs import base  # found from the current folder, as config files are
+    from configs import base
 
     fields = flatten(base.get_config())
     for argument in argv[1:]:
@@ -53,29 +55,30 @@ def _explain(error: Exception, argv: list[str]) -> UserError:
 
 
 def _shipped() -> list[str]:
-    return [f'configs/{p.name}' for p in sorted(Path('configs').glob('[!_]*.py')) if p.stem != 'base']
+    return [f'configs/{p.name}' for p in sorted((ROOT / 'configs').glob('[!_]*.py')) if p.stem != 'base']
 
 
 def usage() -> str:
     """What --help prints: the command, the shipped configs, and every field with its comment."""
     lines = [str(__doc__), 'Configs:']
     for name in _shipped():
-        doc = ast.get_docstring(ast.parse(Path(name).read_text())) or ''
+        doc = ast.get_docstring(ast.parse((ROOT / name).read_text())) or ''
         lines.append(f'  {name:24}{doc.splitlines()[0]}')
     lines += ['', 'Fields (configs/base.py):']
-    for line in Path('configs/base.py').read_text().splitlines():
+    for line in (ROOT / 'configs/base.py').read_text().splitlines():
         code, mark, comment = line.strip().partition('  # ')
         if mark and code.startswith('c.'):
             field, _, default = code.removeprefix('c.').partition(' = ')
             for maker in ('number_or_list', 'placeholder'):
                 default = default.removeprefix(maker)
+            default = 'unset' if '(int' in default or '(str' in default or '(object' in default else default
             lines.append(f'  {field} = {default.strip("()")}\n      {comment}')
     return '\n'.join(lines)
 
 
 def main():
     """The command line."""
-    sys.path.insert(0, '')  # config files are found, and find each other, from the current folder
+    sys.path[:0] = ['', str(ROOT)]  # config files find each other from the current folder, and ours
     if {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
         print(usage())
         return

@@ -38,12 +38,17 @@ def make_mesh(config: ConfigDict) -> Mesh:
     names = member_networks(config)
     side_by_side = gcd(count, *(names.count(n) for n in names))
     shape = (side_by_side, count // side_by_side)
-    if (config.batch_size // config.optimizer.accumulate) % shape[1]:
+    return jax.make_mesh(shape, ('member', 'data'), (AxisType.Auto,) * 2, devices=devices[:count])
+
+
+def check_batch(config: ConfigDict, mesh: Mesh):
+    """Raise `UserError` unless a batch's parts split evenly over the mesh."""
+    part, shards = config.batch_size // config.optimizer.accumulate, mesh.shape['data']
+    if part % shards:
         raise UserError(
             f'batch_size={config.batch_size} in optimizer.accumulate={config.optimizer.accumulate} parts '
-            f'does not split over {shape[1]} devices'
+            f'does not split over {shards} devices'
         )
-    return jax.make_mesh(shape, ('member', 'data'), (AxisType.Auto,) * 2, devices=devices[:count])
 
 
 class Population:

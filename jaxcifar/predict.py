@@ -27,8 +27,11 @@ def predict(workdir: Path, images: list[Path], which: str = 'best') -> tuple[np.
     the workdir and not the dataset.
     """
     config = configs.load(workdir / 'config.json')
+    description = read_json(workdir / 'dataset.json')
+    if description is None:
+        raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
     config.devices = 1
-    dataset = SimpleNamespace(**read_json(workdir / 'dataset.json'))
+    dataset = SimpleNamespace(**description)
     mesh = make_mesh(config)
     population = Population(config, len(dataset.classes), dataset.image_size, mesh)
     weights, _ = load_weights(config, population, workdir, which)

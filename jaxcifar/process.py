@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import Preempted, UserError
 
 
 @contextlib.contextmanager
@@ -36,14 +36,26 @@ def keep_compiled(folder: str):
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+class Terminated(threading.Event):
+    """Set by SIGTERM. Before there is anything to save, the signal ends the run then and there."""
+
+    can_save = False
+
+    def handle(self, *_):
+        """The signal handler."""
+        self.set()
+        if not self.can_save:
+            raise Preempted('stopped before the first step; the same command starts again')
+
+
 @contextlib.contextmanager
 def sigterm():
-    """An event that SIGTERM sets; the handler before it is put back afterwards."""
-    terminated = threading.Event()
+    """A `Terminated`; the handler before it is put back afterwards."""
+    terminated = Terminated()
     if threading.current_thread() is not threading.main_thread():
         yield terminated  # only the main thread may have handlers
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    before = signal.signal(signal.SIGTERM, terminated.handle)
     try:
         yield terminated
     finally:

@@ -1,5 +1,6 @@
 """What a step costs: compile time, FLOPs, share of the device's peak, and a trace of where time goes."""
 
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,8 +28,8 @@ PEAK = {
 class Compiled:
     """A jitted function compiled ahead for each shape of its last argument, with what that cost."""
 
-    def __init__(self, function, say=print):
-        self._function, self._say = function, say
+    def __init__(self, function, say=print, poll=lambda: None):
+        self._function, self._say, self._poll = function, say, poll
         self._programs: dict = {}
         self.flops = 0.0  # of a step with the first shape, on one device
         self.seconds = 0.0  # of all compilations
@@ -37,16 +38,39 @@ class Compiled:
         shape = jax.tree.leaves(batch)[0].shape
         if shape not in self._programs:
             self._compile(shape, state, batch)
-        return self._programs[shape](state, batch)
+        # Nothing may cross to or from the host here: it would wait for every step.
+        with jax.transfer_guard('disallow'):
+            return self._programs[shape](state, batch)
 
     def _compile(self, shape: tuple[int, ...], state, batch):
         start = time.perf_counter()
-        program = self._function.lower(state, batch).compile()
+        program = self._in_background(self._function.lower(state, batch).compile)
         seconds = time.perf_counter() - start
         flops = (program.cost_analysis() or {}).get('flops', 0.0)
         self.flops, self.seconds = self.flops or flops, self.seconds + seconds
         self._say(f'compiled the step for images {shape} in {seconds:.1f} s, {flops / 1e9:,.1f} GFLOP')
         self._programs[shape] = program
+
+    def _in_background(self, work):
+        """The result of `work()`. Signals reach Python between its own instructions only: a thread
+        leaves the main one free to `poll` while XLA compiles for a minute."""
+        result: list = []
+
+        def run():
+            try:
+                result.append((work(), None))
+            except BaseException as error:  # raised again where the program is wanted
+                result.append((None, error))
+
+        thread = threading.Thread(target=run, name='compile', daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+            self._poll()
+        program, error = result[0]
+        if error is not None:
+            raise error
+        return program
 
 
 def share_of_peak(flops_per_second: float) -> float | None:
@@ -58,9 +82,11 @@ def share_of_peak(flops_per_second: float) -> float | None:
 class Tracer:
     """Traces the steps from `first` up to `end` into WORKDIR/profile and prints the top operations."""
 
-    def __init__(self, steps: tuple[int, int], workdir: Path, say=print):
+    def __init__(self, steps: tuple[int, int], workdir: Path, step: int, total: int, say=print):
         self._first, self._end = steps
         self._say = say
+        if self._end and not step <= self._first < min(self._end, total):
+            say(f'profile.steps={steps} will not come: this run goes from step {step} to {total}')
         self._folder = workdir / 'profile'
         self._running = False
 

@@ -4,14 +4,13 @@ Reads only the files that a run leaves in its folder, so it needs no accelerator
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxcifar import report_page
-from jaxcifar.errors import UserError
+from jaxcifar.cli import run_command
 from jaxcifar.report_page import ON_TEST, UNFINISHED, Table
 from jaxcifar.report_runs import NONE, Run, load, show, to_float
 
@@ -179,19 +178,15 @@ def report(dirs: Sequence[str | Path], out: str | Path) -> Path:
     return write(dirs, out)[0]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None):
+    """The command line."""
     parser = argparse.ArgumentParser(prog='python -m jaxcifar.report', description=__doc__)
     parser.add_argument('dirs', nargs='+', metavar='DIR', help='folder of a run, finished or not')
     parser.add_argument('--out', help='where the report goes (default: the first DIR)')
     args = parser.parse_args(argv)
-    try:
-        paths = write(args.dirs, args.out or args.dirs[0])
-    except (UserError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+    paths = write(args.dirs, args.out or args.dirs[0])
     print(paths[1].read_text(encoding='utf-8'), *paths, sep='\n')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run_command(main)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,8 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
     leaves, runs = [f.name for f in folders], list[Run]()
     for folder in folders:
         if not (folder / 'metrics.csv').is_file():
-            raise UserError(f'{folder} is not a run folder: it has no metrics.csv')
+            print(f'left out: {folder} is not a run folder: it has no metrics.csv', file=sys.stderr)
+            continue
         twice = leaves.count(folder.name) > 1
         json_files = [read_json(folder / f'{n}.json') for n in ('config', 'results', 'run')]
         runs.append(
@@ -127,4 +129,6 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
                 sessions=json_files[2].get('sessions', []),
             )
         )
+    if not runs:
+        raise UserError(f'none of {", ".join(map(str, folders))} is a run folder with a metrics.csv')
     return runs

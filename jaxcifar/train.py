@@ -19,7 +19,7 @@ from jaxcifar.errors import Preempted, UserError
 from jaxcifar.logs import Logger
 from jaxcifar.members import member_names
 from jaxcifar.optim import make_learning_rates
-from jaxcifar.population import Population, make_mesh
+from jaxcifar.population import Population, check_batch, make_mesh
 from jaxcifar.profile import Compiled, Tracer
 from jaxcifar.selection import Selection
 from jaxcifar.state import eval_weights, init_state, new_sums
@@ -50,6 +50,7 @@ class Run:
         self.dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
         workdirs.check_dataset(workdir, self.dataset)
         mesh = make_mesh(config)
+        check_batch(config, mesh)
         self.population = Population(config, self.dataset.num_classes, self.dataset.image_size, mesh)
         split = make_split(self.dataset.y_train, config)
         self.order = Order(config, split.train, mesh.shape['data'] * config.optimizer.accumulate)
@@ -78,12 +79,14 @@ class Run:
             restored = workdirs.take_over(self.config, self.state, self.workdir)
         if restored is not None:
             self.state, meta = restored
+            workdirs.check_clock(meta, self.epoch_steps)
             self.step, self.pending = meta['step'], meta['pending']
             self.selection = Selection.from_json(meta['selection'])
             self._put(active=self.selection.active(self.config))  # early_stopping may have changed
             if not self.pending:
                 self.results = results.read(self.workdir, self.step)
             self.metrics_length = (self.results or meta)['metrics_length']
+        workdirs.warn_of_losses(self.workdir, self.step, self.epoch_steps)
         self.best.forget_after(self.step)
 
     def going_on(self) -> bool:
@@ -96,6 +99,7 @@ class Run:
             print(f'{self.workdir} is finished; more config.epochs would continue it')
             return self.results
         self._open()
+        self.terminated.can_save = True
         if self.step:
             self._save()  # what was taken over from another workdir
         if self.pending:
@@ -112,11 +116,12 @@ class Run:
         workdirs.record(self.workdir, config, self.dataset, self.state.params)
         self.console = Console(self.chooses_on, self.step, self.total)
         self.stack.callback(self.console.close)
-        self.tracer = Tracer(config.profile.steps, self.workdir, self.console.say)
+        say = self.console.say
+        self.tracer = Tracer(config.profile.steps, self.workdir, self.step, self.total, say)
         self.stack.callback(self.tracer.stop)
         self.console.greet(self)
         step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state)
-        self.train_step = Compiled(step, self.console.say)
+        self.train_step = Compiled(step, say, self._poll)
         self.eval_step = make_eval_step(config, self.population, self.dataset)
         self.learning_rates = make_learning_rates(config, self.epoch_steps)
         self.clock = Clock(self.train_step)
@@ -130,8 +135,7 @@ class Run:
         with contextlib.closing(source):
             for batch in source:
                 self.tracer.before(self.step)
-                with jax.transfer_guard('disallow'):
-                    self.state, row = self.train_step(self.state, batch)
+                self.state, row = self.train_step(self.state, batch)
                 self.tracer.after(self.step, row)
                 in_flight.append(row)
                 if len(in_flight) > IN_FLIGHT:
@@ -178,7 +182,8 @@ class Run:
             self._choose(metrics, epoch)
         self._put(active=self.selection.active(config), sums=new_sums(config.members))
         self.pending = False
-        self.logger.write_timing(epoch, self.step, seconds, rate)
+        if seconds:  # not where only an evaluation was left to do
+            self.logger.write_timing(epoch, self.step, seconds, rate)
         best = self.selection.best if self.selection.best_epoch.all() else None
         row |= {'validation': metrics and metrics['accuracy'], 'best': best}
         self.console.epoch(epoch, config.epochs, row, seconds, rate)
@@ -213,6 +218,7 @@ class Run:
         meta = {
             'step': self.step,
             'pending': self.pending,
+            'epoch_steps': self.epoch_steps,
             'selection': self.selection.to_json(),
             'metrics_length': self.logger.flush(),
         }
@@ -253,6 +259,7 @@ class Run:
         self.checkpoints.wait()
         found['metrics_length'] = self.logger.flush()
         results.write(self.workdir, found)
+        self.console.close()
         if self.clock.mean_rate():
             self.console.say(workdirs.record_speed(self.workdir, self.train_step, self.clock))
         for line in results.lines(found):

@@ -18,11 +18,16 @@ from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json, write_json
-from jaxcifar.members import member_names
+from jaxcifar.members import get, member_names
 from jaxcifar.profile import share_of_peak
 
 PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections',
             'clu', 'numpy', 'torch', 'torchvision', 'scikit-learn')  # fmt: skip
+
+
+# What gives a run's steps and scores their meaning.
+SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_size', 'optimizer.accumulate',
+              'data.drop_last', 'data.validation', 'data.validation_size', 'data.split_seed')  # fmt: skip
 
 
 def check_config(workdir: Path, config: ConfigDict):
@@ -44,7 +49,28 @@ def check_dataset(workdir: Path, dataset: Dataset):
 
 def _has_checkpoint(workdir: Path) -> bool:
     """Whether there is anything to lose: a run that failed before may be tried with other settings."""
-    return any((workdir / 'checkpoints').glob('[0-9]*'))
+    checkpoints = (workdir / 'checkpoints').glob('[0-9]*')
+    return any(checkpoints) or (workdir / 'results.json').exists() or (workdir / 'best').exists()
+
+
+def warn_of_losses(workdir: Path, step: int, epoch_steps: int):
+    """Say on stderr that checkpoints are gone which this run once had written."""
+    stamps = [int(path.stem) for path in (workdir / 'best').glob('*/[0-9]*.npz')]
+    # The best weights of an epoch come before its checkpoint: one epoch ahead is nothing unusual.
+    last = max(stamps, default=0) - epoch_steps
+    results = read_json(workdir / 'results.json')
+    if max(last, results['step'] if results else 0) > step:
+        where = f'step {step}' if step else 'the beginning'
+        print(f'warning: newer checkpoints of {workdir} are missing; going on from {where}', file=sys.stderr)
+
+
+def check_clock(meta: dict, epoch_steps: int):
+    """Raise `UserError` where the number of devices has changed the steps of an epoch."""
+    if meta['epoch_steps'] != epoch_steps:
+        raise UserError(
+            f'an epoch had {meta["epoch_steps"]} steps and has {epoch_steps} now: a last batch that does not '
+            'split evenly is trimmed, so continue on as many devices as before'
+        )
 
 
 def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple):
@@ -86,10 +112,10 @@ def record_speed(workdir: Path, program, clock) -> str:
         'compile_seconds': round(program.seconds, 2),
         'flops_per_step_and_device': program.flops,
         'images_per_second': round(clock.mean_rate(), 1),
-        'share_of_peak': share,
+        'share_of_bfloat16_peak': share,
     }
     write_json(workdir / 'run.json', run)
-    of_peak = '' if share is None else f', {share:.1%} of the peak'
+    of_peak = '' if share is None else f', {share:.1%} of the bfloat16 peak'
     return (
         f'{clock.mean_rate():,.0f} images/s, {flops / 1e9:,.0f} GFLOP/s a device{of_peak}; '
         f'compiled in {program.seconds:.1f} s'
@@ -120,13 +146,19 @@ def _version(package: str) -> str:
 def take_over(config: ConfigDict, like, workdir: Path):
     """(state, meta) of config.resume_from, WORKDIR or WORKDIR@STEP, with its metrics and best weights.
 
-    The new run goes on from that step as if it had been its own, under its own config.
+    The new run goes on from that step as if it had been its own, under its own config, which may have
+    another recipe but not other data, batches or members: those give steps and scores their meaning.
     """
     path, _, step = config.resume_from.partition('@')
     source = Path(path)
     if not (source / 'checkpoints').is_dir():
         raise UserError(f'resume_from: {source} has no checkpoints')
-    checkpoints = Checkpoints(source, configs.load(source / 'config.json').checkpoint.keep)
+    before = configs.load(source / 'config.json')
+    for field in SAME_CLOCK:
+        old, new = get(configs.to_dict(before), field), get(configs.to_dict(config), field)
+        if old != new:
+            raise UserError(f'resume_from: {source} has {field}={old}, not {new}')
+    checkpoints = Checkpoints(source, before.checkpoint.keep)
     try:
         steps = checkpoints.steps()
         if not steps or (step and step not in map(str, steps)):

@@ -100,7 +100,10 @@ S = '--config configs/single.py --workdir x '
     ('--config configs/single.py', '--config and --workdir are needed'),
     (S + 'stray', "'stray' is not a flag"),
     (S + '--config.epochs=many', '--config.epochs=many'),
-    (S + '--config.epochs=0', 'epochs=0 must be at least 1'),
+    (S + '--config.epochs=0', 'epochs=0 is not from 1'),
+    (S + '--config.optimizer.lr=-1', 'optimizer.lr=-1 is not from 0'),
+    (S + '--config.ema=1.5', 'ema=1.5 is not from 0 to 1'),
+    (S + '--config.devices=-1', 'devices=-1 is not from 1'),
     (S + '--config.optimizer.lr=.1,.2', 'not a number, nor one for each of members=1'),
     (S + '--config.optimizer.lr=fast', 'optimizer.lr=fast is not a number'),
     (S + '--config.seed=.5', 'whole numbers'),
@@ -118,6 +121,14 @@ def test_mistakes_end_in_one_clear_line(parse, line, words, monkeypatch):
     with pytest.raises(UserError) as caught:
         parse(line)
     assert words in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_misspelt_field_in_a_config_file_is_named(parse, tmp_path):
+    path = tmp_path / 'mine.py'
+    lines = ['from configs import base', 'def get_config():', ' c = base.get_config()', ' c.epoch = 1']
+    path.write_text('\n'.join([*lines, ' return c']))
+    with pytest.raises(UserError, match="unknown field 'epoch'; did you mean 'epochs'"):
+        parse(f'--config {path} --workdir x')
 
 
 def test_help_names_the_configs_and_every_field(monkeypatch, capsys):

@@ -10,7 +10,7 @@ import pytest
 from jaxcifar.config import finalize
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.errors import UserError
-from jaxcifar.population import Population, make_mesh, stack, unstack
+from jaxcifar.population import Population, check_batch, make_mesh, stack, unstack
 from jaxcifar.state import init_state
 from jaxcifar.step import make_train_step
 from jaxcifar.train import train
@@ -104,7 +104,7 @@ def test_local_batch_statistics_are_a_choice(config, dataset):
 def test_what_does_not_divide_is_said(config):
     config.devices, config.batch_size = 4, 30
     with pytest.raises(UserError, match=r'batch_size=30 .* does not split over 4 devices'):
-        make_mesh(finalize(config))
+        check_batch(config, make_mesh(finalize(config)))
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, dataset, monkeypatch):

@@ -161,11 +161,9 @@ def test_hostile_names_are_escaped(tmp_path):
 
 def test_command_line(tmp_path, capsys):
     run = make_run(tmp_path / 'run')
-    assert report_module.main([str(run)]) == 0
-    out = capsys.readouterr().out
+    report_module.main([str(run), str(tmp_path)])  # the second is no run: left out with a line
+    out, err = capsys.readouterr()
     assert out.startswith('| run') and str(run / 'report.html') in out
-    assert report_module.main([str(tmp_path)]) == 1
-    err = capsys.readouterr().err
-    assert err.startswith('error: ') and 'metrics.csv' in err and err.count('\n') == 1
-    with pytest.raises(UserError, match=r'no metrics\.csv'):
+    assert err == f'left out: {tmp_path} is not a run folder: it has no metrics.csv\n'
+    with pytest.raises(UserError, match=r'is a run folder with a metrics\.csv'):
         report([tmp_path], tmp_path)

@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -64,26 +63,27 @@ def between_best_weights_and_checkpoint(workdir):
     return max((int(p.stem) for p in workdir.glob('best/*/[0-9]*.npz')), default=0) > max(saved, default=0)
 
 
-def some_time_after_an_epoch(rng):
-    """A condition that holds from a random time on after the process has finished an epoch."""
-    delay, since = rng.uniform(0, 0.1), {}
+def some_time_later(rng):
+    """A condition that holds from a random time on after it is first asked."""
+    until = None
 
     def condition(workdir):
-        rows = len(list(workdir.glob('timing.csv')) and (workdir / 'timing.csv').read_text().splitlines())
-        since.setdefault('rows', rows)
-        if rows > max(since['rows'], 1):
-            since.setdefault('time', time.monotonic() + delay)
-        return time.monotonic() > since.get('time', float('inf'))
+        nonlocal until
+        until = until or time.monotonic() + rng.uniform(0, 0.1)
+        return time.monotonic() >= until
 
     return condition
 
 
 def killed(workdir, npz, **fields):
-    """A run that was killed in three moments and then left alone."""
-    rng = random.Random(len(fields))
-    for moment in between_best_weights_and_checkpoint, during_a_save, some_time_after_an_epoch(rng):
-        run = started(workdir, npz, **fields)
-        with run as process, frozen(process, partial(moment, workdir)):
+    """A run that was killed in a moment of each kind, each from a checkpoint on, and then left alone."""
+    later = some_time_later(random.Random(len(fields)))
+    for step, moment in (2, between_best_weights_and_checkpoint), (8, during_a_save), (12, later):
+
+        def now(step=step, moment=moment):
+            return checkpoints(workdir)[-1:] >= [step] and moment(workdir)
+
+        with started(workdir, npz, **fields) as process, frozen(process, now):
             process.kill()
     return finish(workdir, npz, **fields)
 
