@@ -46,6 +46,7 @@ class Checkpoints:
         self._replaced = self.folder.parent / 'replaced'
         self._keep = max(keep, 2)
         self._saving = 0
+        self.set_aside: list[int] = []  # damaged steps that were found
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -117,6 +118,7 @@ class Checkpoints:
                 instead = f'going on from step {steps[-1]}' if steps else 'starting from the beginning'
                 print(f'warning: {error}; {instead}', file=sys.stderr)
                 self._set_aside(step, self._damaged)
+                self.set_aside.append(step)
         return None
 
     def _check(self, step: int):

@@ -86,7 +86,8 @@ class Run:
             if not self.pending:
                 self.results = results.read(self.workdir, self.step)
             self.metrics_length = (self.results or meta)['metrics_length']
-        workdirs.warn_of_losses(self.workdir, self.step, self.epoch_steps)
+        if not self.checkpoints.set_aside:  # which was said
+            workdirs.warn_of_losses(self.workdir, self.step, self.epoch_steps)
         self.best.forget_after(self.step)
 
     def going_on(self) -> bool:

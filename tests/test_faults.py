@@ -156,7 +156,7 @@ REFUSED = {
     damaged_best_weights: ('best/0_resnet8/', 'is damaged'),
     below_a_file: ('below_a_file',),
     no_such_step: ('resume_from', '[20, 24], not 3'),
-    another_population: ('checkpoints/24 does not fit this config',),
+    another_population: ('resume_from', 'has members=1, not 2'),
     damaged_source: ('checkpoints/24 is damaged',),
 }
 
