@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -295,3 +296,24 @@ def test_an_interrupt_is_quiet(folder, npz, reference):
         with frozen(process, lambda: checkpoints(folder)):
             process.send_signal(signal.SIGINT)
         assert outcome(process)[::2] == (130, '')
+
+
+def test_a_deleted_checkpoint_is_said(small_npz, tmp_path, reference):
+    workdir = shutil.copytree(reference, tmp_path / 'run')
+    shutil.rmtree(workdir / 'checkpoints' / '24')
+    status, _, err = train(workdir, small_npz)
+    assert status == 0
+    assert err == f'warning: newer checkpoints of {workdir} are missing; going on from step 20\n'
+    assert_same(workdir, reference)
+
+
+def test_sigterm_while_compiling_ends_at_once(small_npz, tmp_path):
+    """A network that takes a minute to compile, and is not in the cache of compiled programs."""
+    fresh = {'compile_cache': tmp_path / 'cache', 'network': 'resnet110'}
+    with started(tmp_path / 'run', small_npz, **fresh) as process:
+        with frozen(process, lambda: (tmp_path / 'run' / 'run.json').exists()):
+            process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        status, _, err = outcome(process)
+    assert (status, err.count('\n')) == (75, 1)
+    assert time.monotonic() - begun < 10
