@@ -30,6 +30,14 @@ def get_config() -> ConfigDict:
     c.ema = 0.0  # decay of an average of weights and statistics that is evaluated instead; 0 is off
     c.augment = 'crop(4)+flip'  # what happens to a training batch: names of jaxcifar.data.augment
 
+    c.model = ConfigDict()
+    c.model.dropout = 0.0  # share of a block's hidden activations set to zero in training
+    c.model.drop_path = 0.0  # stochastic depth: how often the last block is skipped, the first never
+    c.model.init = 'he'  # he | torch: the distributions that weights are drawn from
+    c.model.zero_init = False  # norms that end a block begin at 0, so that blocks begin as nothing
+    c.model.shortcut = ''  # A | B, of resnet8 to resnet110 and others that have it [auto: their own]
+    c.model.stem = ''  # cifar | imagenet, for images of 32 or 224 pixels [auto: cifar]
+
     c.data = ConfigDict()
     c.data.root = placeholder(str)  # where datasets are kept [auto: $JAXCIFAR_DATA or data] [resumable]
     c.data.loader = 'host'  # host: a PyTorch DataLoader; device: all in device memory [resumable]

@@ -14,7 +14,7 @@ def get_config():
     c.dataset = 'digits'
     c.network = 'resnet8'
     c.members = 3
-    c.epochs = 12
+    c.epochs = 9
     c.batch_size = 64
     c.augment = 'crop(2)'
     c.optimizer.lr = 0.1

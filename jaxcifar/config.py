@@ -29,6 +29,7 @@ RANGES = {
     **dict.fromkeys(('checkpoint.every_steps', 'log.every_steps', 'data.workers'), (0, ANY)),
     **dict.fromkeys(('optimizer.lr', 'optimizer.weight_decay', 'optimizer.clip'), (0, ANY)),
     **dict.fromkeys(('optimizer.momentum', 'optimizer.b1', 'optimizer.b2', 'ema'), (0, 1)),
+    **dict.fromkeys(('model.dropout', 'model.drop_path'), (0, 0.99)),
     **dict.fromkeys(('label_smoothing', 'schedule.final'), (0, 1)),
     **dict.fromkeys(('schedule.gamma', 'schedule.warmup_steps', 'data.split_seed'), (0, ANY)),
     **dict.fromkeys(('early_stopping.patience', 'early_stopping.min_epochs'), (0, ANY)),

@@ -64,13 +64,12 @@ class Population:
         self._shards = mesh.shape['data']
         self._sync_norm = config.sync_norm and self._shards > 1
         names = member_networks(config)
-        make = partial(
-            build,
-            num_classes=num_classes,
-            image_size=image_size,
-            dtype=jnp.dtype(config.precision),
-            axis_name='data' if self._sync_norm else None,
-        )
+        options = {name: value for name, value in config.model.items() if value != ''}
+        dtype, axis = jnp.dtype(config.precision), 'data' if self._sync_norm else None
+
+        def make(name: str) -> Network:
+            return build(name, num_classes, image_size, dtype, axis, **options)
+
         self.groups = [
             Group(make(name), tuple(k for k, n in enumerate(names) if n == name))
             for name in dict.fromkeys(names)

@@ -1,27 +1,20 @@
-"""Layers and residual networks against torch and torchvision; how parameters begin."""
+"""Layers against torch and XLA; how parameters begin; what is dropped in training."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from scipy.stats import kstest
 
-from jaxcifar.data.vision import import_torchvision
-from jaxcifar.losses import cross_entropy
-from jaxcifar.models import NETWORKS, build
-from jaxcifar.models.layers import BatchNorm, initialise
-
-# What torch calls our variables.
-LEAVES = {
-    'kernel': 'weight',
-    'scale': 'weight',
-    'bias': 'bias',
-    'mean': 'running_mean',
-    'var': 'running_var',
-}
-LAYERS = {'Conv': 'conv', 'BatchNorm': 'bn'}
+from jaxcifar.models import build
+from jaxcifar.models.convolution import LAYOUT, convolve_groups
+from jaxcifar.models.layers import SCHEMES, BatchNorm, Layers, initialise
+from jaxcifar.torch_weights import LEAVES
 
 
 def channels_first(x):
@@ -90,20 +83,6 @@ def test_bfloat16_keeps_float32_statistics():
     np.testing.assert_allclose(updated['batch_stats']['var'], 0.9 + 0.1 * exact.var(0, ddof=1), rtol=1e-5)
 
 
-def test_bfloat16_network():
-    network = build('resnet8', 10, 8, jnp.bfloat16)
-    variables = network.init((0, 0))
-
-    def train(variables, x):
-        return network.apply(variables, x, True, jax.random.key(0))
-
-    traced = jax.make_jaxpr(train)(variables, np.zeros((2, 8, 8, 3), np.float32))
-    assert {v.dtype for v in traced.out_avals} == {np.dtype('float32')}  # logits, features, statistics
-    convolutions = [e for e in traced.eqns if e.primitive.name == 'conv_general_dilated']
-    assert {e.outvars[0].aval.dtype for e in convolutions} == {np.dtype(jnp.bfloat16)}
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}
-
-
 def shapes(**layers):
     return {'params': {k: {'kernel': jax.ShapeDtypeStruct(s, jnp.float32)} for k, s in layers.items()}}
 
@@ -138,139 +117,69 @@ def test_draws_are_the_seeds_and_the_paths():
         assert draw(seed, b=(3, 3, 2, 2))['b'] != first['b']
 
 
-@pytest.mark.parametrize(
-    'name, count',
-    [
-        ('resnet20', 275_572),
-        ('resnet32', 470_004),
-        ('resnet44', 664_436),
-        ('resnet56', 858_868),
-        ('resnet110', 1_733_812),
-        ('resnet18', 11_220_132),
-        ('resnet34', 21_328_292),
-        ('resnet50', 23_705_252),
-    ],
-)
-def test_parameter_counts(name, count):
-    network = NETWORKS[name](num_classes=100, train=False)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    params = jax.eval_shape(network.init, jax.random.key(0), image)['params']
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+def test_torch_scheme_is_that_of_torchs_layers():
+    tree = shapes(conv=(3, 3, 32, 64), dense=(300, 1000))
+    tree['params']['dense']['bias'] = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    drawn = initialise(tree, (0, 0), SCHEMES['torch'])['params']
+    torch.manual_seed(0)
+    conv, dense = torch.nn.Conv2d(32, 64, 3), torch.nn.Linear(300, 1000)
+    pairs = [(drawn['conv']['kernel'], conv.weight), *zip(drawn['dense'].values(), dense.parameters())]
+    for ours, torchs in pairs:
+        assert kstest(ours.ravel(), torchs.detach().numpy().ravel()).pvalue > 0.01
 
 
-class ShortcutA(torch.nn.Module):
-    def forward(self, x):
-        half = x.shape[1] // 2
-        return torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, half))
-
-
-class TorchResNet20(torch.nn.Module):
-    """He et al. 2016, section 4.2, from torchvision's blocks."""
-
-    def __init__(self):
-        super().__init__()
-        block = import_torchvision().models.resnet.BasicBlock
-        self.conv1 = torch.nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = torch.nn.BatchNorm2d(16)
-        self.blocks = torch.nn.Sequential(
-            *(block(16, 16) for _ in range(3)),
-            *(block(16, 32, 2, ShortcutA()), block(32, 32), block(32, 32)),
-            *(block(32, 64, 2, ShortcutA()), block(64, 64), block(64, 64)),
-        )
-        self.fc = torch.nn.Linear(64, 10)
-
-    def forward(self, x):
-        x = self.blocks(torch.relu(self.bn1(self.conv1(x))))
-        return self.fc(x.mean((2, 3)))
-
-
-def torch_resnet(name):
-    """torchvision's network with the stem for small images."""
-    network = import_torchvision().models.get_model(name, num_classes=10)
-    network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    network.maxpool = torch.nn.Identity()
-    network.blocks = [b for i in range(1, 5) for b in getattr(network, f'layer{i}')]
-    return network
-
-
-def torch_leaf(module, path):
-    """torch's tensor for the variable of ours at ('params', 'BasicBlock_0', 'Conv_0', 'kernel')."""
-    for name in path[1:-1]:
-        kind, _, index = name.rpartition('_')
-        if kind == 'shortcut':
-            module = module.downsample[index == 'norm']
-        elif kind == 'Dense':
-            module = module.fc
-        elif kind in LAYERS:
-            module = getattr(module, f'{LAYERS[kind]}{int(index) + 1}')
-        else:
-            module = module.blocks[int(index)]
-    return getattr(module, LEAVES[path[-1]])
-
-
-def to_torch(value):
-    """Height, width, in, out -> out, in, height, width; and dense kernels transposed."""
-    value = torch.tensor(np.array(value), dtype=torch.float64)
-    return value.permute(3, 2, 0, 1) if value.ndim == 4 else value.T if value.ndim == 2 else value
-
-
-def random_variables(network):
-    """Weights, and norms that are not the identity."""
+@pytest.mark.parametrize('groups, out', [(1, 6), (2, 6), (4, 4), (4, 8)])
+@pytest.mark.parametrize('size, stride, padding', [
+    (1, 1, 0), (1, 2, 0), (2, 2, 0), (3, 1, 1), (3, 2, 1), (3, 2, 0), (3, 3, 2), (7, 2, 3),
+])  # fmt: skip
+def test_convolution_and_its_gradients_are_xlas(size, stride, padding, groups, out):
     rng = np.random.default_rng(0)
-    leaves = flatten_dict(network.init((0, 0)))
-    for path, value in leaves.items():
-        if path[-1] != 'kernel':
-            noise = rng.uniform(-0.2, 0.2, value.shape)
-            leaves[path] = (value + noise).astype(np.float32)
-    return unflatten_dict(leaves)
+    x, kernel = (
+        rng.normal(size=s).astype(np.float32) for s in ((2, 8, 9, 4), (size, size, 4 // groups, out))
+    )
+    pads = ((padding, padding),) * 2
+
+    def xlas(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), pads, dimension_numbers=LAYOUT, feature_group_count=groups
+        )
+
+    def run(convolve, x, kernel, weights):
+        y, pull = jax.vjp(convolve, x, kernel)
+        return y, pull(weights)
+
+    ours = partial(convolve_groups, stride=stride, padding=pads, groups=groups)
+    weights = rng.normal(size=jax.eval_shape(xlas, x, kernel).shape).astype(np.float32)
+    results = (jax.jit(partial(run, f))(x, kernel, weights) for f in (ours, xlas))
+    for a, b in zip(*map(jax.tree.leaves, results)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
-def load(torch_network, variables):
-    """torch's network in float64 with our variables."""
-    torch_network.double()
-    for path, value in flatten_dict(variables).items():
-        tensor = torch_leaf(torch_network, path)
-        assert tensor.shape == to_torch(value).shape
-        tensor.data = to_torch(value)
-    return torch_network
+class Call(nn.Module):
+    """A function that may use dropout."""
+
+    function: object
+
+    @nn.compact
+    def __call__(self, x):
+        return self.function(x)
 
 
-def assert_close(ours, torchs, tolerance=1e-4):
-    torchs = torchs.detach().numpy()
-    np.testing.assert_allclose(ours, torchs, rtol=0, atol=tolerance * max(1, np.abs(torchs).max()))
+def call(function, x):
+    return np.array(Call(function).apply({}, x, rngs={'dropout': jax.random.key(0)}))
 
 
-IMAGES = np.random.default_rng(1).normal(size=(4, 16, 16, 3)).astype(np.float32)
-LABELS = np.array([0, 3, 9, 3])
-
-
-def test_resnet20_trains_as_torchs():
-    network = build('resnet20', 10)
-    variables = random_variables(network)
-    torch_network = load(TorchResNet20(), variables)
-
-    def loss(params):
-        own = {**variables, 'params': params}
-        (logits, _), stats = network.apply(own, IMAGES, True, jax.random.key(0))
-        return cross_entropy(logits, LABELS).mean(), stats
-
-    grads, stats = jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
-    logits = torch_network(channels_first(IMAGES))
-    torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS)).backward()
-    for path, value in flatten_dict({'params': grads}).items():
-        assert_close(to_torch(value), torch_leaf(torch_network, path).grad)
-    for path, value in flatten_dict({'batch_stats': stats}).items():
-        assert_close(to_torch(value), torch_leaf(torch_network, path))
-
-
-@pytest.mark.parametrize('name', ['resnet20', 'resnet18', 'resnet50'])
-def test_forward_is_torchs(name):
-    network = build(name, 10)
-    variables = random_variables(network)
-    torch_network = TorchResNet20() if name == 'resnet20' else torch_resnet(name)
-    torch_network = load(torch_network, variables).eval()
-    forward = jax.jit(lambda variables: network.apply(variables, IMAGES, False))
-    (logits, features), stats = forward(variables)
-    assert_close(logits, torch_network(channels_first(IMAGES)))
-    assert features.shape == (4, torch_network.fc.in_features)
-    jax.tree.map(np.testing.assert_array_equal, stats, variables['batch_stats'])
+def test_dropout_and_drop_path():
+    x = np.ones((2000, 2, 2, 5), np.float32)
+    layers = Layers(train=True, dropout=0.3, drop_path=0.4)
+    dropped = call(layers.drop, x)
+    assert set(np.unique(dropped)) == {0, np.float32(1 / 0.7)}
+    assert dropped.mean() == pytest.approx(1, abs=0.02)
+    for depth in (0.5, 1):
+        images = call(partial(layers.skip, depth=depth), x).reshape(2000, -1)
+        assert (images == images[:, :1]).all()  # whole branches
+        assert (images[:, 0] == 0).mean() == pytest.approx(0.4 * depth, abs=0.03)
+        assert images.mean() == pytest.approx(1, abs=0.05)
+    assert (call(partial(layers.skip, depth=0), x) == x).all()  # the first block
+    for same in (Layers(train=True), Layers(train=False, dropout=0.3, drop_path=0.4)):
+        assert (call(same.drop, x) == x).all() and (call(partial(same.skip, depth=1), x) == x).all()

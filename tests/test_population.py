@@ -115,9 +115,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, dataset, monkey
 
     class Linear(nn.Module):
         num_classes: int
-        train: bool
-        dtype: object = None
-        axis_name: str | None = None
+        layers: object
 
         @nn.compact
         def __call__(self, x):

@@ -1,14 +1,15 @@
 """The networks by name. A new one is a Flax module in a file here and a line in `NETWORKS`."""
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxcifar.errors import lookup
-from jaxcifar.models import resnet
-from jaxcifar.models.layers import initialise
+from jaxcifar.errors import UserError, lookup
+from jaxcifar.models import densenet, mobilenet, resnet, resnext, wide_resnet
+from jaxcifar.models.layers import SCHEMES, STEMS, Layers, initialise
 
 NETWORKS: dict[str, Callable] = {
     'resnet8': resnet.ResNet8,
@@ -20,18 +21,34 @@ NETWORKS: dict[str, Callable] = {
     'resnet18': resnet.ResNet18,
     'resnet34': resnet.ResNet34,
     'resnet50': resnet.ResNet50,
+    'preact_resnet18': resnet.PreActResNet18,
+    'wideresnet28_2': wide_resnet.WideResNet28_2,
+    'wideresnet28_10': wide_resnet.WideResNet28_10,
+    'wideresnet40_2': wide_resnet.WideResNet40_2,
+    'resnext29_8x64d': resnext.ResNeXt29_8x64d,
+    'resnext29_16x64d': resnext.ResNeXt29_16x64d,
+    'preact_resnext29_8x64d': resnext.PreActResNeXt29_8x64d,
+    'densenet121': densenet.DenseNet121,
+    'densenet169': densenet.DenseNet169,
+    'densenet201': densenet.DenseNet201,
+    'efficient_densenet': densenet.EfficientDenseNet,
+    'mobilenetv2': mobilenet.MobileNetV2,
 }
+
+CHOICES: dict[str, dict] = {'shortcut': resnet.SHORTCUTS, 'stem': dict.fromkeys(STEMS)}
 
 
 class Network(NamedTuple):
-    """A network as two pure functions; nothing outside `models/` knows about Flax.
+    """A network as pure functions; nothing outside `models/` knows about Flax.
 
+    shapes() -> the tree of variables' shapes.
     init(seed) -> variables: `seed` a tuple of integers, variables a tree of numpy arrays
         {'params': …, 'batch_stats': …}.
     apply(variables, images, train, key) -> (logits [B,C], features [B,D]), batch_stats: images
-        [B,H,W,3] float32, normalised; `key` feeds dropout and is unused when not training.
+        [B,H,W,3] float32, normalised; `key` feeds dropout, and is needed where that is on.
     """
 
+    shapes: Callable
     init: Callable
     apply: Callable
 
@@ -42,21 +59,49 @@ def build(
     image_size: int = 32,
     dtype: jnp.dtype = jnp.float32,
     axis_name: str | None = None,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    init: str = 'he',
+    zero_init: bool = False,
+    **options,
 ) -> Network:
-    """The two functions of a network; `axis_name` is the mesh axis that norms synchronise over."""
-    module = lookup('network', NETWORKS, name)
-    options = {'num_classes': num_classes, 'dtype': dtype}
+    """The two functions of a network.
 
-    def init(seed: tuple[int, ...]):
+    dtype: of the computation; parameters, batch statistics and logits are float32.
+    axis_name: the mesh axis that norms synchronise over.
+    dropout, drop_path: rates of dropout within blocks, and of stochastic depth at the last block.
+    init: 'he' or 'torch' (see `layers.initialise`); zero_init: norms that end a block begin at 0.
+    options: what only some networks have: shortcut 'A' or 'B', stem 'cifar' or 'imagenet'; in code
+        also the other fields of their modules.
+    """
+    make = lookup('network', NETWORKS, name)
+    scheme = lookup('model.init', SCHEMES, init)
+    for option, value in options.items():
+        if option not in inspect.signature(make).parameters:
+            raise UserError(f'{name} has no choice of {option}')
+        lookup(f'model.{option}', CHOICES.get(option, {value: None}), value)
+
+    def module(train: bool):
+        layers = Layers(train, dtype, axis_name if train else None, dropout, drop_path)
+        return make(num_classes=num_classes, layers=layers, **options)
+
+    zeroed = module(train=False).last_norm if zero_init else None
+    if zero_init and zeroed is None:
+        raise UserError(f'the blocks of {name} do not end in a norm: model.zero_init is not for it')
+
+    def shapes():
         image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-        shapes = jax.eval_shape(module(train=False, **options).init, jax.random.key(0), image)
-        return initialise(shapes, seed)
+        return jax.eval_shape(module(train=False).init, jax.random.key(0), image)
+
+    def draw(seed: tuple[int, ...]):
+        return initialise(shapes(), seed, scheme, zeroed)
 
     def apply(variables, images: jax.Array, train: bool, key: jax.Array | None = None):
-        network = module(train=train, axis_name=axis_name if train else None, **options)
+        network = module(train)
         if not train:
             return network.apply(variables, images), variables['batch_stats']
-        outputs, updated = network.apply(variables, images, mutable=['batch_stats'], rngs={'dropout': key})
+        keys = None if key is None else {'dropout': key}
+        outputs, updated = network.apply(variables, images, mutable=['batch_stats'], rngs=keys)
         return outputs, updated['batch_stats']
 
-    return Network(init, apply)
+    return Network(shapes, draw, apply)

@@ -1,6 +1,9 @@
 """The layers that every network is made of, and how their parameters begin."""
 
+import re
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
@@ -8,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-Conv = nn.Conv
-Dense = nn.Dense
+from jaxcifar.models.convolution import Conv
 
 
 class BatchNorm(nn.Module):
@@ -52,26 +54,92 @@ class BatchNorm(nn.Module):
         return (x * a + (bias - mean * a)).astype(self.dtype)
 
 
-def initialise(shapes, seed: tuple[int, ...]):
+@dataclass(frozen=True)
+class Layers:
+    """What all layers of a network share; makes its convolutions, norms and the like."""
+
+    train: bool
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+    dropout: float = 0.0  # share of a block's hidden activations that are set to zero
+    drop_path: float = 0.0  # probability that the last block of the network is skipped
+
+    def conv(self, filters: int, size: int, stride: int = 1, groups: int = 1, name: str | None = None):
+        """A convolution without bias that keeps the size, but for its stride."""
+        return Conv(filters, size, stride, size // 2, groups, self.dtype, name=name)
+
+    def norm(self, name: str | None = None) -> BatchNorm:
+        """A batch norm."""
+        return BatchNorm(self.train, self.axis_name, self.dtype, name=name)
+
+    def drop(self, x: jax.Array) -> jax.Array:
+        """Dropout (Srivastava et al. 2014), within a block."""
+        return nn.Dropout(self.dropout, deterministic=not self.train)(x) if self.dropout else x
+
+    def skip(self, x: jax.Array, depth: float) -> jax.Array:
+        """Stochastic depth (Huang et al. 2016): a whole branch [B,...] is left out for some images.
+
+        `depth` is the block's place in the network, 0 at the first and 1 at the last; the
+        probability grows with it to `drop_path`.
+        """
+        if not self.drop_path:
+            return x
+        whole = tuple(range(1, x.ndim))
+        drop = nn.Dropout(self.drop_path * depth, broadcast_dims=whole, deterministic=not self.train)
+        return drop(x)
+
+
+def head(x: jax.Array, num_classes: int, name: str = 'fc', drop=lambda x: x) -> tuple[jax.Array, jax.Array]:
+    """Mean over the pixels, `drop` and a dense layer: (logits [B,C], features [B,D]), float32."""
+    features = x.astype(jnp.float32).mean((1, 2))
+    return nn.Dense(num_classes, name=name)(drop(features)), features
+
+
+def initialise(shapes, seed: tuple[int, ...], scheme: Callable | None = None, zeroed: str | None = None):
     """Draw a network's variables for a tree of shapes, on the host.
 
-    Convolutions He-normal over fan_out (He et al. 2015, eq. 14), dense layers Xavier-uniform
-    (Glorot & Bengio 2010, eq. 16), norms the identity, biases zero. Every tensor is keyed by
-    (seed, its path), so that one layer's numbers do not depend on which others exist. Drawing in
-    numpy takes tenths of a second where a compiled `init` takes longer than compiling the step.
+    Kernels and their biases by `scheme`, one of `SCHEMES`; norms the identity, but for scales of 0
+    where the path matches the regular expression `zeroed`.
+
+    Every tensor is keyed by (seed, its path), so that one layer's numbers do not depend on which
+    others exist. Drawing in numpy takes tenths of a second where a compiled `init` takes longer than
+    compiling the step.
     """
+    flat = flatten_dict(shapes, sep='/')
     leaves = {}
-    for path, leaf in flatten_dict(shapes).items():
-        rng = np.random.default_rng((*seed, zlib.crc32('/'.join(path).encode())))
-        leaves[path] = _draw(path[-1], leaf.shape, rng).astype(leaf.dtype)
-    return unflatten_dict(leaves)
+    for path, leaf in flat.items():
+        rng = np.random.default_rng((*seed, zlib.crc32(path.encode())))
+        kernel = flat.get(path.rsplit('/', 1)[0] + '/kernel')
+        if path.endswith('/scale'):
+            drawn = np.full(leaf.shape, not (zeroed and re.search(zeroed, path)))
+        elif path.endswith('/var'):
+            drawn = np.ones(leaf.shape)
+        elif kernel is not None:
+            drawn = (scheme or he)(rng, path.endswith('/kernel'), leaf.shape, kernel.shape)
+        else:
+            drawn = np.zeros(leaf.shape)
+        leaves[path] = drawn.astype(leaf.dtype)
+    return unflatten_dict(leaves, sep='/')
 
 
-def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    if name == 'kernel' and len(shape) == 4:
+def he(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
+    """Convolutions He-normal over fan_out (He et al. 2015, eq. 14), dense layers Xavier-uniform
+    (Glorot & Bengio 2010, eq. 16) with zero biases. `kernel` is the layer's kernel's shape.
+    """
+    if not is_kernel:
+        return np.zeros(shape)
+    if len(shape) == 4:
         height, width, _, out = shape
         return rng.standard_normal(shape, np.float32) * np.sqrt(2 / (height * width * out))
-    if name == 'kernel':
-        limit = np.sqrt(6 / sum(shape))
-        return rng.uniform(-limit, limit, shape)
-    return np.ones(shape) if name in ('scale', 'var') else np.zeros(shape)
+    limit = np.sqrt(6 / sum(shape))
+    return rng.uniform(-limit, limit, shape)
+
+
+def torch(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
+    """Uniform within 1/sqrt(fan_in), kernels and biases, as torch's layers begin."""
+    limit = 1 / np.sqrt(np.prod(kernel[:-1]))
+    return rng.uniform(-limit, limit, shape)
+
+
+SCHEMES = {'he': he, 'torch': torch}
+STEMS = ('cifar', 'imagenet')  # for images of about 32 and of 224 pixels

@@ -1,101 +1,145 @@
-"""Residual networks for 32x32 images: He et al. 2016, sections 4.1 (ResNet-18/34/50) and 4.2."""
+"""Residual networks: He et al. 2016 (ResNet-18/34/50 and, in section 4.2, ResNet-20 to 110), and the
+pre-activation form of their second paper.
+
+Layers carry torchvision's names, `layer1_0` for `layer1.0`, so that weights can be exchanged.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcifar.models.layers import BatchNorm, Conv, Dense
+from jaxcifar.models.layers import Layers, head
 
 
-def subsample(x: jax.Array, filters: int, strides: int, conv, norm) -> jax.Array:
-    """Shortcut A: every `strides`-th pixel, new channels zero, half on each side; no parameters."""
-    x = x[:, ::strides, ::strides]
+def subsample(x: jax.Array, filters: int, stride: int, layers: Layers) -> jax.Array:
+    """Shortcut A: every `stride`-th pixel, new channels zero, half on each side; no parameters."""
+    x = x[:, ::stride, ::stride]
     extra = filters - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
 
 
-def project(x: jax.Array, filters: int, strides: int, conv, norm) -> jax.Array:
+def project(x: jax.Array, filters: int, stride: int, layers: Layers) -> jax.Array:
     """Shortcut B: a strided 1x1 convolution and a norm."""
-    return norm(name='shortcut_norm')(conv(filters, (1, 1), strides, name='shortcut_conv')(x))
+    return layers.norm('downsample_1')(layers.conv(filters, 1, stride, name='downsample_0')(x))
+
+
+SHORTCUTS = {'A': subsample, 'B': project}
 
 
 class BasicBlock(nn.Module):
     """conv3x3 - norm - ReLU - conv3x3 - norm, added to the shortcut."""
 
     filters: int
-    strides: int
-    conv: Callable
-    norm: Callable
+    stride: int
+    depth: float
+    layers: Layers
     shortcut: Callable
     expansion = 1
+    last_norm = 'bn2'
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv(self.filters, (3, 3), self.strides, padding=1)(x)
-        y = nn.relu(self.norm()(y))
-        y = self.norm()(self.conv(self.filters, (3, 3), padding=1)(y))
+        a = self.layers
+        y = nn.relu(a.norm('bn1')(a.conv(self.filters, 3, self.stride, name='conv1')(x)))
+        y = a.norm('bn2')(a.conv(self.filters, 3, name='conv2')(a.drop(y)))
         if x.shape != y.shape:
-            x = self.shortcut(x, self.filters, self.strides, self.conv, self.norm)
-        return nn.relu(x + y)
+            x = self.shortcut(x, self.filters, self.stride, a)
+        return nn.relu(x + a.skip(y, self.depth))
 
 
 class Bottleneck(nn.Module):
     """conv1x1 - conv3x3 (which carries the stride) - conv1x1 to four times the width."""
 
     filters: int
-    strides: int
-    conv: Callable
-    norm: Callable
+    stride: int
+    depth: float
+    layers: Layers
     shortcut: Callable
     expansion = 4
+    last_norm = 'bn3'
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        width = self.filters * self.expansion
-        y = nn.relu(self.norm()(self.conv(self.filters, (1, 1))(x)))
-        y = nn.relu(self.norm()(self.conv(self.filters, (3, 3), self.strides, padding=1)(y)))
-        y = self.norm()(self.conv(width, (1, 1))(y))
+        a, width = self.layers, self.filters * self.expansion
+        y = nn.relu(a.norm('bn1')(a.conv(self.filters, 1, name='conv1')(x)))
+        y = nn.relu(a.norm('bn2')(a.conv(self.filters, 3, self.stride, name='conv2')(y)))
+        y = a.norm('bn3')(a.conv(width, 1, name='conv3')(a.drop(y)))
         if x.shape != y.shape:
-            x = self.shortcut(x, width, self.strides, self.conv, self.norm)
-        return nn.relu(x + y)
+            x = self.shortcut(x, width, self.stride, a)
+        return nn.relu(x + a.skip(y, self.depth))
+
+
+class PreActBlock(nn.Module):
+    """norm - ReLU - conv3x3 - norm - ReLU - conv3x3, added to the input, or to a 1x1 convolution of it."""
+
+    filters: int
+    stride: int
+    depth: float
+    layers: Layers
+    shortcut: Callable
+    expansion = 1
+    last_norm = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        a = self.layers
+        y = a.conv(self.filters, 3, self.stride, name='conv1')(nn.relu(a.norm('bn1')(x)))
+        y = a.conv(self.filters, 3, name='conv2')(a.drop(nn.relu(a.norm('bn2')(y))))
+        if x.shape != y.shape:
+            x = a.conv(self.filters, 1, self.stride, name='shortcut_0')(x)
+        return x + a.skip(y, self.depth)
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem, stages of blocks, mean over the pixels, one dense layer.
+    """A stem, stages of blocks that each halve the image but for the first, and the head.
 
-    Returns (logits [B,C], features [B,D]), both float32; D is the last stage's width.
+    The stem is a 3x3 convolution, or for large images ImageNet's 7x7 one of stride 2 with a pooling.
     """
 
     stages: Sequence[int]
     num_classes: int
-    train: bool
+    layers: Layers
     width: int = 64
-    block: type[nn.Module] = BasicBlock
-    shortcut: Callable = project
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
+    block: Any = BasicBlock
+    shortcut: str = 'B'
+    stem: str = 'cifar'
+
+    @property
+    def last_norm(self) -> str | None:
+        """Paths of the norms that end a block, as a regular expression."""
+        return self.block.last_norm and rf'layer\d_\d+/{self.block.last_norm}'
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        conv = partial(Conv, use_bias=False, dtype=self.dtype)
-        norm = partial(BatchNorm, self.train, self.axis_name, self.dtype)
-        x = nn.relu(norm()(conv(self.width, (3, 3), padding=1)(x)))
+        a, preact = self.layers, self.block is PreActBlock
+        if self.stem == 'imagenet':
+            x = nn.relu(a.norm('bn1')(a.conv(self.width, 7, 2, name='conv1')(x)))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        else:
+            x = a.conv(self.width, 3, name='conv1')(x)
+            x = x if preact else nn.relu(a.norm('bn1')(x))
+        done, total = 0, sum(self.stages) - 1
         for stage, blocks in enumerate(self.stages):
             for i in range(blocks):
-                strides = 2 if stage > 0 and i == 0 else 1
-                x = self.block(self.width * 2**stage, strides, conv, norm, self.shortcut)(x)
-        features = x.astype(jnp.float32).mean((1, 2))
-        return Dense(self.num_classes)(features), features
+                stride = 2 if stage > 0 and i == 0 else 1
+                make = partial(self.block, layers=a, shortcut=SHORTCUTS[self.shortcut])
+                x = make(self.width * 2**stage, stride, done / total, name=f'layer{stage + 1}_{i}')(x)
+                done += 1
+        if preact:
+            x = nn.relu(a.norm('bn')(x))
+        return head(x, self.num_classes)
 
 
 ResNet18 = partial(ResNet, stages=(2, 2, 2, 2))
 ResNet34 = partial(ResNet, stages=(3, 4, 6, 3))
 ResNet50 = partial(ResNet, stages=(3, 4, 6, 3), block=Bottleneck)
+PreActResNet18 = partial(ResNet18, block=PreActBlock)
 
-CifarResNet = partial(ResNet, width=16, shortcut=subsample)
+CifarResNet = partial(ResNet, width=16, shortcut='A')
 ResNet8 = partial(CifarResNet, stages=(1, 1, 1))
 ResNet20 = partial(CifarResNet, stages=(3, 3, 3))
 ResNet32 = partial(CifarResNet, stages=(5, 5, 5))

@@ -1,0 +1,169 @@
+"""The networks in PyTorch: torchvision's, and small references of those that it does not have.
+
+Layers carry the names that `jaxcifar.torch_weights` gives ours.
+"""
+
+from functools import partial
+
+from torch import nn
+from torch.nn import BatchNorm2d as norm
+
+from jaxcifar.data.vision import import_torchvision
+
+models = import_torchvision().models
+
+
+def conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+
+
+class ShortcutA(nn.Module):
+    def forward(self, x):
+        half = x.shape[1] // 2
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, half))
+
+
+def basic(shortcut, inputs, outputs, stride):
+    """torchvision's block with He et al.'s shortcut A or B."""
+    change = stride > 1 or inputs != outputs
+    project = (
+        ShortcutA() if shortcut == 'A' else nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))
+    )
+    return models.resnet.BasicBlock(inputs, outputs, stride, project if change else None)
+
+
+class PreAct(nn.Module):
+    """He et al. 2016b; with `wide` Zagoruyko & Komodakis 2016, whose shortcut sees the activated input."""
+
+    def __init__(self, wide, inputs, outputs, stride):
+        super().__init__()
+        self.wide, self.bn1, self.bn2 = wide, norm(inputs), norm(outputs)
+        self.conv1, self.conv2 = conv(inputs, outputs, 3, stride), conv(outputs, outputs, 3)
+        self.shortcut = None
+        if stride > 1 or inputs != outputs:
+            project = conv(inputs, outputs, 1, stride)
+            self.shortcut = project if wide else nn.Sequential(project)
+
+    def forward(self, x):
+        active = nn.functional.relu(self.bn1(x))
+        y = self.conv2(nn.functional.relu(self.bn2(self.conv1(active))))
+        if self.shortcut is None:
+            return x + y
+        return self.shortcut(active if self.wide else x) + y
+
+
+class ResNeXt(nn.Module):
+    """Xie et al. 2017: `groups` paths of outputs/4 channels, then to `outputs`."""
+
+    def __init__(self, groups, preact, inputs, outputs, stride):
+        super().__init__()
+        width, self.preact, self.shortcut = groups * outputs // 4, preact, None
+        self.conv1, self.conv3 = conv(inputs, width, 1), conv(width, outputs, 1)
+        self.conv2 = conv(width, width, 3, stride, groups)
+        sizes = (inputs, width, width) if preact else (width, width, outputs)
+        self.bn1, self.bn2, self.bn3 = map(norm, sizes)
+        if stride > 1 or inputs != outputs:
+            project = conv(inputs, outputs, 1, stride)
+            self.shortcut = nn.Sequential(project) if preact else nn.Sequential(project, norm(outputs))
+
+    def forward(self, x):
+        rest = x if self.shortcut is None else self.shortcut(x)
+        if self.preact:
+            y = self.conv1(nn.functional.relu(self.bn1(x)))
+            y = self.conv2(nn.functional.relu(self.bn2(y)))
+            return rest + self.conv3(nn.functional.relu(self.bn3(y)))
+        y = nn.functional.relu(self.bn1(self.conv1(x)))
+        y = nn.functional.relu(self.bn2(self.conv2(y)))
+        return nn.functional.relu(rest + self.bn3(self.conv3(y)))
+
+
+class Network(nn.Module):
+    """A 3x3 stem of `stem` channels, stages of `blocks` blocks that end in these widths, and the head.
+
+    `first`: norm and ReLU come behind the stem, and not behind the last block.
+    """
+
+    def __init__(self, block, stem, widths, blocks, first, classes=10):
+        super().__init__()
+        self.conv1, self.fc = conv(3, stem, 3), nn.Linear(widths[-1], classes)
+        self.bn1, self.bn = (norm(stem), None) if first else (None, norm(widths[-1]))
+        self.stages, inputs = len(widths), stem
+        for i, width in enumerate(widths, 1):
+            layers = [block(inputs, width, 2 if i > 1 else 1)]
+            layers += [block(width, width, 1) for _ in range(blocks - 1)]
+            setattr(self, f'layer{i}', nn.Sequential(*layers))
+            inputs = width
+
+    def forward(self, x):
+        x = self.conv1(x)
+        if self.bn1:
+            x = nn.functional.relu(self.bn1(x))
+        for i in range(1, self.stages + 1):
+            x = getattr(self, f'layer{i}')(x)
+        if self.bn:
+            x = nn.functional.relu(self.bn(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def small_resnet(shortcut, classes=10):
+    """Our resnet8."""
+    return Network(partial(basic, shortcut), 16, (16, 32, 64), 1, True, classes)
+
+
+def cifar_densenet(growth, blocks, width):
+    network = models.DenseNet(growth, blocks, width, num_classes=10)
+    network.features.conv0 = conv(3, width, 3)
+    network.features.pool0 = nn.Identity()
+    return network
+
+
+def cifar_mobilenet():
+    """Neither the stem nor the first stage that would halve the image does."""
+    network = models.mobilenet_v2(num_classes=10, dropout=0)
+    network.features[0][0].stride = network.features[2].conv[1][0].stride = (1, 1)
+    return network
+
+
+IMAGENET = {'stem': 'imagenet'}
+RESNEXT = 64, (256, 512, 1024), 3
+# Our network and its options, torch's, and the side of the images.
+PAIRS = {
+    'resnet18': ('resnet18', IMAGENET, partial(models.resnet18, num_classes=10), 64),
+    'resnet34': ('resnet34', IMAGENET, partial(models.resnet34, num_classes=10), 64),
+    'resnet50': ('resnet50', IMAGENET, partial(models.resnet50, num_classes=10), 64),
+    'densenet121': ('densenet121', IMAGENET, partial(models.densenet121, num_classes=10), 64),
+    'mobilenetv2': ('mobilenetv2', IMAGENET, partial(models.mobilenet_v2, num_classes=10, dropout=0), 64),
+    'shortcut A': ('resnet8', {'shortcut': 'A'}, partial(small_resnet, 'A'), 16),
+    'shortcut B': ('resnet8', {'shortcut': 'B'}, partial(small_resnet, 'B'), 16),
+    'preact': (
+        'preact_resnet18',
+        {'width': 8, 'stages': (1, 1, 1, 1)},
+        lambda: Network(partial(PreAct, False), 8, (8, 16, 32, 64), 1, False),
+        16,
+    ),
+    'wide': (
+        'wideresnet28_10',
+        {'depth': 16, 'widen': 2},
+        lambda: Network(partial(PreAct, True), 16, (32, 64, 128), 2, False),
+        16,
+    ),
+    'resnext': (
+        'resnext29_8x64d',
+        {'groups': 2},
+        lambda: Network(partial(ResNeXt, 2, False), *RESNEXT, True),
+        8,
+    ),
+    'preact resnext': (
+        'preact_resnext29_8x64d',
+        {'groups': 2},
+        lambda: Network(partial(ResNeXt, 2, True), *RESNEXT, False),
+        8,
+    ),
+    'small dense': (
+        'efficient_densenet',
+        {'blocks': (2, 2), 'growth': 4, 'width': 8},
+        partial(cifar_densenet, 4, (2, 2), 8),
+        16,
+    ),
+    'small mobile': ('mobilenetv2', {}, cifar_mobilenet, 16),
+}
