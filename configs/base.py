@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every_epochs = 1  # how often the whole state is saved [resumable]
     c.checkpoint.every_steps = 0  # … and within an epoch; 0 is off [resumable]
-    c.checkpoint.keep = 2  # how many of the newest states are kept [resumable]
+    c.checkpoint.keep = 2  # how many of the newest states are kept, at least 2 [resumable]
 
     c.log = ConfigDict()
     c.log.every_steps = 0  # rows of training metrics within an epoch; 0 is off [resumable]
