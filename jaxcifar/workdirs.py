@@ -66,7 +66,7 @@ def warn_of_losses(workdir: Path, step: int, epoch_steps: int):
 
 def check_clock(meta: dict, epoch_steps: int):
     """Raise `UserError` where the number of devices has changed the steps of an epoch."""
-    if meta['epoch_steps'] != epoch_steps:
+    if meta['step'] and meta['epoch_steps'] != epoch_steps:
         raise UserError(
             f'an epoch had {meta["epoch_steps"]} steps and has {epoch_steps} now: a last batch that does not '
             'split evenly is trimmed, so continue on as many devices as before'
@@ -154,10 +154,6 @@ def take_over(config: ConfigDict, like, workdir: Path):
     if not (source / 'checkpoints').is_dir():
         raise UserError(f'resume_from: {source} has no checkpoints')
     before = configs.load(source / 'config.json')
-    for field in SAME_CLOCK:
-        old, new = get(configs.to_dict(before), field), get(configs.to_dict(config), field)
-        if old != new:
-            raise UserError(f'resume_from: {source} has {field}={old}, not {new}')
     checkpoints = Checkpoints(source, before.checkpoint.keep)
     try:
         steps = checkpoints.steps()
@@ -166,6 +162,10 @@ def take_over(config: ConfigDict, like, workdir: Path):
         state, meta = checkpoints.restore(like, int(step) if step else steps[-1])
     finally:
         checkpoints.close()
+    for field in SAME_CLOCK if meta['step'] else ():
+        old, new = get(configs.to_dict(before), field), get(configs.to_dict(config), field)
+        if old != new:
+            raise UserError(f'resume_from: {source} has {field}={old}, not {new}')
     shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
     for member in member_names(config):
         stamps = [s for s in BestWeights(source).steps(member) if s <= meta['step']]

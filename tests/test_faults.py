@@ -144,6 +144,11 @@ def another_population(workdir, reference):
     return {'resume_from': reference, 'members': 2}
 
 
+def other_batches(workdir, reference):
+    shutil.rmtree(workdir)
+    return {'resume_from': reference, 'batch_size': 20}
+
+
 def damaged_source(workdir, reference):
     source = workdir.rename(workdir.with_suffix('.source'))
     flip(largest(source / 'checkpoints' / '24'))
@@ -157,7 +162,8 @@ REFUSED = {
     damaged_best_weights: ('best/0_resnet8/', 'is damaged'),
     below_a_file: ('below_a_file',),
     no_such_step: ('resume_from', '[20, 24], not 3'),
-    another_population: ('resume_from', 'has members=1, not 2'),
+    another_population: ('checkpoints/24 does not fit this config',),
+    other_batches: ('resume_from', 'has batch_size=24, not 20'),
     damaged_source: ('checkpoints/24 is damaged',),
 }
 
