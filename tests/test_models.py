@@ -1,5 +1,8 @@
 """The networks: sizes, parity with PyTorch, and what the options of `build` do."""
 
+from pathlib import Path
+
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar.errors import UserError
 from jaxcifar.losses import cross_entropy
-from jaxcifar.models import build
+from jaxcifar.models import NETWORKS, build
+from jaxcifar.models.layers import Layers, head
 from jaxcifar.torch_weights import to_torch
 from tests.torch_networks import PAIRS
 
@@ -216,3 +220,14 @@ def test_dropout_needs_a_key_and_training():
     assert (logits(False, 0) == logits(False, 1)).all()
     with pytest.raises(Exception, match='dropout'):
         network.apply(variables, x, True)
+
+
+def test_the_network_of_the_readme_trains(monkeypatch):
+    readme = (Path(__file__).parent.parent / 'README.md').read_text()
+    code = next(block for block in readme.split('```') if 'class Tiny' in block)
+    names = {'nn': flax.linen, 'Layers': Layers, 'head': head}
+    exec(code.removeprefix('python'), names)
+    monkeypatch.setitem(NETWORKS, 'tiny', names['Tiny'])
+    network = build('tiny', 10)
+    (logits, features), _ = network.apply(network.init((0,)), np.ones((2, 32, 32, 3), np.float32), True)
+    assert logits.shape == (2, 10) and features.shape == (2, 32)

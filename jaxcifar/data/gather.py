@@ -1,5 +1,7 @@
 """What runs in a DataLoader's worker processes: it must not import JAX, whose threads forbid it."""
 
+import signal
+
 import numpy as np
 
 
@@ -11,6 +13,11 @@ class Gather:
 
     def __getitems__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {'image': self.images[indices], 'label': self.labels[indices]}
+
+
+def leave_sigterm(worker: int):
+    """Called in each worker: a scheduler signals all processes, but the main one must save first."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def identity(batch):

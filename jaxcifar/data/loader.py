@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxcifar.data.gather import Gather, identity
+from jaxcifar.data.gather import Gather, identity, leave_sigterm
 from jaxcifar.errors import UserError
 from jaxcifar.members import member_seeds, run_seed
 from jaxcifar.population import Population
@@ -75,6 +75,7 @@ def _host_batches(config, dataset, order: Order, sharding: NamedSharding, steps:
         batch_sampler=(order.indices(step) for step in steps),  # type: ignore[misc]
         collate_fn=identity,
         num_workers=workers,
+        worker_init_fn=leave_sigterm if workers else None,
         # A fork under JAX's threads deadlocks.
         multiprocessing_context='forkserver' if workers else None,
     )
