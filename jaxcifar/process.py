@@ -49,14 +49,24 @@ class Terminated(threading.Event):
 
 
 @contextlib.contextmanager
-def sigterm():
-    """A `Terminated`; the handler before it is put back afterwards."""
+def signals():
+    """A `Terminated`; the handlers before it are put back afterwards.
+
+    Ctrl-C gets a handler too, though Python's own does the same: where it stands, asyncio, within
+    orbax, puts one in its place that can lose the interrupt.
+    """
     terminated = Terminated()
     if threading.current_thread() is not threading.main_thread():
         yield terminated  # only the main thread may have handlers
         return
-    before = signal.signal(signal.SIGTERM, terminated.handle)
+    handlers = {signal.SIGTERM: terminated.handle, signal.SIGINT: _interrupt}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield terminated
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt

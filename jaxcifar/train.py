@@ -35,7 +35,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     """
     config, workdir = finalize(config), Path(workdir)
     process.keep_compiled(config.compile_cache)
-    with process.locked(workdir), process.sigterm() as terminated, contextlib.ExitStack() as stack:
+    with process.locked(workdir), process.signals() as terminated, contextlib.ExitStack() as stack:
         run = Run(config, workdir, terminated, stack)
         return run.run()
 

@@ -29,6 +29,7 @@ from tests.processes import (
 ONE = {'data__loader': 'host'}
 THREE = {
     'members': 3,
+    'seed': 3,  # one stops at epoch 3, one at 5, one not at all
     'batch_size': 32,  # 32, 32, 16
     'data__validation': 'holdout',
     'data__validation_size': 16,
