@@ -13,3 +13,8 @@ ROOT = Path(__file__).parent.parent
 def test_style(tool):
     done = subprocess.run([sys.executable, '-m', *tool.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readmes_test_command_is_what_ci_runs():
+    readme, ci = ((ROOT / name).read_text() for name in ('README.md', '.ci/run'))
+    assert ci.splitlines()[-1] in readme.splitlines()
