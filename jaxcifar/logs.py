@@ -138,7 +138,7 @@ class Logger:
         if self._events is not None:
             self._events.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def _wandb(config: ConfigDict, workdir: Path):
@@ -152,6 +152,7 @@ def _wandb(config: ConfigDict, workdir: Path):
         group=log.wandb_group or None,
         name=log.wandb_name or workdir.name,
         config=to_dict(config),
+        settings=wandb.Settings(silent=True),  # it would write over the live table
     )
     run.define_metric('*', step_metric='step')
     return run

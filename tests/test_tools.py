@@ -15,6 +15,7 @@ from jaxcifar.predict import predict
 from jaxcifar.train import train
 from jaxcifar.workdirs import git_commit
 from tests.conftest import small_config
+from tests.processes import finish
 
 
 @pytest.fixture(scope='module')
@@ -152,3 +153,10 @@ def test_bfloat16_computes_in_it_and_keeps_float32(config, tmp_path):
     assert np.isfinite(train(config, tmp_path)['mean']['last']['nll'])
     with np.load(next((tmp_path / 'best').rglob('*.npz'))) as best:
         assert {best[k].dtype for k in best.files} == {np.dtype('float32')}
+
+
+def test_wandb_keeps_an_offline_run(small_npz, tmp_path):
+    pytest.importorskip('wandb', reason='the optional package wandb is not installed')
+    finish(tmp_path, small_npz, log__wandb='offline', epochs=1)
+    (path,) = tmp_path.glob('wandb/offline-run-*/run-*.wandb')
+    assert b'accuracy/test/0_resnet8' in path.read_bytes()
