@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.errors import UserError
+from jaxcifar.members import flatten
 
 NONE = '—'  # stands for a number or a setting that is not there
 COLUMNS = {
@@ -91,14 +92,6 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     except ValueError as error:
         raise UserError(f'{path} is not valid JSON: {error}') from None
-
-
-def flatten(tree, prefix: str = '') -> dict:
-    """{'data': {'name': 'x'}} as {'data.name': 'x'}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    parts = (flatten(sub, f'{prefix}.{key}' if prefix else key) for key, sub in tree.items())
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def show(value) -> str:
