@@ -12,7 +12,8 @@ class Gather:
         self.images, self.labels = images, labels
 
     def __getitems__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {'image': self.images[indices], 'label': self.labels[indices]}
+        index = indices.astype(np.int32)
+        return {'image': self.images[indices], 'label': self.labels[indices], 'index': index}
 
 
 def leave_sigterm(worker: int):
