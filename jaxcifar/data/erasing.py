@@ -31,17 +31,16 @@ def random_erasing(
     colour = np.asarray(value, np.float32)
 
     def erase(key: jax.Array, images: jax.Array) -> jax.Array:
-        count, height, width, _ = images.shape
-        draws = [jax.random.fold_in(key, i) for i in range(4)]
-        area = jax.random.uniform(draws[0], (count, TRIES), minval=scale[0], maxval=scale[1])
-        area = area * (height * width)
-        low, high = (math.log(end) for end in ratio)
-        aspect = jnp.exp(jax.random.uniform(draws[1], (count, TRIES), minval=low, maxval=high))
+        count, *size = images.shape[:3]
+        chances = jax.random.uniform(key, (count, 2 * TRIES + 3))
+        area, aspect, place, happens = jnp.split(chances, (TRIES, 2 * TRIES, 2 * TRIES + 2), 1)
+        area = (scale[0] + area * (scale[1] - scale[0])) * math.prod(size)
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** aspect
         sides = jnp.round(jnp.stack([jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)], -1))
-        fits = (sides < jnp.array([height, width])).all(-1)
+        fits = (sides < jnp.array(size)).all(-1)
         side = jnp.take_along_axis(sides, fits.argmax(1)[:, None, None], 1)[:, 0]  # [B,2]
-        corner = jnp.floor(jax.random.uniform(draws[2], side.shape) * (jnp.array([height, width]) - side + 1))
-        happens = jax.random.bernoulli(draws[3], probability, (count,)) & fits.any(1)
+        corner = jnp.floor(place * (jnp.array(size) - side + 1))
+        happens = (happens[:, 0] < probability) & fits.any(1)
         return _paint(images, corner, corner + side, happens, colour)
 
     return erase

@@ -54,11 +54,12 @@ def cutmix(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> 
     _check(alpha, probability, per)
 
     def keep(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
-        share, y, x = (jax.random.fold_in(key, i) for i in range(3))
+        share, place = jax.random.split(key)
         half = jnp.sqrt(1 - jax.random.beta(share, alpha, alpha, (count,))) / 2
+        y, x = jax.random.uniform(place, (2, count, 1))
 
-        def inside(key, size: int):
-            centre = jax.random.randint(key, (count, 1), 0, size)
+        def inside(chance, size: int):
+            centre = (chance * size).astype(jnp.int32)
             reach = (half * size).astype(jnp.int32)[:, None]
             return (jnp.arange(size) >= centre - reach) & (jnp.arange(size) < centre + reach)
 
@@ -93,12 +94,13 @@ def mix_batch(mixes: list[Mix], key: jax.Array, images: jax.Array, labels: jax.A
     """
     batch, height, width, _ = images.shape
     count = 1 if mixes[0].per == 'batch' else batch
-    chance = jax.random.uniform(jax.random.fold_in(key, 0), (count, 1, 1))
-    partner = jax.random.permutation(jax.random.fold_in(key, 1), batch)
+    first, second, *keys = jax.random.split(key, 2 + len(mixes))
+    chance = jax.random.uniform(first, (count, 1, 1))
+    partner = jax.random.permutation(second, batch)
     kept, start = jnp.ones((count, 1, 1)), 0.0
-    for i, mix in enumerate(mixes):
+    for mix, mix_key in zip(mixes, keys):
         happens = (start <= chance) & (chance < start + mix.probability)
-        kept = jnp.where(happens, mix.keep(jax.random.fold_in(key, 2 + i), count, height, width), kept)
+        kept = jnp.where(happens, mix.keep(mix_key, count, height, width), kept)
         start += mix.probability
     weight = jnp.broadcast_to(kept.mean((1, 2)), labels.shape)
     mixed = kept[..., None] * images + (1 - kept[..., None]) * images[partner]

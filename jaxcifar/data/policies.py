@@ -72,10 +72,11 @@ def magnitudes(op: str, ranges: Ranges, bins: int, size: tuple[int, ...]) -> np.
 
 
 def _linspace(start: float, end: float, count: int) -> np.ndarray:
-    """torch.linspace: float32 steps from both ends, so that the same whole numbers come out whole."""
-    step, i = np.float32((end - start) / max(count - 1, 1)), np.arange(count, dtype=np.float32)
-    up, down = np.float32(start) + step * i, np.float32(end) - step * (count - 1 - i)
-    return np.where(i < count // 2, up, down).astype(float)
+    """torch.linspace to the bit, or 16 pixels come out as 15.999: a float32 step, taken from both ends."""
+    first, last, i = np.float32(start), np.float32(end), np.arange(count)
+    step = float((last - first) / np.float32(max(count - 1, 1)))
+    exact = np.where(i < count // 2, first + step * i, last - step * (count - 1 - i))
+    return exact.astype(np.float32).astype(float)
 
 
 def change(op: str, magnitude: float, size: tuple[int, ...]) -> Change:
@@ -96,8 +97,10 @@ def both_signs(op: str, magnitude: float, size: tuple[int, ...]) -> Change:
     return stack([change(op, magnitude, size), change(op, opposite, size)])
 
 
-def draw(table: Change, *positions: jax.Array) -> Change:
-    """A table's rows at positions [B] of its leading axes."""
+def draw(table: Change, *chances: jax.Array) -> Change:
+    """A row for each image, from a uniform number in [0, 1) for each leading axis, [B] each."""
+    ends = table.colour.shape
+    positions = tuple((chance * end).astype(jnp.int32) for chance, end in zip(chances, ends))
     return Change(*(jnp.asarray(values)[positions] for values in table))
 
 
@@ -125,10 +128,8 @@ def randaugment(n: int, m: int, bins: int = 31) -> Callable:
         strengths = {op: magnitudes(op, USUAL, bins, size)[m] for op in OPS}
         table = stack([both_signs(op, strength, size) for op, strength in strengths.items()])
         colours = [op for op in OPS if op in COLOURS]
-        ops = jax.random.randint(jax.random.fold_in(key, 0), (n, count), 0, len(OPS))
-        signs = jax.random.randint(jax.random.fold_in(key, 1), (n, count), 0, 2)
-        for i in range(n):
-            images = apply(images, draw(table, ops[i], signs[i]), colours)
+        for op, sign in jax.random.uniform(key, (n, 2, count)):
+            images = apply(images, draw(table, op, sign), colours)
         return images
 
     return augment
@@ -143,11 +144,8 @@ def trivial_augment(bins: int = 31) -> Callable:
         size, count = images.shape[1:3], len(images)
         strengths = {op: magnitudes(op, WIDE, bins, size) for op in OPS}
         table = stack([stack([both_signs(op, m, size) for m in ms]) for op, ms in strengths.items()])
-        drawn = (
-            jax.random.randint(jax.random.fold_in(key, i), (count,), 0, end)
-            for i, end in enumerate((len(OPS), bins, 2))
-        )
-        return apply(images, draw(table, *drawn), [op for op in OPS if op in COLOURS])
+        drawn = draw(table, *jax.random.uniform(key, (3, count)))
+        return apply(images, drawn, [op for op in OPS if op in COLOURS])
 
     return augment
 
@@ -187,15 +185,14 @@ def auto_augment() -> Callable:
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         size, count = images.shape[1:3], len(images)
-        pair = jax.random.randint(jax.random.fold_in(key, 0), (count,), 0, len(CIFAR10_POLICY))
-        signs = jax.random.randint(jax.random.fold_in(key, 1), (2, count), 0, 2)
-        chances = jax.random.uniform(jax.random.fold_in(key, 2), (2, count))
-        for i, column in enumerate(zip(*CIFAR10_POLICY)):
+        pair, *chances = jax.random.uniform(key, (5, count))
+        position = (pair * len(CIFAR10_POLICY)).astype(jnp.int32)
+        for column, sign, chance in zip(zip(*CIFAR10_POLICY), chances[:2], chances[2:]):
             ops, probability, bins = zip(*column)
             strengths = [magnitudes(op, USUAL, 10, size)[b] for op, b in zip(ops, bins)]
             table = stack([both_signs(op, m, size) for op, m in zip(ops, strengths)])
-            changed = apply(images, draw(table, pair, signs[i]), sorted({*ops} & {*COLOURS}))
-            happens = chances[i] < jnp.array(probability)[pair]
+            changed = apply(images, draw(table, pair, sign), sorted({*ops} & {*COLOURS}))
+            happens = chance < jnp.array(probability)[position]
             images = jnp.where(happens[:, None, None, None], changed, images)
         return images
 
@@ -216,10 +213,9 @@ def color_jitter(
     low = -np.array([min(limits[name], 1) for name in active], np.float32)  # no factor is negative
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        shape = len(images), len(active)
-        amounts = jax.random.uniform(jax.random.fold_in(key, 0), shape, minval=low, maxval=high)
-        order = jax.random.uniform(jax.random.fold_in(key, 1), shape).argsort(1)
-        amounts = jnp.take_along_axis(amounts, order, 1)
+        chances, order = jax.random.uniform(key, (2, len(images), len(active)))
+        order = order.argsort(1)
+        amounts = jnp.take_along_axis(low + chances * (high - low), order, 1)
         for i in range(len(active)):
             images = apply_colour(images, jnp.asarray(positions)[order[:, i]], amounts[:, i], active)
         return images
