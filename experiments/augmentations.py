@@ -8,6 +8,8 @@ experiments/results/augmentations.csv.
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -56,11 +58,11 @@ def main(size: str = '128'):
     config = single.get_config()
     dataset = load_dataset('cifar10', finalize(config).data.root)
     batch = jax.device_put(Gather(dataset.x_train, dataset.y_train).__getitems__(np.arange(int(size))))
-    runs = {}
+    runs: dict[str, Callable] = {}
     for name in (*MORE, *PRESETS):
         augment = jax.jit(Augmentation(name, dataset.mean, dataset.std), compiler_options=compiler_options())
-        runs[name] = lambda augment=augment: augment(jax.random.key(0), batch, np.int32(0))
-    steps = {network: Step(network, dataset, batch) for network in NETWORKS}
+        runs[name] = partial(augment, jax.random.key(0), batch, np.int32(0))
+    steps: dict[str, Callable] = {network: Step(network, dataset, batch) for network in NETWORKS}
     times: dict[str, list[float]] = {name: [] for name in (*runs, *steps)}
     for run in (*runs.values(), *steps.values()):
         jax.block_until_ready(run())  # compiles

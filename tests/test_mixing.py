@@ -25,26 +25,22 @@ def mixed(text, draws=1, size=8):
     return jax.device_get(run(keys))
 
 
-@pytest.mark.parametrize('name', ['mixup', 'cutmix'])
-@pytest.mark.parametrize('per', ['batch', 'image'])
+@pytest.mark.parametrize(('name', 'per'), [('mixup', 'batch'), ('mixup', 'image'), ('cutmix', 'image')])
 def test_labels_go_with_the_pixels(name, per):
     images, targets = mixed(f'{name}(1.0,per="{per}")', 50)
     weight, first, second = targets.weight, targets.first, targets.second
     np.testing.assert_allclose(images.mean((2, 3, 4)), weight * first + (1 - weight) * second, atol=1e-5)
     assert (np.sort(second) == LABELS).all()  # a permutation, and not always the same
     assert len(np.unique(second, axis=0)) > 40
-    assert len(np.unique(weight[0])) == (1 if per == 'batch' else 8 if name == 'mixup' else len({*weight[0]}))
-    if per == 'image':
-        assert len(np.unique(weight[0])) > 3
+    assert len(np.unique(weight[0])) == 1 if per == 'batch' else len(np.unique(weight[0])) > 3
     if name == 'cutmix':
         one_of_two = (images[..., 0] == first[..., None, None]) | (images[..., 0] == second[..., None, None])
         assert one_of_two.all()
 
 
-@pytest.mark.parametrize('alpha', [0.2, 1.0])
-def test_shares_are_beta(alpha):
-    _, targets = mixed(f'mixup({alpha})', 2000, size=1)
-    assert kstest(targets.weight[:, 0], beta(alpha, alpha).cdf).pvalue > 0.001
+def test_shares_are_beta():
+    _, targets = mixed('mixup(.2)', 2000, size=1)
+    assert kstest(targets.weight[:, 0], beta(0.2, 0.2).cdf).pvalue > 0.001
 
 
 def test_boxes_are_torchvisions():

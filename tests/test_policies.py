@@ -1,5 +1,7 @@
 """Ops and policies against torchvision's, on photographs: grey levels, bins, and what is drawn how often."""
 
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +76,7 @@ def their_bins(policy, op, size):
 def test_every_op_at_every_magnitude_is_torchvisions(v2, ranges):
     """Of pictures that are not square."""
     size = 24, 32
-    images = photographs(3, *size)
+    images = photographs(2, *size)
     policy = v2.RandAugment() if ranges is policies.USUAL else v2.TrivialAugmentWide()
     rows, expected, names = [], [], []
     for op in policies.OPS:
@@ -112,10 +114,11 @@ def test_extreme_pictures_are_torchvisions(v2):
     """One colour, one bright pixel, two colours: what divides by a range or a count."""
     images = np.full((3, 24, 24, 3), 77, np.uint8)
     images[1, 3, 4, 1], images[2, :, 12:] = 255, 200
-    for op in ('autocontrast', 'equalize', 'contrast', 'saturation', 'sharpness'):
+    ops = 'autocontrast', 'equalize', 'contrast', 'saturation', 'sharpness'
+    found = jax.jit(lambda x: [policies.COLOURS[op](x, jnp.full(3, 0.5)) for op in ops])(images)
+    for op, changed in zip(ops, found):
         expected = their_change(v2.AutoAugment(), images, op, 0.5)
-        found = np.asarray(policies.COLOURS[op](jnp.asarray(images), jnp.full(3, 0.5)))
-        assert np.abs(found.astype(int) - expected).max() <= (op in BLENDS), op
+        assert np.abs(np.asarray(changed).astype(int) - expected).max() <= (op in BLENDS), op
 
 
 def candidates(policy, image):
@@ -167,15 +170,16 @@ def test_policies_draw_as_torchvisions(v2, text):
     chances = candidates(policy, image)
     assert abs(sum(chances.values()) - 1) < 1e-9
     ((_, augment),) = parse(text).steps
-    outputs = np.asarray(jax.jit(augment)(jax.random.key(0), np.tile(image, (8000, 1, 1, 1))))
-    kinds, counts = np.unique(outputs.reshape(8000, -1), axis=0, return_counts=True)
+    outputs = np.asarray(jax.jit(augment)(jax.random.key(0), np.tile(image, (5000, 1, 1, 1))))
+    counted = Counter(output.tobytes() for output in outputs)
+    kinds, counts = np.stack([np.frombuffer(k, np.uint8) for k in counted]), list(counted.values())
     theirs = np.stack([np.frombuffer(c, np.uint8) for c in chances])
     centre = theirs.mean(0)
     a, b = (x.astype(np.float32) - centre.astype(np.float32) for x in (kinds, theirs))
     nearest = ((b**2).sum(1) - 2 * a @ b.T).argmin(1)
     assert np.abs(kinds.astype(int) - theirs[nearest]).max() <= 2  # a blend after a blend
     found = np.bincount(nearest, counts, len(theirs))
-    expected = 8000 * np.array(list(chances.values()))
+    expected = 5000 * np.array(list(chances.values()))
     assert found[expected == 0].sum() == 0
     often = expected >= 5
     rest = [[x[~often].sum()] if x[~often].sum() else [] for x in (found, expected)]
@@ -183,8 +187,8 @@ def test_policies_draw_as_torchvisions(v2, text):
 
 
 def test_two_ops_are_drawn_apart():
-    """n ops with replacement: a seventh part of 14 x 14 pairs leaves a picture as one op does."""
-    images = np.tile(photographs(1, 24, 24)[0], (4000, 1, 1, 1))
+    """A second op like the first would leave more pictures as one op does."""
+    images = np.tile(photographs(1, 24, 24)[0], (500, 1, 1, 1))
     ((_, two),), ((_, one),) = (parse(f'randaugment({n},9)').steps for n in (2, 1))
     once, twice = (np.asarray(jax.jit(f)(jax.random.key(0), images)) for f in (one, two))
     once = {image.tobytes() for image in once}
@@ -196,8 +200,8 @@ def test_color_jitter_draws_as_torchvisions(v2):
     """Their order is seen where values are cut off."""
     image = photographs(1, 24, 24)[0]
     theirs = v2.ColorJitter(0.8, 0.8, 0.8, 0.4)
-    expected = np.stack([arrays(theirs(tensors(image))) for _ in range(1500)]).astype(float)
+    expected = np.stack([arrays(theirs(tensors(image))) for _ in range(500)]).astype(float)
     ((_, augment),) = parse('color_jitter(.8,.8,.8,.4)').steps
-    found = np.asarray(jax.jit(augment)(jax.random.key(0), np.tile(image, (1500, 1, 1, 1)))).astype(float)
+    found = np.asarray(jax.jit(augment)(jax.random.key(0), np.tile(image, (500, 1, 1, 1)))).astype(float)
     for statistic in (lambda x: x.mean((1, 2, 3)), lambda x: x.std((1, 2, 3)), lambda x: x[:, 5, 5, 0]):
         assert ks_2samp(statistic(found), statistic(expected)).pvalue > 0.001
