@@ -25,7 +25,7 @@ from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import init_state
 from jaxcifar.step import compiler_options, make_train_step
 
-ROUNDS, CALLS = 7, 5
+ROUNDS, CALLS = 3, 5
 NETWORKS = ('resnet18', 'resnet20')
 MORE = ('none', 'randaugment(2,9)', 'trivial_augment', 'auto_augment', 'cutmix(1.0)')
 

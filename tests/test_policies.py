@@ -186,16 +186,6 @@ def test_policies_draw_as_torchvisions(v2, text):
     assert chisquare(*(np.append(x[often], r) for x, r in zip((found, expected), rest))).pvalue > 0.001
 
 
-def test_two_ops_are_drawn_apart():
-    """A second op like the first would leave more pictures as one op does."""
-    images = np.tile(photographs(1, 24, 24)[0], (500, 1, 1, 1))
-    ((_, two),), ((_, one),) = (parse(f'randaugment({n},9)').steps for n in (2, 1))
-    once, twice = (np.asarray(jax.jit(f)(jax.random.key(0), images)) for f in (one, two))
-    once = {image.tobytes() for image in once}
-    share = np.mean([image.tobytes() in once for image in twice])
-    assert share < 0.5
-
-
 def test_color_jitter_draws_as_torchvisions(v2):
     """Their order is seen where values are cut off."""
     image = photographs(1, 24, 24)[0]

@@ -105,9 +105,13 @@ def draw(table: Change, *chances: jax.Array) -> Change:
 
 
 def apply(images: jax.Array, change: Change, colours) -> jax.Array:
-    """Change each image [B,H,W,C] in its own way; `colours` names those that can occur."""
-    images = affine(images, change.matrix)
-    return apply_colour(images, change.colour, change.amount, colours)
+    """Change each image [B,H,W,C] in its own way; `colours` names those that can occur.
+
+    Either its colours or its pixels' places change. Colours first: fused behind it, the gather would
+    be made again for each of their nine reads of a pixel.
+    """
+    coloured = apply_colour(images, change.colour, change.amount, colours)
+    return affine(coloured, change.matrix)
 
 
 def apply_colour(images: jax.Array, chosen: jax.Array, amount: jax.Array, colours) -> jax.Array:

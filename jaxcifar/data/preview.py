@@ -35,7 +35,8 @@ def contact_sheet(config: ConfigDict):
     indices = order.indices(0).reshape(-1, order.indices(0).shape[-1])[0]
     batch = Gather(dataset.x_train, dataset.y_train).__getitems__(indices)
     columns = min(COLUMNS, len(indices))
-    figure = Figure((1.4 * columns, 1.6 * (EPOCHS + 1)), layout='constrained')
+    figure = Figure((1.4 * columns, 1.6 * (EPOCHS + 1)))
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.93, wspace=0.06, hspace=0.2)
     figure.suptitle(f'augment = {config.augment}', fontsize=9)
     axes = figure.subplots(EPOCHS + 1, columns, squeeze=False)
     names = [[dataset.classes[y] for y in batch['label'][:columns]]]
