@@ -20,7 +20,6 @@ from experiments import results
 from jaxcifar.config import finalize
 from jaxcifar.data.augment import PRESETS, Augmentation
 from jaxcifar.data.datasets import load_dataset
-from jaxcifar.data.gather import Gather
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import init_state
 from jaxcifar.step import compiler_options, make_train_step
@@ -57,7 +56,9 @@ def main(size: str = '128'):
     """Measure, print and keep."""
     config = single.get_config()
     dataset = load_dataset('cifar10', finalize(config).data.root)
-    batch = jax.device_put(Gather(dataset.x_train, dataset.y_train).__getitems__(np.arange(int(size))))
+    index = np.arange(int(size))
+    arrays = {'image': dataset.x_train[index], 'label': dataset.y_train[index], 'index': index}
+    batch = jax.device_put(arrays)
     runs: dict[str, Callable] = {}
     for name in (*MORE, *PRESETS):
         augment = jax.jit(Augmentation(name, dataset.mean, dataset.std), compiler_options=compiler_options())

@@ -103,7 +103,7 @@ def test_members_with_their_own_batches():
 
 
 def test_four_devices_draw_and_mix_as_one():
-    """Mixing takes images from other devices."""
+    """Mixing takes images from other devices; a blend's last bit may cut off to the next grey level."""
     images = pictures(16)
     batch = {'image': images, 'label': np.arange(16), 'index': np.arange(16)}
     augmentation = Augmentation('crop(2)+flip+randaugment(1,9)+erasing+cutmix(1.0)', (0.5,) * 3, (0.25,) * 3)
@@ -111,7 +111,9 @@ def test_four_devices_draw_and_mix_as_one():
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
     one = jax.jit(augmentation)(KEY, batch, np.int32(0))
     four = jax.jit(augmentation)(KEY, jax.device_put(batch, sharding), np.int32(0))
-    jax.tree.map(np.testing.assert_array_equal, one, four)
+    jax.tree.map(np.testing.assert_array_equal, one[1], four[1])
+    away = np.abs(np.asarray(one[0]) - np.asarray(four[0]))
+    assert away.max() <= 1.01 / 255 / 0.25 and (away > 1e-6).mean() < 0.001
 
 
 @pytest.mark.parametrize('text, same', [('', 'none'), ('crop(2)', 'crop(padding=2, mode="zeros")')])

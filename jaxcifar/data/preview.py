@@ -4,6 +4,7 @@ Writes preview.png into --workdir (the current folder). Its first row is the fir
 the others are the same images as augmented in its first epochs, with the labels they are trained on.
 """
 
+import contextlib
 import sys
 
 import jax
@@ -15,12 +16,12 @@ from jaxcifar.cli import run_command
 from jaxcifar.config import finalize
 from jaxcifar.data.augment import Augmentation
 from jaxcifar.data.datasets import load_dataset
-from jaxcifar.data.gather import Gather
-from jaxcifar.data.loader import Order
+from jaxcifar.data.loader import Order, batches
 from jaxcifar.data.splits import make_split
 from jaxcifar.errors import UserError
 from jaxcifar.main import parse
 from jaxcifar.members import run_seed
+from jaxcifar.population import Population, make_mesh
 from jaxcifar.step import AUGMENT
 
 COLUMNS, EPOCHS = 10, 4
@@ -31,10 +32,14 @@ def contact_sheet(config: ConfigDict):
     from matplotlib.figure import Figure
 
     dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
-    order = Order(config, make_split(dataset.y_train, config).train, 1)
-    indices = order.indices(0).reshape(-1, order.indices(0).shape[-1])[0]
-    batch = Gather(dataset.x_train, dataset.y_train).__getitems__(indices)
-    columns = min(COLUMNS, len(indices))
+    mesh = make_mesh(config)
+    population = Population(config, dataset.num_classes, dataset.image_size, mesh)
+    order = Order(config, make_split(dataset.y_train, config).train, mesh.shape['data'])
+    with contextlib.closing(batches(config, dataset, order, population, range(1))) as source:
+        batch = jax.device_get(next(source))
+    if order.own:
+        batch = {name: of_members[0] for name, of_members in batch.items()}
+    columns = min(COLUMNS, len(batch['label']))
     figure = Figure((1.4 * columns, 1.6 * (EPOCHS + 1)))
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.93, wspace=0.06, hspace=0.2)
     figure.suptitle(f'augment = {config.augment}', fontsize=9)
