@@ -125,7 +125,7 @@ def torch_step(
     x = torch.from_numpy(batch['image']).permute(0, 3, 1, 2).float().sub(127.5).div(63.75)
     x = x.to(TORCH_DEVICE, memory_format=memory)
     y = torch.from_numpy(batch['label']).long().to(TORCH_DEVICE)
-    forward: Callable = torch.compile(network) if compiled else network
+    forward = torch.compile(network) if compiled else network
 
     def take():
         optimizer.zero_grad()

@@ -3,6 +3,7 @@
 Layers carry the names that `jaxcifar.torch_weights` gives ours.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
@@ -148,7 +149,7 @@ def preact_resnet(width=64, blocks=2, classes=10):
 
 
 # Every network of `jaxcifar.models`, a function of the number of classes.
-TORCH = {
+TORCH: dict[str, Callable] = {
     **{f'resnet{6 * n + 2}': partial(small_resnet, 'A', n) for n in (1, 3, 5, 7, 9, 18)},
     'resnet18': partial(cifar_resnet, models.resnet18),
     'resnet34': partial(cifar_resnet, models.resnet34),
