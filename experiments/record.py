@@ -65,18 +65,17 @@ def rows(workdir: Path):
         yield {**common, 'weights': weights, **numbers}
 
 
-def main(workdirs: list[str]):
-    """Append and print."""
+def append(workdirs: list[Path]) -> list[dict]:
+    """Add these runs' rows to the table, and return them."""
+    added = [row for workdir in workdirs for row in rows(workdir)]
     new = not RESULTS.exists()
     with RESULTS.open('a', newline='') as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
         if new:
             writer.writeheader()
-        for workdir in workdirs:
-            for row in rows(Path(workdir)):
-                writer.writerow(row)
-                print(row)
+        writer.writerows(added)
+    return added
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    print(*append([Path(workdir) for workdir in sys.argv[1:]]), sep='\n')

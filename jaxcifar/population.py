@@ -162,9 +162,12 @@ class Population:
     def _shard(self, run, own: bool, keyed: bool):
         if self.mesh.size == 1:
             return run
-        member, batch = P('member'), P('member', 'data')
-        in_specs = (member, member, batch if own else P('data'), member if keyed else None)
-        return jax.shard_map(run, mesh=self.mesh, in_specs=in_specs, out_specs=(batch, batch, member))
+        # An axis of one device is left out, or gradients would be summed over it all the same.
+        data = ('data',) if self._shards > 1 else ()
+        member, batch, images = P('member'), P('member', *data), P(*data)
+        in_specs = (member, member, batch if own else images, member if keyed else None)
+        out_specs, axes = (batch, batch, member), {'member', *data}
+        return jax.shard_map(run, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
 
     def _forward_group(self, network: Network, train: bool, own: bool, params, stats, images, keys):
         """The members of one group that live on this device, one after the other."""
@@ -182,7 +185,7 @@ class Population:
 
     def _replicate(self, stats):
         """Running statistics that all data shards agree on: with local norms the shards' mean."""
-        alike = self.mesh.size == 1 or self._sync_norm
+        alike = self._shards == 1 or self._sync_norm
         return stats if alike else jax.lax.pmean(stats, 'data')
 
 
