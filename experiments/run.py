@@ -92,7 +92,7 @@ class Runner:
             print(f'{where}: {score(self.folder / run.name)} after {seconds:,.0f} s', flush=True)
         elif status == EXIT_PREEMPTED or self.stopped:
             self.stop()
-            print(f'{where}: stopped and saved', flush=True)
+            print(f'{where}: stopped, to be resumed', flush=True)
         else:
             self.failed.append(run.name)
             log = self.folder / f'{run.name}.log'
@@ -177,7 +177,8 @@ def main():
     folder = args.workdir or Path('runs') / args.sweep.replace(path, Path(path).stem).replace(':', '-')
     folder.mkdir(parents=True, exist_ok=True)
     runner = Runner(sweep, folder)
-    signal.signal(signal.SIGTERM, runner.stop)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, runner.stop)
     with ThreadPoolExecutor(args.jobs) as pool:
         for done in [pool.submit(runner, i) for i in range(len(sweep.runs))]:
             done.result()

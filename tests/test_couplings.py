@@ -176,3 +176,14 @@ def test_the_coupling_of_the_readme_trains_from_a_config_file(config, small_npz,
         assert float(next(csv.DictReader(file))[column]) > 0
     found = evaluate(workdir, 'last', 'test', flip=False)  # without the file
     assert c.coupling == name and found['mean'] == pytest.approx(results['mean']['last'])
+
+
+def test_each_member_may_have_its_own_view_of_a_batch(config, dataset):
+    config.network, config.members, config.coupling = 'linear', 2, 'none'
+    config.augment = 'crop(3)'
+    same, _, _ = run_steps(config, dataset, 1)
+    config.augment_each = True
+    each, _, _ = run_steps(config, dataset, 1)
+    assert min(distance(a, b) for a, b in zip(same, each)) > 1e-4
+    config.members, config.member_ids = 1, 1  # as it would alone
+    assert distance(run_steps(config, dataset, 1)[0][0], each[1]) <= 1e-6
