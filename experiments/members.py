@@ -2,7 +2,8 @@
 
 Times the step of mutual learning for K = 1, 2, 4, 8 on one device, K = 4 on 1, 2 and 4, and, as an
 alternative that was tried, K = 4 mapped over stacked weights (`vmap`). The steps are taken in turn, so
-that what else the machine does is shared; medians over rounds. Without accelerators the devices are
+that what else the machine does is shared; medians over rounds. On a busy machine the seconds of its
+cores (`cpu`: host work alone, where there is an accelerator) say more than those of the clock. Without accelerators the devices are
 four virtual ones on the same cores: those rows show what is exchanged, not what is gained.
 """
 
@@ -34,7 +35,8 @@ from jaxcifar.workdirs import git_commit
 RESULTS = Path(__file__).parent / 'results' / 'members.csv'
 COLUMNS = (
     'date', 'commit', 'machine', 'device', 'network', 'batch', 'image_size', 'way', 'members', 'devices',
-    'milliseconds', 'times_one_member', 'compile_seconds', 'collectives', 'bytes',
+    'milliseconds', 'times_one_member', 'cpu_milliseconds', 'cpu_times_one_member', 'compile_seconds',
+    'collectives', 'bytes',
 )  # fmt: skip
 COLLECTIVES = 'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
 SIZES = {'pred': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8}
@@ -71,19 +73,20 @@ class Case:
         start = time.perf_counter()
         self.step = step.lower(self.state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - start
-        self.seconds: list[float] = []
+        self.clocks: list[tuple[float, float]] = []
         self.run()
 
     def run(self):
         """Take a step."""
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         self.state, row = self.step(self.state, self.batch)
         jax.block_until_ready((self.state, row))
-        self.seconds.append(time.perf_counter() - start)
+        self.clocks.append((time.perf_counter() - start[0], time.process_time() - start[1]))
 
-    def milliseconds(self) -> float:
-        """The median step but the first."""
-        return 1e3 * statistics.median(self.seconds[1:])
+    def milliseconds(self) -> tuple[float, float]:
+        """The median step but the first, by the clock and in all cores."""
+        wall, cpu = (1e3 * statistics.median(seconds) for seconds in zip(*self.clocks[1:]))
+        return wall, cpu
 
     def collectives(self) -> tuple[str, int]:
         """What a step exchanges between devices: '1 all-gather', and the bytes of the results on each."""
@@ -114,15 +117,18 @@ def main(network: str = 'resnet20', batch: str = '64', size: str = '32', rounds:
         for case in [*cases, mapped]:
             (way, members, devices), exchanged = case.what, case.collectives()
             way = {'Population': 'loop', 'Mapped': 'vmap'}[way]
-            took, device = case.milliseconds(), jax.devices()[0].device_kind
+            numbers = [n for took, base in zip(case.milliseconds(), one) for n in (took, took / base)]
+            device = jax.devices()[0].device_kind
             machine = f'{platform.machine()}, {os.cpu_count()} cores'
             today = datetime.now(UTC).date().isoformat()
-            row = [today, git_commit(), machine, device, *shapes, way, members, devices, f'{took:.1f}',
-                   f'{took / one:.2f}', f'{case.compile_seconds:.1f}', *exchanged]  # fmt: skip
-            writer.writerow(row)
-            print(f'{way} K={members} on {devices}: {took:9.1f} ms, {took / one:6.2f} times one member; '
-                  f'compiled in {case.compile_seconds:.1f} s; {exchanged[0] or "nothing"}, '
-                  f'{exchanged[1]:,} bytes')  # fmt: skip
+            written = [f'{n:.{i}f}' for n, i in zip([*numbers, case.compile_seconds], (1, 2, 1, 2, 1))]
+            where = today, git_commit(), machine, device
+            writer.writerow([*where, *shapes, way, members, devices, *written, *exchanged])
+            print(
+                f'{way} K={members} on {devices}: {numbers[0]:9.1f} ms, {numbers[1]:6.2f} times one member '
+                f'(cpu {numbers[3]:.2f}); compiled in {case.compile_seconds:.1f} s; '
+                f'{exchanged[0] or "nothing"}, {exchanged[1]:,} bytes'
+            )
 
 
 if __name__ == '__main__':
