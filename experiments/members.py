@@ -3,8 +3,9 @@
 Times the step of mutual learning for K = 1, 2, 4, 8 on one device, K = 4 on 1, 2 and 4, and, as an
 alternative that was tried, K = 4 mapped over stacked weights (`vmap`). The steps are taken in turn, so
 that what else the machine does is shared; medians over rounds. On a busy machine the seconds of its
-cores (`cpu`: host work alone, where there is an accelerator) say more than those of the clock. Without accelerators the devices are
-four virtual ones on the same cores: those rows show what is exchanged, not what is gained.
+cores (`cpu`; where there is an accelerator, the host's work alone) say more than those of the clock.
+Without accelerators the devices are four virtual ones on the same cores: those rows show what is
+exchanged, not what is gained.
 """
 
 import csv
