@@ -76,6 +76,16 @@ def columns(config: ConfigDict) -> tuple[str, ...]:
     return COUPLINGS[config.coupling].columns if config.coupling in COUPLINGS else ()
 
 
+def check_columns(config: ConfigDict, logged: dict):
+    """Raise `UserError` where a coupling's columns are not those that it was registered with."""
+    declared, found = set(columns(config)), logged.keys() - {'loss', 'accuracy'}
+    if found != declared:
+        raise UserError(
+            f'coupling={config.coupling} logs {sorted(found)}, but is registered with {sorted(declared)}: '
+            f'Coupling(…, columns={tuple(sorted(found))})'
+        )
+
+
 def check_images(config: ConfigDict, own: bool):
     """Raise `UserError` where members have batches of their `own` that the coupling would compare."""
     if own and COUPLINGS[config.coupling].same_images:

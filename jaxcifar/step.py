@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxcifar.couplings import COUPLINGS
+from jaxcifar.couplings import COUPLINGS, check_columns
 from jaxcifar.data.augment import augment_batch, normalise, parse
 from jaxcifar.losses import LOSSES
 from jaxcifar.members import per_member, run_seed
@@ -50,6 +50,7 @@ class TrainStep:
         dropout_keys = self._keys(DROPOUT, state.step, of_members=True)
         lr = self.learning_rates(state.step)
         params, stats, opt, numbers = self._advance(state, images, labels, dropout_keys, lr)
+        check_columns(self.config, numbers)
         count = labels.shape[-1]
         sums = {name: state.sums[name] + value * count for name, value in numbers.items()}
         sums['count'] = state.sums['count'] + count

@@ -154,7 +154,10 @@ def test_parts_of_the_loss_are_logged_for_each_node(config, tmp_path):
     assert len({r['kl'] for r in rows}) == 6
 
 
-def test_what_cannot_be_compared_is_said(config, tmp_path):
+def test_what_cannot_be_coupled_or_logged_is_said(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(COUPLINGS, 'mutual', COUPLINGS['mutual']._replace(columns=('ce',)))
+    with pytest.raises(UserError, match=r"logs \['ce', 'kl'\], but is registered with \['ce'\]"):
+        train(config, tmp_path)
     config.data.order = 'member'
     with pytest.raises(UserError, match=r'of the same images.* data\.order=shared'):
         train(config, tmp_path)
