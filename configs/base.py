@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
     c.member_ids = placeholder(object)  # train these of a larger population [auto: 0,1,…,K-1]
     c.split = 'shared'  # which training images each member sees: shared
     c.loss = 'cross_entropy'  # cross_entropy
-    c.coupling = 'none'  # what members do to each other: none
+    c.coupling = 'none'  # what members do to each other: none | mutual
+    c.update_order = 'simultaneous'  # simultaneous: all from one forward pass; sequential: members take turns
     c.view = 'none'  # what the forward pass sees of the weights: none
     c.seed = number_or_list(0)  # data order and augmentation; with a member's id its init too [K]
     c.devices = placeholder(int)  # how many of the accelerators to use [auto: all] [resumable]
@@ -29,14 +30,18 @@ def get_config() -> ConfigDict:
     c.label_smoothing = number_or_list(0.0)  # ε in (1-ε)·onehot + ε/C [K]
     c.ema = 0.0  # decay of an average of weights and statistics that is evaluated instead; 0 is off
     c.augment = placeholder(str)  # names or a preset of data.augment [auto: crop(4)+flip; none of streams]
+    c.augment_each = False  # members that share a batch draw its augmentation each for itself
 
     c.model = ConfigDict()
     c.model.dropout = 0.0  # share of a block's hidden activations set to zero in training
     c.model.drop_path = 0.0  # stochastic depth: how often the last block is skipped, the first never
-    c.model.init = 'he'  # he | torch: the distributions that weights are drawn from
+    c.model.init = 'he'  # he | he_dense | torch: the distributions that weights are drawn from
     c.model.zero_init = False  # norms that end a block begin at 0, so that blocks begin as nothing
     c.model.shortcut = ''  # A | B, of resnet8 to resnet110 and others that have it [auto: their own]
     c.model.stem = ''  # cifar | imagenet, for images of 32 or 224 pixels [auto: cifar]
+
+    c.mutual = ConfigDict()
+    c.mutual.temperature = 1.0  # T of the softmax that members compare, and T² times their divergence
 
     c.data = ConfigDict()
     c.data.root = placeholder(str)  # where datasets are kept [auto: $JAXCIFAR_DATA or data] [resumable]

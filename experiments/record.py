@@ -66,13 +66,12 @@ def rows(workdir: Path):
         yield {**common, 'weights': weights, **numbers}
 
 
-def main(workdirs: list[str]):
-    """Append and print."""
-    for workdir in workdirs:
-        for row in rows(Path(workdir)):
-            results.append('accuracy', [{column: row[column] for column in COLUMNS}])
-            print(row)
+def append(workdirs: list[Path]) -> list[dict]:
+    """Add these runs' rows to the table, and return them."""
+    added = [{column: row[column] for column in COLUMNS} for workdir in workdirs for row in rows(workdir)]
+    results.append('accuracy', added)
+    return added
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    print(*append([Path(workdir) for workdir in sys.argv[1:]]), sep='\n')

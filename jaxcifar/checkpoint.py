@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from jaxcifar.errors import UserError
+from jaxcifar.state import TrainState
 
 for _name in ('absl', 'asyncio'):  # orbax narrates, and prints tracebacks of what it raises
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
@@ -60,10 +60,16 @@ class Checkpoints:
         """Complete checkpoints, oldest first."""
         return sorted(s for s in self._manager.all_steps() if self._file(s, SEAL).exists())
 
-    def save(self, step: int, state: Any, meta: dict):
-        """Begin to save; a failure of the save before it is raised here."""
+    def save(self, step: int, state: TrainState, meta: dict):
+        """Begin to save; a failure of the save before it is raised here.
+
+        The epoch's sums go to the JSON: which there are is the coupling's choice, and a state is to
+        be taken up by evaluation and by runs with another coupling too.
+        """
         self._manager.wait_until_finished()
-        meta = {**meta, 'shapes': _shapes(state)}
+        sums = {name: value.tolist() for name, value in jax.device_get(state.sums).items()}
+        state = state.replace(sums=None)
+        meta = {**meta, 'sums': sums, 'shapes': _shapes(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         again = step in self._manager.all_steps()
         if again:  # it was saved in mid-evaluation: kept until the new one is whole
@@ -85,11 +91,17 @@ class Checkpoints:
         """Until all saves are on disk; raises what went wrong with them."""
         self._manager.wait_until_finished()
 
-    def restore(self, like: Any, step: int) -> tuple[Any, dict]:
+    def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict]:
         """(state, meta) of a step, with the structure and on the devices of the state `like`."""
         self._check(step)
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self._manager.restore(step, args=args)['meta']
+        sums = dict(like.sums)
+        for name in sums.keys() & meta['sums'].keys():
+            value = np.array(meta['sums'][name], sums[name].dtype)
+            sums[name] = jax.device_put(value, sums[name].sharding)
+        del meta['sums']
+        like = like.replace(sums=None)
         if meta.pop('shapes') != _shapes(like):
             raise UserError(
                 f'{self._file(step)} does not fit this config: its network, classes, members, optimizer '
@@ -97,9 +109,9 @@ class Checkpoints:
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=args)['state'], meta
+        return self._manager.restore(step, args=args)['state'].replace(sums=sums), meta
 
-    def restore_newest(self, like: Any) -> tuple[Any, dict] | None:
+    def restore_newest(self, like: TrainState) -> tuple[TrainState, dict] | None:
         """The newest state that is whole, or None where there is none.
 
         A damaged one is set aside with a line on stderr, and the one before it is taken. Only for the

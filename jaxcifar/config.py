@@ -19,6 +19,7 @@ PRECISIONS = ('float32', 'bfloat16')
 LOADERS = ('host', 'device')
 ORDERS = ('shared', 'member')
 PERIODS = ('step', 'epoch')
+UPDATE_ORDERS = ('simultaneous', 'sequential')
 WANDB_MODES = ('disabled', 'offline', 'online')
 
 # What values can be; an open end is infinite.
@@ -31,6 +32,7 @@ RANGES = {
     **dict.fromkeys(('optimizer.lr', 'optimizer.weight_decay', 'optimizer.clip'), (0, ANY)),
     **dict.fromkeys(('optimizer.momentum', 'optimizer.b1', 'optimizer.b2', 'ema'), (0, 1)),
     **dict.fromkeys(('model.dropout', 'model.drop_path'), (0, 0.99)),
+    'mutual.temperature': (0.01, ANY),
     **dict.fromkeys(('label_smoothing', 'schedule.final'), (0, 1)),
     **dict.fromkeys(('schedule.gamma', 'schedule.warmup_steps', 'data.split_seed'), (0, ANY)),
     **dict.fromkeys(('early_stopping.patience', 'early_stopping.min_epochs'), (0, ANY)),
@@ -105,6 +107,8 @@ def _check(config: ConfigDict, names: list[str]):
         )
     if config.data.loader == 'device' and is_streamed(config.dataset):
         raise UserError(f'data.loader=device is for images in memory; {config.dataset} needs host')
+    if config.update_order == 'sequential' and config.optimizer.accumulate > 1:
+        raise UserError('update_order=sequential needs whole batches: set optimizer.accumulate=1')
     if config.early_stopping.patience and config.data.validation == 'none':
         raise UserError('early_stopping needs validation images: set data.validation=holdout')
     if len(config.profile.steps) != 2:
@@ -121,6 +125,7 @@ def _choices() -> list[tuple[str, Any]]:
         ('split', splits.SPLITS),
         ('loss', losses.LOSSES),
         ('coupling', couplings.COUPLINGS),
+        ('update_order', UPDATE_ORDERS),
         ('view', views.VIEWS),
         ('precision', PRECISIONS),
         ('data.loader', LOADERS),

@@ -1,17 +1,96 @@
 """Couplings: what the members' own losses become together.
 
-A coupling is (own [K], logits [K,B,C], features: K arrays [B,D_k], targets [K,B]) -> scalar.
-Members share no parameters, so the gradient of a sum is each member's own gradient.
+A coupling is made from the config and is a function of one step's outputs:
+
+    (own [K], logits [K,B,C], features: K arrays [B,D_k], targets [K,B]) -> (total, {column: [K]})
+
+The step minimises the scalar `total`. Members share no parameters, so the gradient of a sum is each
+member's own gradient, where what a member shows the others goes through `stop_gradient`. The columns
+are logged for each member; one named 'loss' is logged instead of its own loss.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxcifar.data.mixing import Targets
+from jaxcifar.errors import UserError
 
 
-def none(own: jax.Array, logits: jax.Array, features: list[jax.Array], targets: Targets):
+class Coupling(NamedTuple):
+    """A coupling and what the program has to know of it."""
+
+    make: Callable  # config -> the function
+    columns: tuple[str, ...] = ()  # what it logs, beside 'loss'
+    same_images: bool = True  # members must see the same batch, or their outputs do not compare
+
+
+def none(config: ConfigDict) -> Callable:
     """Members do not know of each other: K single runs in one step."""
-    return own.sum()
+    return lambda own, logits, features, targets: (own.sum(), {})
 
 
-COUPLINGS = {'none': none}
+def mutual(config: ConfigDict) -> Callable:
+    """Members learn from each other's predictions (Zhang et al. 2018, eq. 9).
+
+    L_k = own_k + T²/(K-1) Σ_{j≠k} KL(softmax(z_j/T) ‖ softmax(z_k/T)), where z_j is a constant. The
+    factor T² keeps the gradient's size as T grows (Hinton et al. 2015, section 2). Nothing is left to
+    learn from at K=1: L = own.
+    """
+    temperature = config.mutual.temperature
+
+    def coupling(own: jax.Array, logits: jax.Array, features: list[jax.Array], targets: Targets):
+        kl = temperature**2 * divergence_from_peers(logits / temperature)
+        losses = own + kl
+        return losses.sum(), {'loss': losses, 'ce': own, 'kl': kl}
+
+    return coupling
+
+
+def divergence_from_peers(logits: jax.Array) -> jax.Array:
+    """Mean of KL(p_j ‖ p_k) over a member's peers j and the images, in nats: [K,B,C] -> [K].
+
+    The gradient goes to p_k alone. All K(K-1) pairs cost one softmax a member, because
+    Σ_j KL(p_j ‖ p_k) = Σ_j p_j·log p_j - (Σ_j p_j)·log p_k.
+    """
+    log_p = jax.nn.log_softmax(logits)
+    taught = jax.lax.stop_gradient(log_p)
+    p = jnp.exp(taught)
+
+    def mean_of_peers(x: jax.Array) -> jax.Array:
+        return (x.sum(0) - x) / max(len(x) - 1, 1)
+
+    return (mean_of_peers((p * taught).sum(-1)) - (mean_of_peers(p) * log_p).sum(-1)).mean(-1)
+
+
+COUPLINGS = {
+    'none': Coupling(none, same_images=False),
+    'mutual': Coupling(mutual, ('ce', 'kl')),
+}
+
+
+def columns(config: ConfigDict) -> tuple[str, ...]:
+    """What the coupling logs; () where it is not known, as your own is not in evaluation."""
+    return COUPLINGS[config.coupling].columns if config.coupling in COUPLINGS else ()
+
+
+def check_columns(config: ConfigDict, logged: dict):
+    """Raise `UserError` where a coupling's columns are not those that it was registered with."""
+    declared, found = set(columns(config)), logged.keys() - {'loss', 'accuracy'}
+    if found != declared:
+        raise UserError(
+            f'coupling={config.coupling} logs {sorted(found)}, but is registered with {sorted(declared)}: '
+            f'Coupling(…, columns={tuple(sorted(found))})'
+        )
+
+
+def check_images(config: ConfigDict, own: bool):
+    """Raise `UserError` where members have batches of their `own` that the coupling would compare."""
+    if own and COUPLINGS[config.coupling].same_images:
+        raise UserError(
+            f'coupling={config.coupling} compares what members say of the same images, and these have '
+            f'their own: use split=shared and data.order=shared'
+        )

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxcifar.checkpoint import write_atomically
 from jaxcifar.config import to_dict
+from jaxcifar.couplings import columns
 from jaxcifar.errors import UserError
 
 METRICS = ('loss', 'accuracy', 'top5', 'ece', 'lr', 'best', 'patience')
@@ -23,12 +24,14 @@ TIMING = ('epoch', 'step', 'seconds', 'images_per_second', 'timestamp')
 
 
 class Table:
-    """A CSV file that rows are appended to."""
+    """A CSV file that rows are appended to; it keeps the columns that it began with."""
 
     def __init__(self, path: Path, columns: tuple[str, ...]):
-        self.columns = columns
-        self._file = path.open('a', newline='')
-        self._writer = csv.DictWriter(self._file, columns, lineterminator='\n')
+        self._file = path.open('a+', newline='')
+        self._file.seek(0)
+        self.columns = next(csv.reader(self._file), None) or columns
+        self._file.seek(0, os.SEEK_END)
+        self._writer = csv.DictWriter(self._file, self.columns, lineterminator='\n')
         if self._file.tell() == 0:
             self._writer.writeheader()
 
@@ -98,7 +101,7 @@ class Logger:
         path = workdir / 'metrics.csv'
         if length is not None and path.exists():
             os.truncate(path, min(length, path.stat().st_size))
-        self._metrics = Table(path, COLUMNS)
+        self._metrics = Table(path, (*COLUMNS, *columns(config)))
         self._timing = Table(workdir / 'timing.csv', TIMING)
         self._events = Events(workdir / 'tensorboard', step) if config.log.tensorboard else None
         self._wandb = _wandb(config, workdir) if config.log.wandb != 'disabled' else None

@@ -6,6 +6,7 @@ local members run one after the other inside one compiled program: mapping over 
 weights (`vmap`) would turn them into grouped convolutions, 25 times slower on CPU.
 """
 
+import copy
 from functools import partial
 from math import gcd
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ def make_mesh(config: ConfigDict) -> Mesh:
     if count > len(devices):
         raise UserError(f'devices={count}, but there are {len(devices)}')
     names = member_networks(config)
+    if config.update_order == 'sequential':  # members that take turns have nothing to do side by side
+        names = list(dict.fromkeys(names))
     side_by_side = gcd(count, *(names.count(n) for n in names))
     shape = (side_by_side, count // side_by_side)
     return jax.make_mesh(shape, ('member', 'data'), (AxisType.Auto,) * 2, devices=devices[:count])
@@ -84,6 +87,33 @@ class Population:
         """The members' own random keys, [K]."""
         return jnp.stack([jax.random.fold_in(jax.random.key(s), i) for s, i in self._seeds])
 
+    def member(self, k: int) -> 'Population':
+        """A population of the member `k` alone, on the same mesh."""
+        alone = copy.copy(self)
+        alone.size, alone._seeds = 1, self._seeds[k : k + 1]
+        (network,) = (g.network for g in self.groups if k in g.members)
+        alone.groups = [Group(network, (0,))]
+        return alone
+
+    def select(self, groups, k: int) -> tuple:
+        """What belongs to the member `k` of stacked groups, as the groups of `member(k)`."""
+        trees = [(g.members.index(k), tree) for g, tree in zip(self.groups, groups) if k in g.members]
+        return tuple(jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], tree) for i, tree in trees)
+
+    def join(self, members: list[tuple]) -> tuple:
+        """The stacked groups that `select` took the K members' from."""
+        return tuple(
+            jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(members[k][0] for k in g.members))
+            for g in self.groups
+        )
+
+    def copy_for_each(self, batch):
+        """A batch's arrays [B,…] repeated for each member, [K,B,…], where its member lives."""
+        # Groups of different networks each take their rows: those must be at hand everywhere.
+        axes = ('member' if len(self.groups) == 1 else None, 'data')
+        copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.size, *x.shape)), batch)
+        return jax.lax.with_sharding_constraint(copies, self.sharding(*axes))
+
     def sharding(self, *axes: str | None) -> NamedSharding:
         """Where an array lives whose leading axes are these mesh axes."""
         return NamedSharding(self.mesh, P(*axes))
@@ -118,7 +148,8 @@ class Population:
             group_keys = keys[np.array(group.members)] if keys is not None else None
             run = partial(self._forward_group, group.network, train, own)
             z, f, s = self._shard(run, own, group_keys is not None)(params[i], stats[i], x, group_keys)
-            logits.append(z)
+            # The one exchange between members. All that follows is computed on every device alike.
+            logits.append(jax.lax.with_sharding_constraint(z, self.sharding(None, 'data')))
             features += list(f)
             new_stats.append(s)
         joined = jnp.concatenate(logits) if len(logits) > 1 else logits[0]
@@ -130,9 +161,12 @@ class Population:
     def _shard(self, run, own: bool, keyed: bool):
         if self.mesh.size == 1:
             return run
-        member, batch = P('member'), P('member', 'data')
-        in_specs = (member, member, batch if own else P('data'), member if keyed else None)
-        return jax.shard_map(run, mesh=self.mesh, in_specs=in_specs, out_specs=(batch, batch, member))
+        # An axis of one device is left out, or gradients would be summed over it all the same.
+        data = ('data',) if self._shards > 1 else ()
+        member, batch, images = P('member'), P('member', *data), P(*data)
+        in_specs = (member, member, batch if own else images, member if keyed else None)
+        out_specs, axes = (batch, batch, member), {'member', *data}
+        return jax.shard_map(run, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
 
     def _forward_group(self, network: Network, train: bool, own: bool, params, stats, images, keys):
         """The members of one group that live on this device, one after the other."""
@@ -150,7 +184,7 @@ class Population:
 
     def _replicate(self, stats):
         """Running statistics that all data shards agree on: with local norms the shards' mean."""
-        alike = self.mesh.size == 1 or self._sync_norm
+        alike = self._shards == 1 or self._sync_norm
         return stats if alike else jax.lax.pmean(stats, 'data')
 
 

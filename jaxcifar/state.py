@@ -8,6 +8,7 @@ import optax
 from flax.struct import PyTreeNode
 from ml_collections import ConfigDict
 
+from jaxcifar.couplings import columns
 from jaxcifar.optim import make_optimizer
 from jaxcifar.population import Population
 
@@ -21,12 +22,12 @@ class TrainState(PyTreeNode):
     opt: Any
     ema: Any  # averaged (params, stats), or None
     active: jax.Array  # [K] bool: members that have not been stopped
-    sums: dict[str, jax.Array]  # [K] sums over the epoch's images so far: loss, correct, count
+    sums: dict[str, jax.Array]  # [K] each, over the epoch's images so far: see `new_sums`
 
 
-def new_sums(members: int) -> dict[str, jax.Array]:
-    """The start of an epoch's sums."""
-    return {name: jnp.zeros(members) for name in ('loss', 'correct', 'count')}
+def new_sums(config: ConfigDict) -> dict[str, jax.Array]:
+    """The start of an epoch's sums: of what is logged for each member, and of images."""
+    return {name: jnp.zeros(config.members) for name in ('loss', 'accuracy', *columns(config), 'count')}
 
 
 def init_state(config: ConfigDict, population: Population) -> TrainState:
@@ -41,7 +42,7 @@ def init_state(config: ConfigDict, population: Population) -> TrainState:
             opt=tuple(jax.vmap(make_optimizer(config, 0.0, 0.0).init)(p) for p in params),
             ema=(params, stats) if config.ema else None,
             active=jnp.ones(population.size, bool),
-            sums=new_sums(population.size),
+            sums=new_sums(config),
         )
 
     shapes = jax.eval_shape(create, params, stats)

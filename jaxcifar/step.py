@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxcifar.couplings import COUPLINGS
+from jaxcifar.couplings import COUPLINGS, check_columns
 from jaxcifar.data.augment import Augmentation, normalise
 from jaxcifar.data.mixing import Targets
 from jaxcifar.losses import LOSSES
@@ -23,7 +23,9 @@ DROPOUT, AUGMENT = 0, 1
 
 
 class TrainStep:
-    """(state, batch) -> (state, {'loss', 'accuracy', 'lr'}: [K] each).
+    """(state, batch) -> (state, {'loss', 'accuracy', 'lr' and the coupling's columns: [K] each}).
+
+    All members are updated from the same forward pass.
 
     batch: 'image' uint8 [B,H,W,C], 'label' and 'index' [B], or [K,B,...] where members have their own.
     """
@@ -32,7 +34,7 @@ class TrainStep:
         self.config, self.population, self.dataset = config, population, dataset
         self.augment = Augmentation(config.augment, dataset.mean, dataset.std)
         self.epoch_steps = steps_per_epoch
-        self.coupling = COUPLINGS[config.coupling]
+        self.coupling = COUPLINGS[config.coupling].make(config)
         self.view = VIEWS[config.view]
         self.example_loss = LOSSES[config.loss]
         self.learning_rates = make_learning_rates(config, steps_per_epoch)
@@ -42,22 +44,26 @@ class TrainStep:
         self.member_keys = population.member_keys()
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]):
+        if self.config.augment_each and batch['image'].ndim == 4:
+            batch = self.population.copy_for_each(batch)
         keys = self._keys(AUGMENT, state.step, of_members=batch['image'].ndim == 5)
         images, targets = self.augment(keys, batch, state.step // self.epoch_steps)
         dropout_keys = self._keys(DROPOUT, state.step, of_members=True)
-        grads, stats, own, correct = self._gradients(state, images, targets, dropout_keys)
         lr = self.learning_rates(state.step)
-        params, opt = self._update(state, grads, lr)
+        params, stats, opt, numbers = self._advance(state, images, targets, dropout_keys, lr)
+        check_columns(self.config, numbers)
         count = batch['label'].shape[-1]
-        sums = {
-            'loss': state.sums['loss'] + own * count,
-            'correct': state.sums['correct'] + correct * count,
-            'count': state.sums['count'] + count,
-        }
+        sums = {name: state.sums[name] + value * count for name, value in numbers.items()}
+        sums['count'] = state.sums['count'] + count
         ema = average(self.config.ema, state, params, stats)
         new = TrainState(state.step + 1, params, stats, opt, ema, state.active, sums)
-        row = {'loss': own, 'accuracy': correct, 'lr': lr}
-        return keep_stopped(self.population, new, state), row
+        return keep_stopped(self.population, new, state), {**numbers, 'lr': lr}
+
+    def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
+        """New (params, batch statistics, optimiser states) and what is logged, {name: [K]}."""
+        grads, stats, numbers = self._gradients(state, images, targets, dropout_keys)
+        params, opt = self._update(self.population, grads, state.opt, state.params, lr, self.weight_decay)
+        return params, stats, opt, numbers
 
     def _keys(self, purpose: int, step: jax.Array, of_members: bool) -> jax.Array:
         """The run's key for this step, or the members' own, [K]."""
@@ -67,17 +73,29 @@ class TrainStep:
 
         return jax.vmap(at)(self.member_keys) if of_members else at(self.run_key)
 
-    def _loss(self, params, stats, images, targets: Targets, dropout_keys):
-        """The coupled loss of normalised images, and (batch statistics, own loss, accuracy)."""
+    def _outputs(self, population: Population, params, stats, images, dropout_keys):
+        """(logits [K,B,C], features) of normalised images, and batch statistics."""
         shown = tuple(self.view(p) for p in params)
-        logits, features, stats = self.population.forward(shown, stats, images, True, dropout_keys)
+        logits, features, stats = population.forward(shown, stats, images, True, dropout_keys)
+        return (logits, features), stats
+
+    def _loss(self, params, stats, images, targets: Targets, dropout_keys):
+        """The coupled loss of normalised images, and (batch statistics, what is logged)."""
+        outputs, stats = self._outputs(self.population, params, stats, images, dropout_keys)
+        total, numbers = self._couple(outputs, targets)
+        return total, (stats, numbers)
+
+    def _couple(self, outputs, targets: Targets):
+        """The coupled loss of the members' outputs, and what is logged, {name: [K]}."""
+        logits, features = outputs
         targets = jax.tree.map(lambda t: jnp.broadcast_to(t, logits.shape[:2]), targets)
         own = targets.mean(lambda y: jax.vmap(self.example_loss)(logits, y, self.smoothing)).mean(1)
         correct = targets.mean(lambda y: logits.argmax(-1) == y).mean(1)
-        return self.coupling(own, logits, features, targets), (stats, own, correct)
+        total, columns = self.coupling(own, logits, features, targets)
+        return total, {'loss': own, 'accuracy': correct, **columns}
 
     def _gradients(self, state: TrainState, images, targets: Targets, dropout_keys):
-        """(gradients, batch statistics, own loss [K], accuracy [K]), means over a batch's parts.
+        """(gradients, batch statistics, what is logged), means over a batch's parts.
 
         The parts go through one after the other, so that only one's activations are in memory.
         They are unrolled: XLA's loops make convolution gradients 30 times slower on CPU.
@@ -89,34 +107,81 @@ class TrainStep:
             split = partial(jnp.split, indices_or_sections=parts, axis=targets.first.ndim - 1)
             keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
             x, y = jax.tree.map(lambda batch, split=split, i=i: split(batch)[i], (images, targets))
-            grads, (stats, own, correct) = gradient(state.params, stats, x, y, keys)
-            part = jax.tree.map(lambda value: value / parts, (grads, own, correct))
+            grads, (stats, numbers) = gradient(state.params, stats, x, y, keys)
+            part = jax.tree.map(lambda value: value / parts, (grads, numbers))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
             # The next part waits for this one, or XLA would be free to run them side by side.
             total, stats, images = jax.lax.optimization_barrier((total, stats, images))
-        grads, own, correct = total
-        return grads, stats, own, correct
+        grads, numbers = total
+        return grads, stats, numbers
 
-    def _update(self, state: TrainState, grads, lr: jax.Array):
+    def _update(self, population: Population, grads, opt, params, lr: jax.Array, weight_decay: jax.Array):
         """New (params, optimiser states); each member's chain is made from its own numbers."""
 
         def of_member(grads, opt, params, lr, weight_decay):
             updates, opt = make_optimizer(self.config, lr, weight_decay).update(grads, opt, params)
             return optax.apply_updates(params, updates), opt
 
-        numbers = (self.population.split_by_group(n) for n in (lr, self.weight_decay))
-        groups = zip(grads, state.opt, state.params, *numbers)
+        numbers = (population.split_by_group(n) for n in (lr, weight_decay))
+        groups = zip(grads, opt, params, *numbers)
         params, opt = zip(*(jax.vmap(of_member)(*group) for group in groups))
         return params, opt
+
+
+class SequentialStep(TrainStep):
+    """Members take turns: each sees those before it as they are after their update in this step.
+
+    Zhang et al. 2018, algorithm 1. A forward pass more for each member but the last than `TrainStep`;
+    batch statistics are those of a member's own turn.
+    """
+
+    def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
+        everyone = self.population
+        params, stats, opt, outputs, pullbacks, numbers = ([] for _ in range(6))
+
+        def forward(k: int, params):
+            x = images[k : k + 1] if images.ndim == 5 else images
+            before = everyone.select(state.stats, k)
+            return self._outputs(everyone.member(k), params, before, x, dropout_keys[k : k + 1])
+
+        for k in range(everyone.size):
+            params.append(everyone.select(state.params, k))
+            output, pullback, new_stats = jax.vjp(partial(forward, k), params[k], has_aux=True)
+            outputs.append(output)
+            pullbacks.append(pullback)
+            stats.append(new_stats)
+        for k in range(everyone.size):
+
+            def total(own_output, k=k):
+                everyones = [*outputs[:k], own_output, *outputs[k + 1 :]]
+                logits, features = zip(*everyones)
+                return self._couple((jnp.concatenate(logits), [f for (f,) in features]), targets)
+
+            slope, row = jax.grad(total, has_aux=True)(outputs[k])
+            (grads,) = pullbacks[k](slope)
+            own = slice(k, k + 1)
+            before = everyone.select(state.opt, k), params[k]
+            after = self._update(everyone.member(k), grads, *before, lr[own], self.weight_decay[own])
+            opt.append(after[1])
+            # A member that has been stopped goes on teaching, as it is.
+            params[k] = jax.tree.map(partial(jnp.where, state.active[k]), after[0], params[k])
+            numbers.append(jax.tree.map(lambda value, k=k: value[k], row))
+            if k < everyone.size - 1:
+                outputs[k], _ = forward(k, params[k])
+        logged = jax.tree.map(lambda *values: jnp.stack(values), *numbers)
+        return everyone.join(params), everyone.join(stats), everyone.join(opt), logged
+
+
+UPDATES = {'simultaneous': TrainStep, 'sequential': SequentialStep}
 
 
 def make_train_step(
     config: ConfigDict, population: Population, dataset, steps_per_epoch: int, state: TrainState
 ):
-    """The compiled `TrainStep`. A state lives where `state` does, and its memory is used again."""
+    """The compiled step. A state lives where `state` does, and its memory is used again."""
     shardings = jax.tree.map(lambda x: x.sharding, state), population.sharding()
     return jax.jit(
-        TrainStep(config, population, dataset, steps_per_epoch).__call__,
+        UPDATES[config.update_order](config, population, dataset, steps_per_epoch).__call__,
         donate_argnums=0,
         out_shardings=shardings,
         compiler_options=compiler_options(),

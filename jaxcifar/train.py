@@ -12,6 +12,7 @@ from jaxcifar import evaluate, process, results, workdirs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.config import finalize
 from jaxcifar.console import Clock, Console
+from jaxcifar.couplings import check_images
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.data.splits import evaluation_images, make_split, validation_split
@@ -54,6 +55,7 @@ class Run:
         self.population = Population(config, self.dataset.num_classes, self.dataset.image_size, mesh)
         split = make_split(self.dataset.y_train, config)
         self.order = Order(config, split.train, mesh.shape['data'] * config.optimizer.accumulate)
+        check_images(config, self.order.own)
         self.epoch_steps = self.order.steps_per_epoch
         self.total = config.epochs * self.epoch_steps
         images = evaluation_images(self.dataset, split)
@@ -168,8 +170,7 @@ class Run:
         sums = jax.device_get(self.state.sums)
         seconds, rate = self.clock.stop()
         row = {
-            'loss': sums['loss'] / sums['count'],
-            'accuracy': sums['correct'] / sums['count'],
+            **{name: value / sums['count'] for name, value in sums.items() if name != 'count'},
             'lr': self.learning_rates(self.step - 1),
         }
         self._require_finite(row['loss'])
@@ -181,7 +182,7 @@ class Run:
         self.logger.write(epoch, self.step, 'train', row)
         if metrics is not None:
             self._choose(metrics, epoch)
-        self._put(active=self.selection.active(config), sums=new_sums(config.members))
+        self._put(active=self.selection.active(config), sums=new_sums(config))
         self.pending = False
         if seconds:  # not where only an evaluation was left to do
             self.logger.write_timing(epoch, self.step, seconds, rate)

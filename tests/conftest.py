@@ -12,6 +12,8 @@ import pytest
 
 from configs import base
 from jaxcifar.data.datasets import Dataset
+from jaxcifar.models import NETWORKS
+from tests.steps import Linear, Tiny
 
 CACHE = Path(__file__).parent.parent / '.pytest_cache' / 'xla'
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
@@ -59,6 +61,13 @@ def small_config(npz: Path):
     c.eval.batch_size = 20
     c.log.tensorboard = False
     return c
+
+
+@pytest.fixture
+def tiny_networks(monkeypatch):
+    """'linear' and 'tiny' are names of networks."""
+    monkeypatch.setitem(NETWORKS, 'linear', Linear)
+    monkeypatch.setitem(NETWORKS, 'tiny', Tiny)
 
 
 @pytest.fixture

@@ -128,6 +128,15 @@ def test_torch_scheme_is_that_of_torchs_layers():
         assert kstest(ours.ravel(), torchs.detach().numpy().ravel()).pvalue > 0.01
 
 
+def test_dense_layers_he_normal_are_torchs_kaiming_normal():
+    tree = shapes(conv=(3, 3, 32, 64), dense=(300, 1000))
+    he, dense = (initialise(tree, (0, 0), SCHEMES[name])['params'] for name in ('he', 'he_dense'))
+    torch.manual_seed(0)
+    torchs = torch.nn.init.kaiming_normal_(torch.empty(1000, 300)).numpy()
+    assert kstest(dense['dense']['kernel'].ravel(), torchs.ravel()).pvalue > 0.01
+    assert (he['conv']['kernel'] == dense['conv']['kernel']).all()
+
+
 @pytest.mark.parametrize('groups, out', [(1, 6), (2, 6), (4, 4), (4, 8)])
 @pytest.mark.parametrize('size, stride, padding', [
     (1, 1, 0), (1, 2, 0), (2, 2, 0), (3, 1, 1), (3, 2, 1), (3, 2, 0), (3, 3, 2), (7, 2, 3),

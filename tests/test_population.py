@@ -8,39 +8,16 @@ import numpy as np
 import pytest
 
 from jaxcifar.config import finalize
-from jaxcifar.data.loader import Order, batches
 from jaxcifar.errors import UserError
-from jaxcifar.population import Population, check_batch, make_mesh, stack, unstack
-from jaxcifar.state import init_state
-from jaxcifar.step import make_train_step
+from jaxcifar.population import check_batch, make_mesh, stack, unstack
 from jaxcifar.train import train
+from tests.steps import Run, distance, run_steps
 
 
 @pytest.fixture
 def smooth(monkeypatch):
     """No kinks: at a ReLU's, rounding decides a gradient, and programs that round apart drift apart."""
     monkeypatch.setattr('flax.linen.relu', jax.nn.silu)
-
-
-def run_steps(config, dataset, steps=4):
-    """(members' (params, stats), losses [steps,K]) after some steps."""
-    config = finalize(copy.deepcopy(config))
-    mesh = make_mesh(config)
-    population = Population(config, dataset.num_classes, dataset.image_size, mesh)
-    order = Order(config, np.arange(len(dataset.y_train)), mesh.shape['data'])
-    state = init_state(config, population)
-    step = make_train_step(config, population, dataset, order.steps_per_epoch, state)
-    losses = []
-    for batch in batches(config, dataset, order, population, range(steps)):
-        state, row = step(state, batch)
-        losses.append(row['loss'])
-    weights = population.disassemble(tuple(zip(state.params, state.stats)))
-    return weights, np.array(losses), step
-
-
-def distance(a, b) -> float:
-    """The largest difference of two trees."""
-    return max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 @pytest.mark.parametrize('order', ['shared', 'member'])
@@ -93,6 +70,29 @@ def test_four_devices_equal_one(smooth, config, dataset, members, devices, mesh)
         assert distance(one[k], four[k]) <= 1e-5
 
 
+@pytest.mark.parametrize(('network', 'devices', 'mesh', 'each'), [
+    ('tiny', 4, (1, 4), False), ('tiny+tiny', 4, (2, 2), True), ('tiny+tiny+tiny+tiny', 4, (4, 1), True),
+    ('tiny+tiny+tiny', 2, (1, 2), False), ('tiny+linear+tiny+linear', 4, (2, 2), True),
+])  # fmt: skip
+def test_members_that_teach_each_other_on_many_devices_equal_one(
+    tiny_networks, config, dataset, network, devices, mesh, each
+):
+    """Without momentum and at a learning rate of 1, the first step is the gradient as it is."""
+    config.network, config.coupling, config.mutual.temperature = network, 'mutual', 2.0
+    config.augment, config.augment_each = 'flip', each
+    config.optimizer.lr, config.optimizer.momentum = 1.0, 0.0
+    one = Run(config, dataset)
+    config.devices = devices
+    many = Run(config, dataset)
+    assert tuple(many.mesh.shape.values()) == mesh
+    steps = one.compiled(), many.compiled()
+    for batch, shards in zip(one.batches(4), many.batches(4)):
+        one.state, row = steps[0](one.state, batch)
+        many.state, row_of_many = steps[1](many.state, shards)
+        assert distance(many.weights(), one.weights()) <= 1e-5
+        assert distance(row_of_many, row) <= 1e-5
+
+
 def test_local_batch_statistics_are_a_choice(config, dataset):
     config.devices = 4
     synced, _, _ = run_steps(config, dataset, steps=1)
@@ -107,23 +107,8 @@ def test_what_does_not_divide_is_said(config):
         check_batch(config, make_mesh(finalize(config)))
 
 
-def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, dataset, monkeypatch):
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny_networks, config, dataset):
     """Without batch norm, accumulation changes nothing but memory."""
-    import flax.linen as nn
-
-    from jaxcifar import models
-
-    class Linear(nn.Module):
-        num_classes: int
-        layers: object
-
-        @nn.compact
-        def __call__(self, x):
-            self.variable('batch_stats', 'unused', lambda: np.zeros(1, np.float32))
-            features = x.mean((1, 2))
-            return nn.Dense(self.num_classes)(features), features
-
-    monkeypatch.setitem(models.NETWORKS, 'linear', Linear)
     config.network, config.optimizer.clip = 'linear', 0.5
     config.augment = 'flip+mixup(1.0,per="image")'
     whole, losses, _ = run_steps(config, dataset)

@@ -96,11 +96,18 @@ def he(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
     return rng.uniform(-limit, limit, shape)
 
 
+def he_dense(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
+    """As `he`, but dense layers He-normal over fan_in (He et al. 2015, eq. 10)."""
+    if is_kernel and len(shape) == 2:
+        return rng.standard_normal(shape, np.float32) * np.sqrt(2 / shape[0])
+    return he(rng, is_kernel, shape, kernel)
+
+
 def torch(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
     """Uniform within 1/sqrt(fan_in), kernels and biases, as torch's layers begin."""
     limit = 1 / np.sqrt(np.prod(kernel[:-1]))
     return rng.uniform(-limit, limit, shape)
 
 
-SCHEMES = {'he': he, 'torch': torch}
+SCHEMES = {'he': he, 'he_dense': he_dense, 'torch': torch}
 STEMS = ('cifar', 'imagenet')  # for images of about 32 and of 224 pixels

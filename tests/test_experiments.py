@@ -1,0 +1,105 @@
+"""Tables of experiments: what runs, what is skipped, and what the table says."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from experiments import mutual_table, record, run
+from jaxcifar import main
+from jaxcifar.config import finalize
+from jaxcifar.errors import UserError
+from tests.processes import SMALL
+
+SWEEP = """
+from experiments.run import Run, Sweep
+def get_sweep(argument):
+    fields = {fields}
+    return Sweep('Small', [
+        Run('one', 'alone', 'configs/base.py', {{**fields, 'epochs': 1, 'network': 'resnet8'}}),
+        Run('wrong', 'alone', 'configs/base.py', {{**fields, 'epochs': 0}}),
+    ][: int(argument)])
+"""
+
+
+def test_a_table_runs_once_skips_what_is_finished_and_names_what_failed(
+    small_npz, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(record, 'RESULTS', tmp_path / 'accuracy.csv')
+    fields = SMALL | {'dataset': f'npz:{small_npz}'}
+    (tmp_path / 'sweep.py').write_text(SWEEP.format(fields=fields))
+
+    def go(count):
+        argv = ['run', f'{tmp_path}/sweep.py:{count}', '--workdir', str(tmp_path / 'runs')]
+        monkeypatch.setattr('sys.argv', argv)
+        run.main()
+
+    go(1)
+    accuracy = json.loads((tmp_path / 'runs/one/results.json').read_text())['mean']['last']['accuracy']
+    assert f'| alone | resnet8 | 1 | {100 * accuracy:.2f} |' in capsys.readouterr().out
+    (row,) = [r for r in (tmp_path / 'accuracy.csv').read_text().splitlines() if ',last,' in r]
+    assert f'{accuracy:.4g}' in row and str(tmp_path / 'runs') not in row
+    calls, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, 'Popen', lambda c, **k: (calls.append(c), popen(c, **k))[1])
+    with pytest.raises(UserError, match='failed: wrong;'):
+        go(2)
+    out = capsys.readouterr().out
+    assert '[1/2] one: finished before' in out and len(calls) == 1
+    assert '[2/2] wrong: failed with exit status 1: error: epochs=0 is not from 1' in out
+
+
+def finished(folder, experiment, coupling, scores, ensemble):
+    """A workdir with these test accuracies {member: fraction}."""
+    workdir = folder / experiment.name
+    workdir.mkdir()
+    command = ' '.join(['python', '-m', 'jaxcifar.main', *experiment.arguments(folder)])
+    files = {
+        'run': {'sessions': [{'command': command}]},
+        'config': {'coupling': coupling},
+        'results': {
+            'selection': 'test',
+            'members': [{'name': n, 'last': {'test': {'accuracy': a}}} for n, a in scores.items()],
+            'ensemble': {'last': {'accuracy': ensemble}},
+        },
+    }
+    for name, content in files.items():
+        (workdir / f'{name}.json').write_text(json.dumps(content))
+
+
+def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path):
+    alone, first, second, other = (
+        run.Run(name, row, 'c.py', {}) for name, row in
+        (('alone', 'alone'), ('a', 'mutual'), ('b', 'mutual'), ('c', 'more'))
+    )  # fmt: skip
+    finished(tmp_path, alone, 'none', {'0_x': 0.70, '1_x': 0.72, '2_y': 0.60}, 0.75)
+    finished(tmp_path, first, 'mutual', {'0_x': 0.71, '1_y': 0.65}, 0.76)
+    finished(tmp_path, second, 'mutual', {'0_x': 0.74, '1_y': 0.67}, 0.78)
+    finished(tmp_path, other, 'mutual', {'0_x': 0.70}, 0.7)
+    os.utime(tmp_path / 'c' / 'results.json', (0, 0))  # a session began after the results
+    lines = run.table(run.Sweep('Title', [alone, first, second, other], 'alone'), tmp_path)
+    assert lines[4:] == [
+        '| alone | x | 2 | 71.00 ± 1.41 | 70.00 to 72.00 | 75.00 |  |',
+        '| alone | y | 1 | 60.00 |  | 75.00 |  |',
+        '| mutual | x | 2 | 72.50 ± 2.12 | 71.00 to 74.00 | 77.00 | +1.50 |',
+        '| mutual | y | 2 | 66.00 ± 1.41 | 65.00 to 67.00 | 77.00 | +6.00 |',
+    ]
+    longer = alone._replace(changes={'epochs': 9})
+    assert run.is_finished(alone, tmp_path) and not run.is_finished(longer, tmp_path)
+
+
+@pytest.mark.parametrize('argument', ['', 'short'])
+def test_mutual_table_runs_one_recipe_with_and_without_coupling(argument, monkeypatch, small_npz, tmp_path):
+    monkeypatch.setattr(mutual_table, 'small_cifar10', lambda: small_npz)
+    sweep, configs = mutual_table.get_sweep(argument), {}
+    for experiment in sweep.runs:
+        argv = ['main', *experiment.arguments(tmp_path)]
+        monkeypatch.setattr('sys.argv', argv)
+        configs[experiment.name] = finalize(main.parse(argv)[0])
+    assert {c.epochs for c in configs.values()} == {24 if argument else 200}
+    assert sorted({c.members for c in configs.values() if c.coupling == 'mutual'}) == [2, 3, 4]
+    same = [(c.batch_size, c.optimizer.lr, c.schedule.per, c.data.drop_last, c.model.init, c.augment)
+            for c in configs.values()]  # fmt: skip
+    assert set(same) == {(64, 0.1, 'epoch', True, 'he_dense', 'crop(4)+flip')}
+    assert {c.data.validation for c in configs.values()} == {'none'}
+    assert ('SHORTENED' in sweep.title) == bool(argument)
