@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from jaxcifar.couplings import COUPLINGS
 from jaxcifar.data.augment import augment_batch, normalise, parse
-from jaxcifar.losses import LOSSES
+from jaxcifar.losses import make_loss
 from jaxcifar.members import per_member, run_seed
 from jaxcifar.optim import make_learning_rates, make_optimizer
 from jaxcifar.population import Population
@@ -27,15 +28,17 @@ class TrainStep:
     batch: 'image' uint8 [B,H,W,C] and 'label' [B], or [K,B,...] where members have their own.
     """
 
-    def __init__(self, config: ConfigDict, population: Population, dataset, steps_per_epoch: int):
+    def __init__(
+        self, config: ConfigDict, population: Population, dataset, steps_per_epoch: int, counts=None
+    ):
         self.config, self.population, self.dataset = config, population, dataset
         self.augment = parse(config.augment)
         self.coupling = COUPLINGS[config.coupling]
         self.view = VIEWS[config.view]
-        self.example_loss = LOSSES[config.loss]
+        counts = np.bincount(dataset.y_train) if counts is None else counts
+        self.example_loss = make_loss(config, counts)
         self.learning_rates = make_learning_rates(config, steps_per_epoch)
         self.weight_decay = jnp.array(per_member(config, 'optimizer.weight_decay'), jnp.float32)
-        self.smoothing = jnp.array(per_member(config, 'label_smoothing'), jnp.float32)
         self.run_key = jax.random.key(run_seed(config))
         self.member_keys = population.member_keys()
 
@@ -71,7 +74,7 @@ class TrainStep:
         shown = tuple(self.view(p) for p in params)
         logits, features, stats = self.population.forward(shown, stats, images, True, dropout_keys)
         labels = jnp.broadcast_to(labels, (self.population.size, labels.shape[-1]))
-        own = jax.vmap(self.example_loss)(logits, labels, self.smoothing).mean(1)
+        own = self.example_loss(logits, labels).mean(1)
         correct = (logits.argmax(-1) == labels).mean(1)
         return self.coupling(own, logits, features, labels), (stats, own, correct)
 
@@ -110,12 +113,15 @@ class TrainStep:
 
 
 def make_train_step(
-    config: ConfigDict, population: Population, dataset, steps_per_epoch: int, state: TrainState
+    config: ConfigDict, population: Population, dataset, steps_per_epoch: int, state: TrainState, counts=None
 ):
-    """The compiled `TrainStep`. A state lives where `state` does, and its memory is used again."""
+    """The compiled `TrainStep`. A state lives where `state` does, and its memory is used again.
+
+    counts: the members' training images of each class, [C] or [K,C]; without, of the whole data set.
+    """
     shardings = jax.tree.map(lambda x: x.sharding, state), population.sharding()
     return jax.jit(
-        TrainStep(config, population, dataset, steps_per_epoch).__call__,
+        TrainStep(config, population, dataset, steps_per_epoch, counts).__call__,
         donate_argnums=0,
         out_shardings=shardings,
         compiler_options=_compiler_options(),
