@@ -18,7 +18,7 @@ from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json, write_json
-from jaxcifar.members import get, member_names
+from jaxcifar.members import flatten, get, member_names
 from jaxcifar.profile import share_of_peak
 
 PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections',
@@ -27,7 +27,8 @@ PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'm
 
 # What gives a run's steps and scores their meaning.
 SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_size', 'optimizer.accumulate',
-              'data.drop_last', 'data.validation', 'data.validation_size', 'data.split_seed')  # fmt: skip
+              'data.drop_last', 'data.validation', 'data.validation_size', 'data.split_seed',
+              'long_tail.imbalance', 'long_tail.seed')  # fmt: skip
 
 
 def check_config(workdir: Path, config: ConfigDict):
@@ -163,7 +164,8 @@ def take_over(config: ConfigDict, like, workdir: Path):
     finally:
         checkpoints.close()
     for field in SAME_CLOCK if meta['step'] else ():
-        old, new = get(configs.to_dict(before), field), get(configs.to_dict(config), field)
+        new = get(configs.to_dict(config), field)
+        old = flatten(configs.to_dict(before)).get(field, new)  # runs of old lack newer fields
         if old != new:
             raise UserError(f'resume_from: {source} has {field}={old}, not {new}')
     shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
