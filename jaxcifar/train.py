@@ -52,11 +52,11 @@ class Run:
         workdirs.check_config(workdir, config)
         self.names = member_names(config)
         self.dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
-        workdirs.check_dataset(workdir, self.dataset)
         mesh = make_mesh(config)
         check_batch(config, mesh)
         self.population = Population(config, self.dataset.num_classes, self.dataset.image_size, mesh)
         self.split = make_split(self.dataset, config)
+        workdirs.check_dataset(workdir, self.dataset, self.split)
         self.order = Order(config, self.split.train, mesh.shape['data'] * config.optimizer.accumulate)
         self.epoch_steps = self.order.steps_per_epoch
         self.total = config.epochs * self.epoch_steps
@@ -119,7 +119,7 @@ class Run:
         groups = group_names(self.split.class_counts)
         self.logger = Logger(config, self.workdir, self.names, self.step, self.metrics_length, groups)
         self.stack.callback(self.logger.close)
-        workdirs.record(self.workdir, config, self.dataset, self.state.params)
+        workdirs.record(self.workdir, config, self.dataset, self.state.params, self.split)
         self.console = Console(self.chooses_on, self.step, self.total)
         self.stack.callback(self.console.close)
         say = self.console.say

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxcifar import config as configs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.data.datasets import Dataset
+from jaxcifar.data.splits import Split
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json, write_json
 from jaxcifar.members import flatten, get, member_names
@@ -38,13 +39,18 @@ def check_config(workdir: Path, config: ConfigDict):
         configs.refuse_changes(configs.load(path), config, workdir)
 
 
-def check_dataset(workdir: Path, dataset: Dataset):
-    """Raise `UserError` where the workdir's run saw other images."""
+def check_dataset(workdir: Path, dataset: Dataset, split: Split):
+    """Raise `UserError` where the workdir's run saw other images, or parted them otherwise."""
     before = read_json(workdir / 'dataset.json') if _has_checkpoint(workdir) else None
     if before is not None and before['sha256'] != dataset.fingerprint():
         raise UserError(
             f'the images of {dataset.name} are not those that {workdir} was trained on: '
             f'put the files back, or choose a new --workdir'
+        )
+    if before is not None and before.get('split', split.fingerprint()) != split.fingerprint():
+        raise UserError(
+            f'the split of {dataset.name} is not that of {workdir}: put back the index files in the data '
+            'folder, or the version of scikit-learn, or choose a new --workdir'
         )
 
 
@@ -74,7 +80,7 @@ def check_clock(meta: dict, epoch_steps: int):
         )
 
 
-def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple):
+def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, split: Split | None = None):
     """Write config.json, dataset.json and networks.txt, and append to run.json what runs where."""
     write_json(workdir / 'config.json', configs.to_dict(config))
     description = {
@@ -86,6 +92,8 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple):
         'std': list(dataset.std),
         'classes': list(dataset.classes),
     }
+    if split is not None:
+        description['split'] = split.fingerprint()
     write_json(workdir / 'dataset.json', description)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
     tables = [parameter_overview.get_parameter_overview(s, include_stats=False) for s in shapes]

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -245,6 +246,22 @@ def test_posthoc_adjustment_subtracts_the_prior(run):
 
 def calibration_of(workdir):
     return json.loads((workdir / 'calibration.json').read_text())['weights']
+
+
+def test_a_run_goes_on_only_with_the_split_that_it_had(run):
+    workdir, _ = run
+    config = configs.load(workdir / 'config.json')
+    config.data.root = str(workdir / 'other')  # resumable: data may move
+    (folder,) = workdir.glob('data/splits/*')
+    other = workdir / 'other' / 'splits' / folder.name
+    shutil.copytree(folder, other)
+    rows = json.loads((other / 'calib.json').read_text())[::-1]
+    (other / 'calib.json').write_text(json.dumps(rows))
+    manifest = json.loads((other / 'manifest.json').read_text())
+    manifest['parts']['calib']['sha256'] = hashlib.sha256((other / 'calib.json').read_bytes()).hexdigest()
+    (other / 'manifest.json').write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r'split of npz:.* is not that of'):
+        train(config, workdir)
 
 
 def test_a_finished_run_is_calibrated_once(run, monkeypatch):

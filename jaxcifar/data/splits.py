@@ -1,5 +1,6 @@
 """Which images each member trains on, which choose the weights, and which are only evaluated."""
 
+import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -24,6 +25,13 @@ class Split(NamedTuple):
     parts: Mapping[str, np.ndarray] = MappingProxyType({})
     of_test: tuple[str, ...] = ()
     class_counts: np.ndarray | None = None
+
+    def fingerprint(self) -> str:
+        """sha256 over all indices, in hex."""
+        digest = hashlib.sha256()
+        for indices in (self.train, self.validation, *self.parts.values()):
+            digest.update(np.asarray(indices, '<i8').tobytes())
+        return digest.hexdigest()
 
 
 def shared(dataset, config) -> Split:
