@@ -13,15 +13,17 @@ from experiments.record import command
 
 RESULTS = Path(__file__).parent / 'results' / 'long_tail.csv'
 SCORES = ('accuracy', 'mean_recall', 'many', 'medium', 'few', 'head', 'tail', 'nll', 'ece')
-COLUMNS = ('date', 'commit', 'device', 'dataset', 'split', 'imbalance', 'network', 'epochs', 'weights',
-           'member', 'loss', *SCORES, 'temperature', 'nll_calibrated', 'ece_calibrated', 'area_balanced',
-           'area_worst', 'seconds', 'command')  # fmt: skip
+COLUMNS = ('date', 'commit', 'device', 'dataset', 'images_sha256', 'split', 'imbalance', 'network',
+           'epochs', 'weights', 'member', 'loss', *SCORES, 'temperature', 'nll_calibrated',
+           'ece_calibrated', 'area_balanced', 'area_worst', 'seconds', 'command')  # fmt: skip
 
 
 def rows(workdir: Path):
     """A row for each member and for the ensemble."""
-    names = ('config', 'results', 'run', 'calibration')
-    config, results, run, calibration = (json.loads((workdir / f'{n}.json').read_text()) for n in names)
+    names = ('config', 'dataset', 'results', 'run', 'calibration')
+    config, dataset, results, run, calibration = (
+        json.loads((workdir / f'{n}.json').read_text()) for n in names
+    )
     rejection = workdir / 'rejection.json'
     areas = json.loads(rejection.read_text())['parts']['test'] if rejection.exists() else {}
     with open(workdir / 'timing.csv') as file:
@@ -33,6 +35,7 @@ def rows(workdir: Path):
         'commit': session['commit'],
         'device': ' + '.join(session['devices']),
         **{field: config[field] for field in ('dataset', 'split', 'network')},
+        'images_sha256': dataset['sha256'][:16],  # copies of CIFAR-100 differ
         'imbalance': config['long_tail']['imbalance'],
         'epochs': results['epoch'],
         'weights': f'best on {results["selection"]}' if weights == 'best' else weights,

@@ -8,7 +8,6 @@ WORKDIR/calibration.json                      T, and NLL and calibration error b
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,9 +86,9 @@ def _compare(before: dict, after: dict, images: dict) -> dict:
 
 
 def keep(workdir: Path, step: int, poll: Callable = lambda: None):
-    """`calibrate`, unless it has been done since step `step`."""
+    """`calibrate` and say so, unless it has been done since step `step`."""
     if (read_json(workdir / FILE) or {}).get('step') != step:
-        calibrate(workdir, poll)
+        print(*lines(calibrate(workdir, poll)), sep='\n', flush=True)
 
 
 def calibrate(workdir: Path, poll: Callable = lambda: None) -> dict:
@@ -126,6 +125,21 @@ def calibrate(workdir: Path, poll: Callable = lambda: None) -> dict:
     return found
 
 
+def lines(found: dict) -> list[str]:
+    """What calibration did to the chosen weights, a line for each member and for their mean."""
+    if found['fitted_on'] is None:
+        return ['logits exported; nothing to calibrate on']
+    report = next(iter(found['weights'].values()))
+    text = []
+    for row in [*report['members'], {'name': 'mean', **report['mean']}]:
+        before, after = (row['parts']['test_lt'][when] for when in ('before', 'after'))
+        text.append(
+            f'{row["name"]}: temperature {row["temperature"]:.3f}; on test_lt '
+            f'NLL {before["nll"]:.3f} -> {after["nll"]:.3f}, ECE {before["ece"]:.3f} -> {after["ece"]:.3f}'
+        )
+    return text
+
+
 def _export(run: Evaluation, logits: dict[str, np.ndarray], report: dict):
     for part, z in logits.items():
         rows = {'labels': run.images[part].labels, 'indices': run.images[part].indices}
@@ -152,13 +166,7 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--workdir', type=Path, required=True)
-    found = calibrate(parser.parse_args().workdir)
-    for report in found['weights'].values():
-        for row in [*report['members'], {'name': 'mean', **report['mean']}]:
-            for numbers in row['parts'].values():
-                for when in ('before', 'after'):
-                    del numbers[when]['reliability']
-    print(json.dumps(found['weights'], indent=2))
+    print(*lines(calibrate(parser.parse_args().workdir)), sep='\n')
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ class Section(NamedTuple):
 
     title: str
     table: Table
-    picture: Picture | None = None
+    picture: Picture
 
 
 def sections(run: Run) -> list[Section]:

@@ -199,8 +199,7 @@ def page(
         parts.append(html_picture(picture, f'loss, accuracy and learning rate of {title}'))
         parts += ['<h3>Members</h3>', html_table(members)] if members else []
         for heading, table, drawing in extras:
-            parts.append(f'<h3>{html.escape(heading)}</h3>')
-            parts += [html_picture(drawing, f'{heading} of {title}')] if drawing else []
+            parts += [f'<h3>{html.escape(heading)}</h3>', html_picture(drawing, f'{heading} of {title}')]
             parts += [html_table(table)] if table else []
         parts += ['<h3>Provenance</h3>', html_table(sessions)] if sessions else []
         parts.append('</section>')

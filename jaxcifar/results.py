@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.checkpoint import write_atomically
-from jaxcifar.evaluate import evaluate_logits, mean_and_std
+from jaxcifar.evaluate import evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
 from jaxcifar.members import member_losses
 from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities
@@ -64,7 +64,19 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     return found
 
 
-def write_classes(run, logits: dict[str, dict[str, np.ndarray]]):
+def log(run, logits: dict[str, dict[str, np.ndarray]]):
+    """The rows of metrics.csv that belong to `summarise`, and of a long tail per_class.csv."""
+    for which, of_tests in logits.items():
+        for name, z in of_tests.items():
+            # Where the test images chose, their rows of the last epoch are there already.
+            if which == 'best' or run.chooses_on != name:
+                row = member_metrics(z, run.tests[name])
+                run.logger.write(run.step // run.epoch_steps, run.step, name, row, which)
+    if run.split.class_counts is not None:
+        _write_classes(run, logits)
+
+
+def _write_classes(run, logits: dict[str, dict[str, np.ndarray]]):
     """per_class.csv: the recall of each class by each member and by the ensemble."""
     columns = ('member', 'checkpoint', 'split', 'class', 'name', 'train_images', 'images', 'recall')
     file = io.StringIO()

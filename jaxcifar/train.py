@@ -261,16 +261,9 @@ class Run:
             for which, w in weights.items()
         }
         found = results.summarise(self, logits)
-        for which, of_parts in logits.items():
-            for name, z in of_parts.items():
-                # Where the test images chose, their rows of the last epoch are there already.
-                if which == 'best' or self.chooses_on != name:
-                    row = evaluate.member_metrics(z, self.tests[name])
-                    self.logger.write(self.step // self.epoch_steps, self.step, name, row, which)
+        results.log(self, logits)
         self.checkpoints.wait()
         found['metrics_length'] = self.logger.flush()
-        if self.split.class_counts is not None:
-            results.write_classes(self, logits)
         results.write(self.workdir, found)
         self.console.close()
         if self.clock.mean_rate():
