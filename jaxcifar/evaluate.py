@@ -5,6 +5,7 @@ their mean and standard deviation, and of the ensemble (the mean of the members'
 """
 
 import argparse
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from jaxcifar import config as configs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.cli import run_command
 from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images, evaluation_images, make_split, train_counts
 from jaxcifar.errors import UserError, lookup
 from jaxcifar.losses import log_priors
@@ -30,21 +32,21 @@ from jaxcifar.step import make_eval_step
 
 
 def predict_logits(
-    eval_step, weights, images: np.ndarray, batch: int, mesh: Mesh, poll: Callable = lambda: None
+    eval_step, weights, images, config: ConfigDict, mesh: Mesh, poll: Callable = lambda: None
 ) -> np.ndarray:
-    """Logits [K,N,C] of images [N,H,W,C], `batch` at a time; `poll()` is called between batches."""
+    """Logits [K,N,C] of images [N,H,W,C] or of files; `poll()` is called between batches."""
     params, stats = weights
     shards = mesh.shape['data']
-    batch = math.ceil(min(batch, len(images)) / shards) * shards
+    batch = math.ceil(min(config.eval.batch_size, len(images)) / shards) * shards
     sharding = NamedSharding(mesh, PartitionSpec('data'))
     outputs = []
-    for start in range(0, len(images), batch):
-        poll()
-        part = images[start : start + batch]
-        # A last, shorter batch is filled up: evaluation has no batch statistics to disturb.
-        filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
-        logits = eval_step(params, stats, jax.device_put(filled, sharding))
-        outputs.append(jax.device_get(logits)[:, : len(part)])
+    with contextlib.closing(in_order(images, batch, config.data.workers)) as parts:
+        for part in parts:
+            poll()
+            # A last, shorter batch is filled up: evaluation has no batch statistics to disturb.
+            filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
+            logits = eval_step(params, stats, jax.device_put(filled, sharding))
+            outputs.append(jax.device_get(logits)[:, : len(part)])
     return np.concatenate(outputs, 1)
 
 
@@ -129,8 +131,8 @@ class Evaluation:
 
     def logits(self, weights, name: str) -> np.ndarray:
         """Logits [K,N,C] of the images called `name` with the weights (params, stats)."""
-        images, size = self.images[name].images, self.config.eval.batch_size
-        return predict_logits(self.eval_step, weights, images, size, self.mesh, self.poll)
+        images = self.images[name].images
+        return predict_logits(self.eval_step, weights, images, self.config, self.mesh, self.poll)
 
 
 def evaluate(workdir: Path, which: str | None, split: str, flip: bool, posthoc_tau: float = 0.0) -> dict:

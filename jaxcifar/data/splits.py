@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcifar.data import long_tail
+from jaxcifar.data.files import ImageFiles
 from jaxcifar.errors import UserError, lookup
 
 
@@ -64,12 +65,13 @@ def make_split(dataset, config) -> Split:
 
 
 class Images(NamedTuple):
-    """Images to evaluate: uint8 [N,H,W,C], labels [N], and their rows [N] in the data set's arrays.
+    """Images to evaluate: uint8 [N,H,W,C], or files in their place, with their labels [N].
 
-    class_counts [C]: training images by which a long tail's classes are grouped, None for others.
+    indices [N]: their rows in the data set's arrays. class_counts [C]: training images by which a long
+    tail's classes are grouped, None for others.
     """
 
-    images: np.ndarray
+    images: np.ndarray | ImageFiles
     labels: np.ndarray
     indices: np.ndarray
     class_counts: np.ndarray | None = None
