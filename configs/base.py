@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     c.label_smoothing = number_or_list(0.0)  # ε in (1-ε)·onehot + ε/C [K]
     c.tau = number_or_list(1.0)  # τ of logit_adjustment, the cross entropy of z + τ·log π [K]
     c.ema = 0.0  # decay of an average of weights and statistics that is evaluated instead; 0 is off
-    c.augment = placeholder(str)  # names of jaxcifar.data.augment [auto: crop(4)+flip; none of streams]
+    c.augment = placeholder(str)  # names or a preset of data.augment [auto: crop(4)+flip; none of streams]
 
     c.model = ConfigDict()
     c.model.dropout = 0.0  # share of a block's hidden activations set to zero in training

@@ -27,7 +27,7 @@ import torch
 from configs import single
 from experiments import classic
 from jaxcifar.config import finalize
-from jaxcifar.data.augment import augment_batch, normalise, parse
+from jaxcifar.data.augment import Augmentation
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.population import Population, make_mesh
@@ -63,12 +63,14 @@ class Bench:
 
     def _prepare(self):
         """(batch, step) -> images as the network gets them."""
-        augment, key = parse(self.config.augment), jax.random.key(0)
+        augment, key = (
+            Augmentation(self.config.augment, self.dataset.mean, self.dataset.std),
+            jax.random.key(0),
+        )
 
         @jax.jit
         def prepare(batch, step):
-            images = augment_batch(augment, jax.random.fold_in(key, step), batch['image'])
-            return normalise(images, self.dataset.mean, self.dataset.std)
+            return augment(jax.random.fold_in(key, step), batch, step // self.order.steps_per_epoch)
 
         return prepare
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-RESULTS = Path(__file__).parent / 'results' / 'accuracy.csv'
+from experiments import results
+
 COLUMNS = ('date', 'commit', 'device', 'python', 'jax', 'dataset', 'network', 'members', 'epochs',
            'selection', 'weights', 'accuracy', 'std', 'nll', 'ece', 'ensemble', 'images_per_second',
            'seconds', 'command')  # fmt: skip
@@ -32,7 +33,7 @@ def command(session: dict, config: dict) -> str:
 
 def rows(workdir: Path):
     """One row for each of the weights that were tested."""
-    config, results, run = (
+    config, found, run = (
         json.loads((workdir / f'{name}.json').read_text()) for name in ('config', 'results', 'run')
     )
     with open(workdir / 'timing.csv') as file:
@@ -47,35 +48,30 @@ def rows(workdir: Path):
         'dataset': config['dataset'],
         'network': config['network'],
         'members': config['members'],
-        'epochs': results['epoch'],
-        'selection': results['selection'],
+        'epochs': found['epoch'],
+        'selection': found['selection'],
         'images_per_second': round(float(np.median([float(t['images_per_second']) for t in timing]))),
         'seconds': round(sum(float(t['seconds']) for t in timing)),
         'command': command(session, config),
     }
-    for weights, mean in results['mean'].items():
+    for weights, mean in found['mean'].items():
         several = config['members'] > 1
         numbers = {
             'accuracy': round(mean['accuracy'], 5),
-            'std': round(results['std'][weights]['accuracy'], 5) if several else '',
+            'std': round(found['std'][weights]['accuracy'], 5) if several else '',
             'nll': round(mean['nll'], 4),
             'ece': round(mean['ece'], 4),
-            'ensemble': round(results['ensemble'][weights]['accuracy'], 5) if several else '',
+            'ensemble': round(found['ensemble'][weights]['accuracy'], 5) if several else '',
         }
         yield {**common, 'weights': weights, **numbers}
 
 
 def main(workdirs: list[str]):
     """Append and print."""
-    new = not RESULTS.exists()
-    with RESULTS.open('a', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        if new:
-            writer.writeheader()
-        for workdir in workdirs:
-            for row in rows(Path(workdir)):
-                writer.writerow(row)
-                print(row)
+    for workdir in workdirs:
+        for row in rows(Path(workdir)):
+            results.append('accuracy', [{column: row[column] for column in COLUMNS}])
+            print(row)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,8 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxcifar.couplings import COUPLINGS
-from jaxcifar.data.augment import augment_batch, normalise, parse
+from jaxcifar.data.augment import Augmentation, normalise
+from jaxcifar.data.mixing import Targets
 from jaxcifar.losses import make_loss
 from jaxcifar.members import per_member, run_seed
 from jaxcifar.optim import make_learning_rates, make_optimizer
@@ -25,14 +26,15 @@ DROPOUT, AUGMENT = 0, 1
 class TrainStep:
     """(state, batch) -> (state, {'loss', 'accuracy', 'lr'}: [K] each).
 
-    batch: 'image' uint8 [B,H,W,C] and 'label' [B], or [K,B,...] where members have their own.
+    batch: 'image' uint8 [B,H,W,C], 'label' and 'index' [B], or [K,B,...] where members have their own.
     """
 
     def __init__(
         self, config: ConfigDict, population: Population, dataset, steps_per_epoch: int, counts=None
     ):
         self.config, self.population, self.dataset = config, population, dataset
-        self.augment = parse(config.augment)
+        self.augment = Augmentation(config.augment, dataset.mean, dataset.std)
+        self.epoch_steps = steps_per_epoch
         self.coupling = COUPLINGS[config.coupling]
         self.view = VIEWS[config.view]
         counts = np.bincount(dataset.y_train) if counts is None else counts
@@ -43,14 +45,13 @@ class TrainStep:
         self.member_keys = population.member_keys()
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]):
-        images, labels = batch['image'], batch['label']
-        keys = self._keys(AUGMENT, state.step, of_members=images.ndim == 5)
-        images = normalise(augment_batch(self.augment, keys, images), self.dataset.mean, self.dataset.std)
+        keys = self._keys(AUGMENT, state.step, of_members=batch['image'].ndim == 5)
+        images, targets = self.augment(keys, batch, state.step // self.epoch_steps)
         dropout_keys = self._keys(DROPOUT, state.step, of_members=True)
-        grads, stats, own, correct = self._gradients(state, images, labels, dropout_keys)
+        grads, stats, own, correct = self._gradients(state, images, targets, dropout_keys)
         lr = self.learning_rates(state.step)
         params, opt = self._update(state, grads, lr)
-        count = labels.shape[-1]
+        count = batch['label'].shape[-1]
         sums = {
             'loss': state.sums['loss'] + own * count,
             'correct': state.sums['correct'] + correct * count,
@@ -69,16 +70,16 @@ class TrainStep:
 
         return jax.vmap(at)(self.member_keys) if of_members else at(self.run_key)
 
-    def _loss(self, params, stats, images, labels, dropout_keys):
+    def _loss(self, params, stats, images, targets: Targets, dropout_keys):
         """The coupled loss of normalised images, and (batch statistics, own loss, accuracy)."""
         shown = tuple(self.view(p) for p in params)
         logits, features, stats = self.population.forward(shown, stats, images, True, dropout_keys)
-        labels = jnp.broadcast_to(labels, (self.population.size, labels.shape[-1]))
-        own = self.example_loss(logits, labels).mean(1)
-        correct = (logits.argmax(-1) == labels).mean(1)
-        return self.coupling(own, logits, features, labels), (stats, own, correct)
+        targets = jax.tree.map(lambda t: jnp.broadcast_to(t, logits.shape[:2]), targets)
+        own = targets.mean(lambda y: self.example_loss(logits, y)).mean(1)
+        correct = targets.mean(lambda y: logits.argmax(-1) == y).mean(1)
+        return self.coupling(own, logits, features, targets), (stats, own, correct)
 
-    def _gradients(self, state: TrainState, images, labels, dropout_keys):
+    def _gradients(self, state: TrainState, images, targets: Targets, dropout_keys):
         """(gradients, batch statistics, own loss [K], accuracy [K]), means over a batch's parts.
 
         The parts go through one after the other, so that only one's activations are in memory.
@@ -88,9 +89,9 @@ class TrainStep:
         parts, stats = self.config.optimizer.accumulate, state.stats
         total: Any = None
         for i in range(parts):
-            split = partial(jnp.split, indices_or_sections=parts, axis=labels.ndim - 1)
+            split = partial(jnp.split, indices_or_sections=parts, axis=targets.first.ndim - 1)
             keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
-            x, y = split(images)[i], split(labels)[i]
+            x, y = jax.tree.map(lambda batch, split=split, i=i: split(batch)[i], (images, targets))
             grads, (stats, own, correct) = gradient(state.params, stats, x, y, keys)
             part = jax.tree.map(lambda value: value / parts, (grads, own, correct))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
@@ -124,7 +125,7 @@ def make_train_step(
         TrainStep(config, population, dataset, steps_per_epoch, counts).__call__,
         donate_argnums=0,
         out_shardings=shardings,
-        compiler_options=_compiler_options(),
+        compiler_options=compiler_options(),
     )
 
 
@@ -141,10 +142,10 @@ def make_eval_step(config: ConfigDict, population: Population, dataset):
             logits = (logits + mirrored) / 2
         return logits
 
-    return jax.jit(eval_step, compiler_options=_compiler_options())
+    return jax.jit(eval_step, compiler_options=compiler_options())
 
 
-def _compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, str]:
     """On CPU, XLA's fast preset skips the transposes that slow weight gradients down (1.1-1.6x)."""
     cpu = jax.default_backend() == 'cpu'
     return {'xla_cpu_opt_preset': 'CPU_OPT_PRESET_FAST_COMPILE'} if cpu else {}

@@ -6,11 +6,24 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from jaxcifar.data.augment import augment_batch, normalise, parse
+from jaxcifar.data.augment import PRESETS, Augmentation, normalise, parse
 from jaxcifar.data.vision import import_torchvision
 from jaxcifar.errors import UserError
 
 KEY = jax.random.key(0)
+
+
+def augment(text, key, images, epoch=0, shape=None):
+    """The augmented images, uint8 again; without mixing and other floats they are so to the bit."""
+    shape = shape or images.shape[:-3]
+    batch = {
+        'image': images,
+        'label': np.zeros(shape, int),
+        'index': np.arange(np.prod(shape)).reshape(shape),
+    }
+    run = jax.jit(Augmentation(text, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    normal, _ = run(key, batch, np.int32(epoch))
+    return np.rint(255 * np.asarray(normal)).astype(np.uint8)
 
 
 def pictures(n, size=16):
@@ -35,8 +48,7 @@ def which_crop(images, outputs, padding, mode):
 @pytest.mark.parametrize('mode, torchvisions', [('zeros', 'constant'), ('reflect', 'reflect')])
 def test_crop_is_torchvisions(mode, torchvisions):
     images = pictures(81 * 25)
-    outputs = parse(f'crop(4, mode="{mode}")')(KEY, images)
-    assert outputs.dtype == np.uint8
+    outputs = augment(f'crop(4, mode="{mode}")', KEY, images)
     found = which_crop(images, outputs, 4, torchvisions)
     assert (found.sum(0) == 1).all()
     assert chisquare(found.sum(1)).pvalue > 0.001  # all 81 shifts, equally often
@@ -44,7 +56,7 @@ def test_crop_is_torchvisions(mode, torchvisions):
 
 def test_flip_probability():
     images = pictures(4000, size=4)
-    outputs = np.array(parse('flip(0.3)')(KEY, images))
+    outputs = augment('flip(0.3)', KEY, images)
     same = (outputs == images).all((1, 2, 3))
     mirrored = (outputs == images[:, :, ::-1]).all((1, 2, 3))
     assert (same ^ mirrored).all()
@@ -53,34 +65,70 @@ def test_flip_probability():
 
 def test_joined_draws_are_independent():
     images = pictures(1000)
-    outputs = np.array(parse('crop(1)+flip')(KEY, images))
+    outputs = augment('crop(1)+flip', KEY, images)
     straight = which_crop(images, outputs, 1, 'constant')
     mirrored = which_crop(images, outputs[:, :, ::-1], 1, 'constant')
     assert ((straight + mirrored).sum(0) == 1).all()
     assert chisquare(np.stack([straight.sum(1), mirrored.sum(1)]), axis=None).pvalue > 0.001
 
 
+def test_alternating_flip_is_the_images_and_the_epochs():
+    images = pictures(400, size=4)
+    epochs = [augment('alternating_flip', key, images, e) for e, key in enumerate(jax.random.split(KEY, 3))]
+    flipped = [(e != images).any((1, 2, 3)) for e in epochs]
+    assert 150 < flipped[0].sum() < 250  # five standard deviations
+    assert (flipped[1] == ~flipped[0]).all() and (flipped[2] == flipped[0]).all()
+    np.testing.assert_array_equal(epochs[1][flipped[1]], images[flipped[1]][:, :, ::-1])
+
+
 def test_draws_are_the_keys():
-    images, augment = pictures(64), parse('crop(4)+flip')
-    first = augment(KEY, images)
-    np.testing.assert_array_equal(first, augment(KEY, images))
-    different = (first != augment(jax.random.key(1), images)).any((1, 2, 3))
+    images = pictures(64)
+    first = augment('crop(4)+flip', KEY, images)
+    np.testing.assert_array_equal(first, augment('crop(4)+flip', KEY, images))
+    different = (first != augment('crop(4)+flip', jax.random.key(1), images)).any((1, 2, 3))
     assert different.mean() > 0.9
 
 
 def test_members_with_their_own_batches():
-    images, augment = pictures(3 * 16).reshape(3, 16, 16, 16, 3), parse('crop(4)+flip')
-    keys = jax.random.split(KEY, 3)
-    together = augment_batch(augment, keys, images)
+    """Each as if it were alone, whatever is drawn; λ and the partners are its own too."""
+    images, keys = pictures(3 * 16).reshape(3, 16, 16, 16, 3), jax.random.split(KEY, 3)
+    labels, index = np.arange(48).reshape(3, 16), np.arange(48).reshape(3, 16)
+    run = jax.jit(Augmentation('alternating_flip+randaugment(1,9)+cutmix(1.0)', (0.5,) * 3, (0.25,) * 3))
+    batch = {'image': images, 'label': labels, 'index': index}
+    together = run(keys, batch, np.int32(1))
+    assert len(np.unique(together[1].weight)) == 3
     for k in range(3):
-        np.testing.assert_array_equal(together[k], augment_batch(augment, keys[k], images[k]))
+        alone = run(keys[k], jax.tree.map(lambda x, k=k: x[k], batch), np.int32(1))
+        jax.tree.map(lambda t, a, k=k: np.testing.assert_allclose(t[k], a, atol=1e-6), together, alone)
+
+
+def test_four_devices_draw_and_mix_as_one():
+    """Mixing takes images from other devices; a blend's last bit may cut off to the next grey level."""
+    images = pictures(16)
+    batch = {'image': images, 'label': np.arange(16), 'index': np.arange(16)}
+    augmentation = Augmentation('crop(2)+flip+randaugment(1,9)+erasing+cutmix(1.0)', (0.5,) * 3, (0.25,) * 3)
+    mesh = jax.make_mesh((4,), ('data',), (jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+    one = jax.jit(augmentation)(KEY, batch, np.int32(0))
+    four = jax.jit(augmentation)(KEY, jax.device_put(batch, sharding), np.int32(0))
+    jax.tree.map(np.testing.assert_array_equal, one[1], four[1])
+    away = np.abs(np.asarray(one[0]) - np.asarray(four[0]))
+    assert away.max() <= 1.01 / 255 / 0.25 and (away > 1e-6).mean() < 0.001
 
 
 @pytest.mark.parametrize('text, same', [('', 'none'), ('crop(2)', 'crop(padding=2, mode="zeros")')])
 def test_other_spellings(text, same):
     images = pictures(16)
-    np.testing.assert_array_equal(parse(text)(KEY, images), parse(same)(KEY, images))
-    np.testing.assert_array_equal(parse('none')(KEY, images), images)
+    np.testing.assert_array_equal(augment(text, KEY, images), augment(same, KEY, images))
+    np.testing.assert_array_equal(augment('none', KEY, images), images)
+
+
+def test_presets_are_recipes_and_can_be_continued():
+    for name, recipe in PRESETS.items():
+        assert len(parse(name).steps + parse(name).mixes) == recipe.count('+') + 1
+    images = pictures(16)
+    joined = augment('basic+cutout(4)', KEY, images)
+    np.testing.assert_array_equal(joined, augment('crop(4)+flip+cutout(4)', KEY, images))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +144,24 @@ def test_other_spellings(text, same):
         ('crop(4, **{"mode": "reflect"})', 'unexpected keyword argument'),
         ('flip(2)', 'probability=2'),
         ('flip("often")', 'wrong parameters of'),
+        (
+            'basic+crop_(1)',
+            'valid: alternating_flip, auto_augment, basic, color_jitter, crop, cutmix, cutout',
+        ),
+        ('cutmix+flip', 'flip after cutmix; the order is crop flip'),
+        ('erasing+crop(4)', 'crop after erasing'),
+        ('basic(2)', 'basic is a preset and takes no parameters; it is crop(4)+flip'),
+        ('randaugment(2,31)', 'm=31 are not whole numbers with 0 <= m < 31'),
+        ('trivial_augment(1)', 'bins=1'),
+        ('color_jitter(hue=.6)', 'hue=0.6 is not from 0 to .5'),
+        ('erasing(2)', 'probability=2'),
+        ('erasing(scale=(.3,.1))', 'scale=(0.3, 0.1)'),
+        ('erasing(value=(1,2))', 'value=(1, 2)'),
+        ('cutout(0)', 'size=0'),
+        ('mixup(0)', 'alpha=0 is not above 0'),
+        ('mixup(per="img")', "did you mean 'image'"),
+        ('cutmix(1.0,.7)+mixup(1.0,.5)', 'at most one of cutmix and mixup happens to a batch: 0.7 + 0.5'),
+        ('cutmix(1.0,.5)+mixup(1.0,.5,"image")', 'give them the same per'),
         ('crop(4', 'write it like crop(4)+flip'),
         ('crop(4)-flip', 'write it like crop(4)+flip'),
         ('(lambda: 1)()', 'write it like crop(4)+flip'),

@@ -18,7 +18,7 @@ from jaxcifar.train import train
 
 GOLDEN = Path(__file__).parent / 'golden'
 SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cifar100', 'long_tail',
-           'long_tail:cifar10,standard']  # fmt: skip
+           'long_tail:cifar10,standard', 'long_tail:strong']  # fmt: skip
 
 
 def shipped(name: str):

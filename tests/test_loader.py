@@ -26,7 +26,7 @@ def load(config, dataset, steps: range, train=None) -> list[dict[str, np.ndarray
 
 def same(a: list[dict], b: list[dict]) -> bool:
     """Equal to the bit."""
-    pairs = [(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in ('image', 'label')]
+    pairs = [(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in ('image', 'label', 'index')]
     return all(x.dtype == y.dtype and x.shape == y.shape and (x == y).all() for x, y in pairs)
 
 
@@ -40,6 +40,8 @@ def test_both_loaders_give_the_same_bits(config, dataset, order, devices):
     device = load(config, dataset, range(7))
     assert same(host, device)
     assert host[0]['image'].dtype == np.uint8
+    for name, array in (('image', dataset.x_train), ('label', dataset.y_train)):
+        np.testing.assert_array_equal(host[4][name], array[host[4]['index']])
     assert host[2]['label'].shape == ((16,) if order == 'shared' else (2, 16))
 
 

@@ -125,6 +125,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, dataset, monkey
 
     monkeypatch.setitem(models.NETWORKS, 'linear', Linear)
     config.network, config.optimizer.clip = 'linear', 0.5
+    config.augment = 'flip+mixup(1.0,per="image")'
     whole, losses, _ = run_steps(config, dataset)
     config.optimizer.accumulate = 4
     parts, parts_losses, _ = run_steps(config, dataset)

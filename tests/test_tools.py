@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxcifar.data import preview
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
 from jaxcifar.predict import predict
@@ -160,3 +161,24 @@ def test_wandb_keeps_an_offline_run(small_npz, tmp_path):
     finish(tmp_path, small_npz, log__wandb='offline', epochs=1)
     (path,) = tmp_path.glob('wandb/offline-run-*/run-*.wandb')
     assert b'accuracy/test/0_resnet8' in path.read_bytes()
+
+
+def test_preview_shows_images_and_what_they_count_as(small_npz, dataset, tmp_path, monkeypatch, capsys):
+    """The pictures are what the network sees, with the shares of both labels."""
+    changes = f'--config.dataset=npz:{small_npz} --config.augment=alternating_flip+mixup(1.0)'
+    argv = ['preview', '--config=configs/single.py', *changes.split(), f'--workdir={tmp_path}']
+    monkeypatch.setattr('sys.argv', argv)
+    sheets = []
+    draw = preview.contact_sheet
+    monkeypatch.setattr(preview, 'contact_sheet', lambda config: sheets.append(draw(config)) or sheets[0])
+    preview.main()
+    assert capsys.readouterr().out.strip() == str(tmp_path / 'preview.png')
+    assert (tmp_path / 'preview.png').read_bytes().startswith(b'\x89PNG')
+    names = [axis.get_title() for axis in sheets[0].axes]
+    assert set(names[:10]) <= {'0', '1', '2', '3'} and len(names) == 50
+    (first, share), (_, rest) = (part.split() for part in names[10].split(' / '))
+    assert first == names[0] and abs(float(share) + float(rest) - 1) < 0.011
+    shown = sheets[0].axes[10].get_images()[0].get_array()
+    assert shown.shape == (8, 8, 3) and shown.dtype == np.uint8
+    normal = (dataset.x_train[:2] / 255 - 0.5) / 0.25
+    np.testing.assert_array_equal(preview.visible(normal, (0.5,) * 3, (0.25,) * 3), dataset.x_train[:2])

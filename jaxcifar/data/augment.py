@@ -1,15 +1,20 @@
 """Random changes to a training batch, on the device and inside the compiled step.
 
-An augmentation is a function of (key, uint8 images [B,H,W,C]) made by calling its name with
-parameters; a config joins several: 'crop(4)+flip'. Every draw is a function of the key alone.
+A config joins augmentations by name: 'crop(4)+flip+erasing(.25)+cutmix(1.0)'. They come in three
+stages: on uint8 pixels, on normalised images, and mixing images with their labels. Every draw is a
+function of the key alone, but for `alternating_flip`, which goes by the image and the epoch.
 """
 
 import ast
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxcifar.data.erasing import cutout, random_erasing
+from jaxcifar.data.mixing import Mix, Targets, check_together, cutmix, mix_batch, mixup
+from jaxcifar.data.policies import auto_augment, color_jitter, randaugment, trivial_augment
 from jaxcifar.errors import UserError, lookup
 
 PADDINGS = {'zeros': 'constant', 'reflect': 'reflect'}
@@ -47,19 +52,73 @@ def random_flip(probability: float = 0.5) -> Callable:
     return flip
 
 
-AUGMENTATIONS = {'crop': random_crop, 'flip': random_flip}
+def alternating_flip() -> Callable:
+    """Mirror every image in every other epoch; a fixed half of them in the even ones (Jordan 2024)."""
+
+    def flip(images: jax.Array, index: jax.Array, epoch: jax.Array) -> jax.Array:
+        hashed = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(jax.random.key(0), i)))(index)
+        flips = ((hashed + epoch.astype(hashed.dtype)) % 2 == 1)[:, None, None, None]
+        return jnp.where(flips, images[:, :, ::-1], images)
+
+    return flip
 
 
-def parse(text: str) -> Callable:
-    """'crop(4, mode="reflect")+flip' -> a function of (key, images); '' or 'none' changes nothing."""
-    steps = [] if text in ('', 'none') else [_call(node) for node in _terms(text)]
+# (key, uint8 images [B,H,W,C]) -> images
+PIXELS: dict[str, Callable] = {
+    'crop': random_crop,
+    'flip': random_flip,
+    'color_jitter': color_jitter,
+    'randaugment': randaugment,
+    'trivial_augment': trivial_augment,
+    'auto_augment': auto_augment,
+}
+INDEXED: dict[str, Callable] = {
+    'alternating_flip': alternating_flip
+}  # (images, indices [B], epoch) -> images
+NORMALISED: dict[str, Callable] = {
+    'erasing': random_erasing,
+    'cutout': cutout,
+}  # (key, float32 images) -> images
+# a `Mix` of images and labels of two
+MIXES: dict[str, Callable] = {'mixup': mixup, 'cutmix': cutmix}
+AUGMENTATIONS = {**PIXELS, **INDEXED, **NORMALISED, **MIXES}
 
-    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        for i, step in enumerate(steps):
-            images = step(jax.random.fold_in(key, i), images)
-        return images
+# Whole recipes: seed000 and strong_* of the expert networks, fusion_* of the fusion rules.
+PRESETS = {
+    'basic': 'crop(4)+flip',
+    'seed000': 'crop(4,"reflect")+flip+erasing(.25)+mixup(.2)',
+    'strong_resnet': 'crop(4,"reflect")+flip+color_jitter(.2,.2,.2,.1)+erasing(.25)+cutmix(1.0)',
+    'strong_densenet': 'crop(4,"reflect")+flip+randaugment(2,9)+erasing(.1)+cutmix(1.0)',
+    'strong_wrn': 'crop(4,"reflect")+flip+randaugment(3,14)+erasing(.3)+cutmix(1.0)',
+    'strong_resnext': 'crop(4,"reflect")+flip+trivial_augment+erasing(.25)+cutmix(1.0)',
+    'fusion_multiplicative': 'crop(4)+flip+cutmix(1.0)',
+    'fusion_multiplicativeAddition': 'crop(4)+flip+randaugment(3,14)+erasing(.3)',
+    'fusion_concatenation': 'crop(4)+flip+randaugment(3,14)+erasing(.3)',
+    'fusion_TransformerBase': 'crop(4)+flip+trivial_augment+erasing(.25)',
+}
 
-    return augment
+
+class Pipeline(NamedTuple):
+    """What a config's augment says: (stage, function) in their order, and the mixes."""
+
+    steps: list[tuple[dict, Callable]]
+    mixes: list[Mix]
+
+
+def parse(text: str) -> Pipeline:
+    """'crop(4, mode="reflect")+flip', a preset's name, or both joined; '' or 'none' changes nothing."""
+    terms = [] if text in ('', 'none') else [_call(node) for node in _terms(text)]
+    order: list[tuple[dict, ...]] = [(PIXELS, INDEXED), (NORMALISED,), (MIXES,)]
+    ranks = [next(i for i, stages in enumerate(order) if stage in stages) for _, stage, _ in terms]
+    for i in range(1, len(terms)):
+        if ranks[i] < ranks[i - 1]:
+            names = ' | '.join(' '.join(n for stage in stages for n in stage) for stages in order)
+            raise UserError(
+                f'augment={text!r} has {terms[i][0]} after {terms[i - 1][0]}; the order is {names}'
+            )
+    mixes = [made for _, stage, made in terms if stage is MIXES]
+    check_together(mixes)
+    return Pipeline([(stage, made) for _, stage, made in terms if stage is not MIXES], mixes)
 
 
 def _terms(text: str) -> list[ast.expr]:
@@ -71,18 +130,28 @@ def _terms(text: str) -> list[ast.expr]:
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         terms.insert(0, node.right)
         node = node.left
-    return [node, *terms]
+    expanded: list[ast.expr] = []
+    for term in (node, *terms):
+        preset = PRESETS.get(term.id) if isinstance(term, ast.Name) else None
+        expanded += _terms(preset) if preset else [term]
+    return expanded
 
 
-def _call(node: ast.expr) -> Callable:
+def _call(node: ast.expr) -> tuple[str, dict, Any]:
+    """(name, stage, what its maker returns)"""
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     text = ast.unparse(node)
     if not isinstance(call.func, ast.Name):
         raise UserError(f'cannot read {text!r} in augment; write it like crop(4)+flip')
-    make = lookup('augmentation', AUGMENTATIONS, call.func.id)
+    name = call.func.id
+    lookup('augmentation', AUGMENTATIONS | PRESETS, name)
+    if name in PRESETS:
+        raise UserError(f'{name} is a preset and takes no parameters; it is {PRESETS[name]}')
+    stage = next(stage for stage in (PIXELS, INDEXED, NORMALISED, MIXES) if name in stage)
     try:
         args = [ast.literal_eval(a) for a in call.args]
-        return make(*args, **{k.arg or '**': ast.literal_eval(k.value) for k in call.keywords})
+        keywords = {k.arg or '**': ast.literal_eval(k.value) for k in call.keywords}
+        return name, stage, stage[name](*args, **keywords)
     except (TypeError, ValueError) as error:
         raise UserError(f'wrong parameters of {text!r} in augment: {error}') from None
 
@@ -93,6 +162,31 @@ def normalise(images: jax.Array, mean, std) -> jax.Array:
     return (images.astype(jnp.float32) - mean) / std
 
 
-def augment_batch(augment: Callable, keys: jax.Array, images: jax.Array) -> jax.Array:
-    """Apply to a batch [B,H,W,C] with one key, or to one batch per member [K,B,H,W,C] with K keys."""
-    return augment(keys, images) if images.ndim == 4 else jax.vmap(augment)(keys, images)
+class Augmentation:
+    """(key, batch, epoch) -> (normalised float32 images, `Targets`).
+
+    batch: 'image' uint8 [B,H,W,C], 'label' [B] and 'index' [B], each image's number among the
+    training images; or [K,B,...] where members have their own, with K keys.
+    """
+
+    def __init__(self, text: str, mean, std):
+        self.steps, self.mixes = parse(text)
+        self.mean, self.std = mean, std
+
+    def __call__(self, key: jax.Array, batch: dict[str, jax.Array], epoch: jax.Array):
+        if batch['image'].ndim == 4:
+            return self._augment(key, batch, epoch)
+        return jax.vmap(self._augment, (0, 0, None))(key, batch, epoch)
+
+    def _augment(self, key: jax.Array, batch: dict[str, jax.Array], epoch: jax.Array):
+        images = batch['image']
+        keys = [jax.random.fold_in(key, i) for i in range(len(self.steps) + 1)]
+        for (stage, step), step_key in zip(self.steps, keys):
+            if stage is NORMALISED and images.dtype == jnp.uint8:
+                images = normalise(images, self.mean, self.std)
+            images = step(images, batch['index'], epoch) if stage is INDEXED else step(step_key, images)
+        if images.dtype == jnp.uint8:
+            images = normalise(images, self.mean, self.std)
+        if not self.mixes:
+            return images, Targets(batch['label'])
+        return mix_batch(self.mixes, keys[-1], images, batch['label'])

@@ -36,7 +36,8 @@ class Gather:
 
     def __getitems__(self, request: tuple[int, np.ndarray]) -> dict[str, np.ndarray]:
         _, indices = request
-        return {'image': self.images[indices], 'label': self.labels[indices]}
+        index = indices.astype(np.int32)
+        return {'image': self.images[indices], 'label': self.labels[indices], 'index': index}
 
 
 def leave_sigterm(worker: int):

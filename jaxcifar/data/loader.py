@@ -59,7 +59,7 @@ class Order:
 
 
 def batches(config: ConfigDict, dataset, order: Order, population: Population, steps: range):
-    """The batches {'image', 'label'} of some steps, on the devices: an iterator to be closed."""
+    """The batches {'image', 'label', 'index'} of some steps, on the devices: an iterator to be closed."""
     sharding = population.sharding(*(('member', 'data') if order.own else ('data',)))
     make = {'host': _host_batches, 'device': _device_batches}[config.data.loader]
     return make(config, dataset, order, sharding, steps)
@@ -86,7 +86,7 @@ def _device_batches(config, dataset, order: Order, sharding: NamedSharding, step
 
     @jax.jit
     def gather(images, labels, indices):
-        batch = {'image': images[indices], 'label': labels[indices]}
+        batch = {'image': images[indices], 'label': labels[indices], 'index': indices}
         return jax.lax.with_sharding_constraint(batch, sharding)
 
     indices = (order.indices(step).astype(np.int32) for step in steps)

@@ -63,7 +63,8 @@ class Reader:
         except UserError as error:  # raised again by `noted`: torch would add a worker's traceback
             return {'error': str(error)}
         image = np.stack(images).reshape(*indices.shape, *self.files.shape[1:])
-        return {'image': image, 'label': self.files.labels[indices], 'faults': faults}
+        labels, index = self.files.labels[indices], indices.astype(np.int32)
+        return {'image': image, 'label': labels, 'index': index, 'faults': faults}
 
     def _read(self, index: int, seed: tuple[int, ...], faults: dict[int, str]) -> np.ndarray:
         state = int(np.random.SeedSequence(seed).generate_state(1)[0])

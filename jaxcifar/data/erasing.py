@@ -1,0 +1,71 @@
+"""Boxes of normalised images that are painted over; 0 is the mean colour of the training images."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TRIES = 10  # of a box that fits, as in torchvision
+
+
+def random_erasing(
+    probability: float = 0.5,
+    scale: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    value: float | tuple[float, ...] = 0.0,
+) -> Callable:
+    """A box of `scale` of the area and an aspect log-uniform in `ratio` (Zhong et al. 2020).
+
+    `value` is one number or one a channel. Of ten boxes the first that fits is taken; none may.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f'probability={probability} is not from 0 to 1')
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f'scale={scale} is not a pair of growing shares of the area')
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f'ratio={ratio} is not a pair of growing numbers above 0')
+    if np.shape(value) not in ((), (3,)):
+        raise ValueError(f'value={value} is not a number, nor one for each of three channels')
+    colour = np.asarray(value, np.float32)
+
+    def erase(key: jax.Array, images: jax.Array) -> jax.Array:
+        count, *size = images.shape[:3]
+        chances = jax.random.uniform(key, (count, 2 * TRIES + 3))
+        area, aspect, place, happens = jnp.split(chances, (TRIES, 2 * TRIES, 2 * TRIES + 2), 1)
+        area = (scale[0] + area * (scale[1] - scale[0])) * math.prod(size)
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** aspect
+        sides = jnp.round(jnp.stack([jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)], -1))
+        fits = (sides < jnp.array(size)).all(-1)
+        side = jnp.take_along_axis(sides, fits.argmax(1)[:, None, None], 1)[:, 0]  # [B,2]
+        corner = jnp.floor(place * (jnp.array(size) - side + 1))
+        happens = (happens[:, 0] < probability) & fits.any(1)
+        return _paint(images, corner, corner + side, happens, colour)
+
+    return erase
+
+
+def cutout(size: int) -> Callable:
+    """A square of `size` pixels around any pixel, cut off at the edges (DeVries and Taylor 2017)."""
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f'size={size!r} is not a number of pixels')
+
+    def cut(key: jax.Array, images: jax.Array) -> jax.Array:
+        count, height, width, _ = images.shape
+        centre = jax.random.randint(key, (count, 2), 0, jnp.array([height, width]))
+        corner = centre - size // 2
+        return _paint(images, corner, corner + size, jnp.ones(count, bool), jnp.zeros(()))
+
+    return cut
+
+
+def _paint(images, corner, end, happens, colour) -> jax.Array:
+    """Boxes from [B,2] up to but without [B,2], rows first, in one colour."""
+
+    def inside(axis: int) -> jax.Array:
+        at = jnp.arange(images.shape[1 + axis])
+        return (at >= corner[:, axis, None]) & (at < end[:, axis, None])
+
+    box = inside(0)[:, :, None] & inside(1)[:, None] & happens[:, None, None]
+    return jnp.where(box[..., None], colour, images)

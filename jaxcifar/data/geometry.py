@@ -1,0 +1,71 @@
+"""Affine changes of images, as torchvision makes them: nearest neighbour, zeros from outside.
+
+A matrix (a, b, c, d, e, f) says where an output pixel comes from: column a·x + b·y + c and row
+d·x + e·y + f, with x and y in pixels from the image's centre, x to the right and y down, and column
+and row on torch's scale, which has -1 and 1 at the image's edges.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GEOMETRIC = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate')
+
+
+def inverse_matrix(op: str, magnitude: float, height: int, width: int) -> np.ndarray:
+    """The matrix, [6], of one of GEOMETRIC; any other op leaves the pixels where they are.
+
+    Magnitudes are torchvision's: shears are ratios and leave the upper left corner where it is,
+    translations are in pixels and cut to whole ones, positive angles (degrees) turn
+    counter-clockwise.
+    """
+    cos, sin = math.cos(math.radians(magnitude)), math.sin(math.radians(magnitude))
+    matrix = {
+        'shear_x': (1, magnitude, magnitude * height / 2, 0, 1, 0),
+        'shear_y': (1, 0, 0, magnitude, 1, magnitude * width / 2),
+        'translate_x': (1, 0, -int(magnitude), 0, 1, 0),
+        'translate_y': (1, 0, 0, 0, 1, -int(magnitude)),
+        'rotate': (cos, -sin, 0, sin, cos, 0),
+    }.get(op, (1, 0, 0, 0, 1, 0))
+    half_sizes = [width / 2] * 3 + [height / 2] * 3
+    return np.array(matrix, np.float32) / np.array(half_sizes, np.float32)
+
+
+def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
+    """Each of [B,H,W,C] through its own matrix, [B,6]."""
+    batch, height, width, channels = images.shape
+    x, y = _centred(width), _centred(height)[:, None]
+    a, b, c, d, e, f = (m[:, None, None] for m in jnp.moveaxis(matrices, -1, 0))
+    column = _to_pixel(x, y, (a, b, c), width)
+    row = _to_pixel(x, y, (d, e, f), height)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    source = jnp.where(inside, row * width + column, 0).reshape(batch, -1, 1)
+    moved = jnp.take_along_axis(images.reshape(batch, -1, channels), source, 1)
+    return jnp.where(inside[..., None], moved.reshape(images.shape), 0).astype(images.dtype)
+
+
+def _centred(size: int) -> np.ndarray:
+    return np.arange(size, dtype=np.float32) - (size - 1) / 2
+
+
+def _to_pixel(x, y, line, size: int) -> jax.Array:
+    """The nearest row or column, with torch's roundings to float32.
+
+    They decide where a point goes that lies half-way between two pixels, as whole rows of a shear do.
+    """
+    across, down, offset = line
+    scaled = _rounded_product(x, across) + _rounded_product(y, down) + offset
+    return jnp.round((scaled + 1) * np.float32(size / 2) - 0.5).astype(jnp.int32)
+
+
+def _rounded_product(x: np.ndarray, y: jax.Array) -> jax.Array:
+    """x·y rounded to float32, for x of at most 12 bits.
+
+    XLA computes a·b + c without rounding a·b. Of y in two halves both products are exact, so that
+    the only rounding is that of their sum.
+    """
+    bits = jax.lax.bitcast_convert_type(y, jnp.int32)
+    high = jax.lax.bitcast_convert_type(bits & ~0xFFF, jnp.float32)
+    return x * high + x * (y - high)

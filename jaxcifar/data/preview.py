@@ -1,0 +1,92 @@
+"""A contact sheet of what the network sees: python -m jaxcifar.data.preview --config FILE[:ARGUMENT]
+
+Writes preview.png into --workdir (the current folder). Its first row is the first images of a run,
+the others are the same images as augmented in its first epochs, with the labels they are trained on.
+"""
+
+import contextlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcifar.cli import run_command
+from jaxcifar.config import finalize
+from jaxcifar.data.augment import Augmentation
+from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.loader import Order, batches
+from jaxcifar.data.splits import make_split
+from jaxcifar.errors import UserError
+from jaxcifar.main import parse
+from jaxcifar.members import run_seed
+from jaxcifar.population import Population, make_mesh
+from jaxcifar.step import AUGMENT
+
+COLUMNS, EPOCHS = 10, 4
+
+
+def contact_sheet(config: ConfigDict):
+    """The matplotlib figure for a resolved config; with members' own batches, the first member's."""
+    from matplotlib.figure import Figure
+
+    dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
+    mesh = make_mesh(config)
+    population = Population(config, dataset.num_classes, dataset.image_size, mesh)
+    order = Order(config, make_split(dataset.y_train, config).train, mesh.shape['data'])
+    with contextlib.closing(batches(config, dataset, order, population, range(1))) as source:
+        batch = jax.device_get(next(source))
+    if order.own:
+        batch = {name: of_members[0] for name, of_members in batch.items()}
+    columns = min(COLUMNS, len(batch['label']))
+    figure = Figure((1.4 * columns, 1.6 * (EPOCHS + 1)))
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.93, wspace=0.06, hspace=0.2)
+    figure.suptitle(f'augment = {config.augment}', fontsize=9)
+    axes = figure.subplots(EPOCHS + 1, columns, squeeze=False)
+    names = [[dataset.classes[y] for y in batch['label'][:columns]]]
+    rows = [batch['image'][:columns]]
+    augment = jax.jit(Augmentation(config.augment, dataset.mean, dataset.std))
+    key = jax.random.fold_in(jax.random.key(run_seed(config)), AUGMENT)
+    for epoch in range(EPOCHS):
+        step_key = jax.random.fold_in(key, epoch * order.steps_per_epoch)
+        images, targets = jax.device_get(augment(step_key, batch, jnp.int32(epoch)))
+        rows.append(visible(images[:columns], dataset.mean, dataset.std))
+        names.append([label(targets, i, dataset.classes) for i in range(columns)])
+    for row, pictures, titles in zip(axes, rows, names):
+        for axis, picture, title in zip(row, pictures, titles):
+            axis.imshow(picture)
+            axis.set_title(title, fontsize=6, pad=2)
+            axis.set_axis_off()
+    return figure
+
+
+def visible(images: np.ndarray, mean, std) -> np.ndarray:
+    """Normalised images back as uint8."""
+    return np.clip(np.rint(255 * (images * np.array(std) + np.array(mean))), 0, 255).astype(np.uint8)
+
+
+def label(targets, i: int, classes) -> str:
+    """'cat', or where two images are mixed 'cat .70 / ship .30'."""
+    first = classes[targets.first[i]]
+    if targets.second is None or targets.weight[i] == 1:
+        return first
+    second, share = classes[targets.second[i]], float(targets.weight[i])
+    return f'{first} {share:.2f} / {second} {1 - share:.2f}'
+
+
+def main():
+    """The command line."""
+    config, workdir = parse([sys.argv[0], '--workdir=.', *sys.argv[1:]])
+    path = workdir / 'preview.png'
+    figure = contact_sheet(finalize(config))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from error
+    print(path)
+
+
+if __name__ == '__main__':
+    run_command(main)
