@@ -16,8 +16,8 @@ def get_config() -> ConfigDict:
     c.network = 'resnet20'  # a name of jaxcifar.models; resnet20+resnet8 is one member of each
     c.members = placeholder(int)  # K, how many networks are trained together [auto: 1 per name]
     c.member_ids = placeholder(object)  # train these of a larger population [auto: 0,1,…,K-1]
-    c.split = 'shared'  # which training images each member sees: shared
-    c.loss = 'cross_entropy'  # cross_entropy
+    c.split = 'shared'  # which images each member sees: shared | long_tail | long_tail_standard
+    c.loss = 'cross_entropy'  # cross_entropy | logit_adjustment | balanced_softmax; a+b is one of each
     c.coupling = 'none'  # what members do to each other: none | mutual
     c.update_order = 'simultaneous'  # simultaneous: all from one forward pass; sequential: members take turns
     c.view = 'none'  # what the forward pass sees of the weights: none
@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     c.batch_size = 128  # images a step, over all devices
     c.precision = 'float32'  # float32 | bfloat16 of the computation; parameters stay float32
     c.label_smoothing = number_or_list(0.0)  # ε in (1-ε)·onehot + ε/C [K]
+    c.tau = number_or_list(1.0)  # τ of logit_adjustment, the cross entropy of z + τ·log π [K]
     c.ema = 0.0  # decay of an average of weights and statistics that is evaluated instead; 0 is off
     c.augment = placeholder(str)  # names or a preset of data.augment [auto: crop(4)+flip; none of streams]
     c.augment_each = False  # members that share a batch draw its augmentation each for itself
@@ -46,13 +47,17 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.root = placeholder(str)  # where datasets are kept [auto: $JAXCIFAR_DATA or data] [resumable]
     c.data.loader = 'host'  # host: a PyTorch DataLoader; device: all in device memory [resumable]
-    c.data.validation = 'holdout'  # holdout: out of train; none: all of train, last epoch; test
+    c.data.validation = 'holdout'  # holdout: out of train; none: last epoch; test; val_lt of long_tail
     c.data.validation_size = 0.1  # share of the training images, or a number of images
     c.data.split_seed = 0  # which images are held out; not the run's seed, so that runs compare
     c.data.order = 'shared'  # shared: members see the same batches; member: each its own
     c.data.drop_last = False  # leave out an epoch's last, shorter batch
     c.data.image_size = placeholder(int)  # digits and image files get this [auto: 224 of imagenet, or 32]
     c.data.workers = 0  # processes that read batches; images on disk want one a core, others none [resumable]
+
+    c.long_tail = ConfigDict()
+    c.long_tail.imbalance = 100.0  # images of the largest class for one of the smallest
+    c.long_tail.seed = 42  # draws the images and their parts
 
     c.optimizer = ConfigDict()
     c.optimizer.name = 'sgd'  # sgd | adamw

@@ -8,6 +8,7 @@ WORKDIR/best/MEMBER/STEP.npz a member's best weights, as evaluated, stamped with
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -192,26 +193,36 @@ def write_atomically(path: Path, write):
 class BestWeights:
     """Each member's best (params, batch statistics), one file a member and step."""
 
-    def __init__(self, workdir: Path):
-        self.folder = workdir / 'best'
+    def __init__(self, workdir: Path, folder: str = 'best'):
+        self.folder = workdir / folder
 
-    def save(self, member: str, step: int, params: dict, stats: dict):
-        """Write a member's weights, trees of numpy arrays."""
+    def save(self, member: str, step: int, params: dict, stats: dict, temperature: float | None = None):
+        """Write a member's weights, trees of numpy arrays, and what calibrates them, if known."""
         tree = flatten_dict({'params': params, 'batch_stats': stats}, sep='/')
+        if temperature is not None:
+            tree['temperature'] = np.float64(temperature)
         write_atomically(self._file(member, step), lambda file: np.savez(file, **tree))
 
-    def load(self, member: str, upto: int) -> tuple[dict, dict, int]:
+    def load(self, member: str, upto: float = math.inf) -> tuple[dict, dict, int]:
         """(params, batch statistics, step) of the newest stamp not after step `upto`."""
+        tree, stamp = self._read(member, upto)
+        return tree['params'], tree['batch_stats'], stamp
+
+    def temperature(self, member: str) -> float:
+        """What was saved with the newest weights."""
+        return float(self._read(member, math.inf)[0]['temperature'])
+
+    def _read(self, member: str, upto: float) -> tuple[dict, int]:
         stamps = [s for s in self.steps(member) if s <= upto]
         if not stamps:
-            raise UserError(f'{self.folder / member} holds no best weights of step {upto} or before')
+            before = '' if upto == math.inf else f' of step {upto} or before'
+            raise UserError(f'{self.folder / member} holds no {self.folder.name} weights{before}')
         path = self._file(member, stamps[-1])
         try:
             with np.load(path) as file:
-                tree: dict = unflatten_dict(dict(file), sep='/')
+                return unflatten_dict(dict(file), sep='/'), stamps[-1]
         except Exception as error:  # zip, zlib and numpy each have their own
             raise UserError(f'{path} is damaged: {error}; use --checkpoint last') from None
-        return tree['params'], tree['batch_stats'], stamps[-1]
 
     def steps(self, member: str) -> list[int]:
         """The stamps of a member's files, oldest first."""

@@ -34,7 +34,9 @@ RANGES = {
     **dict.fromkeys(('model.dropout', 'model.drop_path'), (0, 0.99)),
     'mutual.temperature': (0.01, ANY),
     **dict.fromkeys(('label_smoothing', 'schedule.final'), (0, 1)),
-    **dict.fromkeys(('schedule.gamma', 'schedule.warmup_steps', 'data.split_seed'), (0, ANY)),
+    **dict.fromkeys(('schedule.gamma', 'schedule.warmup_steps', 'data.split_seed', 'tau'), (0, ANY)),
+    'long_tail.imbalance': (1, ANY),
+    'long_tail.seed': (0, 2**32 - 1),
     **dict.fromkeys(('early_stopping.patience', 'early_stopping.min_epochs'), (0, ANY)),
 }
 
@@ -66,10 +68,12 @@ def finalize(config: ConfigDict) -> ConfigDict:
     for field in flatten(config):
         if field not in fields:
             raise unknown('field', field, fields)
-    names = config.network.split('+')
-    config.members = config.members or len(names)
-    if len(names) not in (1, config.members):
-        raise UserError(f'{config.network} names {len(names)} networks for members={config.members}')
+    names, loss_names = config.network.split('+'), config.loss.split('+')
+    config.members = config.members or max(len(names), len(loss_names))
+    for kind, found in (('networks', names), ('losses', loss_names)):
+        if len(found) not in (1, config.members):
+            listed = '+'.join(found)
+            raise UserError(f'{listed} names {len(found)} {kind} for members={config.members}')
     if config.member_ids is None:
         config.member_ids = tuple(range(config.members))
     ids = config.member_ids if isinstance(config.member_ids, tuple) else (config.member_ids,)
@@ -91,6 +95,9 @@ def _check(config: ConfigDict, names: list[str]):
         lookup(field, dict.fromkeys(values), get(config, field))
     for name in names:
         lookup('network', NETWORKS, name)
+    for name in config.loss.split('+'):
+        lookup('loss', losses.LOSSES, name)
+    splits.check_validation(config)
     for field in PER_MEMBER:
         per_member(config, field)
     if not all(isinstance(s, int) and s >= 0 for s in per_member(config, 'seed')):
@@ -123,7 +130,6 @@ def _check(config: ConfigDict, names: list[str]):
 def _choices() -> list[tuple[str, Any]]:
     return [
         ('split', splits.SPLITS),
-        ('loss', losses.LOSSES),
         ('coupling', couplings.COUPLINGS),
         ('update_order', UPDATE_ORDERS),
         ('view', views.VIEWS),

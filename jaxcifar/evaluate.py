@@ -21,8 +21,9 @@ from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.cli import run_command
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import in_order
-from jaxcifar.data.splits import Images, evaluation_images, make_split
+from jaxcifar.data.splits import Images, evaluation_images, make_split, train_counts
 from jaxcifar.errors import UserError, lookup
+from jaxcifar.losses import log_priors
 from jaxcifar.members import member_names
 from jaxcifar.metrics import log_probabilities, mean_of_probabilities, summarise
 from jaxcifar.population import Population, make_mesh
@@ -51,16 +52,16 @@ def predict_logits(
 
 def member_metrics(logits: np.ndarray, images: Images) -> dict[str, np.ndarray]:
     """The columns of metrics.csv, [K] each, from logits [K,N,C]; loss is the NLL."""
-    members, _ = evaluate_logits(logits, images.labels)
-    columns = {k: np.array([m[k] for m in members]) for k in ('accuracy', 'top5', 'ece')}
-    return {'loss': np.array([m['nll'] for m in members]), **columns}
+    members, _ = evaluate_logits(logits, images)
+    columns = {k: np.array([m[k] for m in members]) for k in members[0]}
+    return {'loss': columns.pop('nll'), **columns}
 
 
-def evaluate_logits(logits: np.ndarray, labels: np.ndarray) -> tuple[list[dict], dict]:
-    """Metrics of each member and of the ensemble from logits [K,N,C] and labels [N]."""
+def evaluate_logits(logits: np.ndarray, images: Images) -> tuple[list[dict], dict]:
+    """Metrics of each member and of the ensemble from logits [K,N,C] of N images."""
     log_p = log_probabilities(logits)
-    ensemble = summarise(mean_of_probabilities(log_p), labels)
-    return [summarise(member, labels) for member in log_p], ensemble
+    ensemble = summarise(mean_of_probabilities(log_p), images.labels, images.class_counts)
+    return [summarise(member, images.labels, images.class_counts) for member in log_p], ensemble
 
 
 def mean_and_std(members: list[dict]) -> tuple[dict, dict]:
@@ -102,29 +103,61 @@ def load_best(config: ConfigDict, population: Population, workdir: Path, upto: i
     return (population.assemble(params), population.assemble(stats)), list(steps)
 
 
-def evaluate(workdir: Path, which: str | None, split: str, flip: bool) -> dict:
+def load_calibrated(config: ConfigDict, population: Population, workdir: Path):
+    """((params, stats), steps [K], temperatures [K]) that `jaxcifar.calibrate` left behind."""
+    weights = BestWeights(workdir, 'calibrated')
+    names = member_names(config)
+    params, stats, steps = zip(*(weights.load(name) for name in names))
+    temperatures = np.array([weights.temperature(name) for name in names])
+    return (population.assemble(params), population.assemble(stats)), list(steps), temperatures
+
+
+class Evaluation:
+    """A run's images and its networks, ready to be evaluated with whatever weights."""
+
+    def __init__(self, workdir: Path, flip: bool = False, poll: Callable = lambda: None):
+        self.workdir, self.poll = workdir, poll
+        self.config = configs.load(workdir / 'config.json')
+        self.config.eval.flip = self.config.eval.flip or flip
+        self.config.devices = None
+        self.dataset = load_dataset(self.config.dataset, self.config.data.root, self.config.data.image_size)
+        self.split = make_split(self.dataset, self.config)
+        self.images = evaluation_images(self.dataset, self.split)
+        self.names = member_names(self.config)
+        self.mesh = make_mesh(self.config)
+        shape = self.dataset.num_classes, self.dataset.image_size
+        self.population = Population(self.config, *shape, self.mesh)
+        self.eval_step = make_eval_step(self.config, self.population, self.dataset)
+
+    def logits(self, weights, name: str) -> np.ndarray:
+        """Logits [K,N,C] of the images called `name` with the weights (params, stats)."""
+        images = self.images[name].images
+        return predict_logits(self.eval_step, weights, images, self.config, self.mesh, self.poll)
+
+
+def evaluate(workdir: Path, which: str | None, split: str, flip: bool, posthoc_tau: float = 0.0) -> dict:
     """What the command prints."""
-    config = configs.load(workdir / 'config.json')
-    config.eval.flip = config.eval.flip or flip
-    config.devices = None
-    dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
-    images = evaluation_images(dataset, make_split(dataset.y_train, config))
-    chosen = lookup('split', images, split)
-    mesh = make_mesh(config)
-    population = Population(config, dataset.num_classes, dataset.image_size, mesh)
-    weights, step = load_weights(config, population, workdir, which)
-    eval_step = make_eval_step(config, population, dataset)
-    logits = predict_logits(eval_step, weights, chosen.images, config, mesh)
-    members, ensemble = evaluate_logits(logits, chosen.labels)
+    run = Evaluation(workdir, flip)
+    chosen = lookup('split', run.images, split)
+    temperatures = np.ones(len(run.names))
+    if which == 'calibrated':
+        weights, step, temperatures = load_calibrated(run.config, run.population, workdir)
+    else:
+        weights, step = load_weights(run.config, run.population, workdir, which)
+    logits = run.logits(weights, split) / temperatures[:, None, None]
+    if posthoc_tau:
+        logits -= posthoc_tau * log_priors(train_counts(run.dataset, run.split))[:, None]
+    members, ensemble = evaluate_logits(logits, chosen)
     mean, std = mean_and_std(members)
     return {
         'workdir': str(workdir),
         'step': step,
         'split': split,
         'images': len(chosen.labels),
-        'flip': config.eval.flip,
-        'selected_on': config.data.validation,
-        'members': [{'name': n, **m} for n, m in zip(member_names(config), members)],
+        'flip': run.config.eval.flip,
+        'posthoc_tau': posthoc_tau,
+        'selected_on': run.config.data.validation,
+        'members': [{'name': n, **m} for n, m in zip(run.names, members)],
         'mean': mean,
         'std': std,
         'ensemble': ensemble,
@@ -135,11 +168,15 @@ def main():
     """The command line."""
     parser = argparse.ArgumentParser(prog='python -m jaxcifar.evaluate', description=__doc__)
     parser.add_argument('--workdir', type=Path, required=True)
-    parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
-    parser.add_argument('--split', default='test', help='train | validation | test (test)')
+    parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')
+    splits = 'train | validation | test, or a part of the split (test)'
+    parser.add_argument('--split', default='test', help=splits)
     parser.add_argument('--flip', action='store_true', help='average an image and its mirror image')
+    tau = 'subtract τ·log π, the share of each class in training, from the logits (0)'
+    parser.add_argument('--posthoc-tau', type=float, default=0.0, help=tau)
     args = parser.parse_args()
-    print(json.dumps(evaluate(args.workdir, args.checkpoint, args.split, args.flip), indent=2))
+    found = evaluate(args.workdir, args.checkpoint, args.split, args.flip, args.posthoc_tau)
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == '__main__':

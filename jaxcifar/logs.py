@@ -93,15 +93,19 @@ def _format(value) -> str:
 class Logger:
     """The tables and event files of a run whose members are `names`.
 
-    `length` is how much of metrics.csv the run that is continued had written, None for all of it.
+    `length` is how much of metrics.csv the run that is continued had written, None for all of it;
+    `groups` are further columns of it.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, names: list[str], step: int, length: int | None):
+    def __init__(
+        self, config: ConfigDict, workdir: Path, names: list[str], step: int, length: int | None,
+        groups: tuple[str, ...] = (),
+    ):  # fmt: skip
         self._names = names
         path = workdir / 'metrics.csv'
         if length is not None and path.exists():
             os.truncate(path, min(length, path.stat().st_size))
-        self._metrics = Table(path, (*COLUMNS, *columns(config)))
+        self._metrics = Table(path, (*COLUMNS, *columns(config), *groups))
         self._timing = Table(workdir / 'timing.csv', TIMING)
         self._events = Events(workdir / 'tensorboard', step) if config.log.tensorboard else None
         self._wandb = _wandb(config, workdir) if config.log.wandb != 'disabled' else None

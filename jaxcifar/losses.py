@@ -1,17 +1,69 @@
-"""Losses: logits and labels to one number per example."""
+"""Losses: logits and labels to one number per example.
+
+A loss is (logits [...,C], labels [...] integers, smoothing ε, τ, log_prior [C]) -> [...] in nats, and
+linear in the one-hot label. Couplings, predictions and everything after see the raw logits.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcifar.members import member_losses, per_member
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: jax.Array | float = 0.0):
-    """-Σ_c q_c log softmax(z)_c in nats, q = (1-ε)·onehot + ε/C (Szegedy et al. 2016, section 7).
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: jax.Array | float = 0.0, tau=0.0, log_prior=0.0
+):
+    """-Σ_c q_c log softmax(z)_c, q = (1-ε)·onehot + ε/C (Szegedy et al. 2016, section 7).
 
-    logits [...,C], labels [...] integers, smoothing ε a scalar; returns [...].
+    What stands behind ε is for the losses below.
     """
     log_p = jax.nn.log_softmax(logits)
     true = jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
     return -(1 - smoothing) * true - smoothing * log_p.mean(-1)
 
 
-LOSSES = {'cross_entropy': cross_entropy}
+def logit_adjustment(logits, labels, smoothing=0.0, tau=1.0, log_prior=0.0):
+    """Cross entropy of z + τ·log π, π the share of each class in training (Menon et al. 2021, eq. 10)."""
+    return cross_entropy(logits + tau * log_prior, labels, smoothing)
+
+
+def balanced_softmax(logits, labels, smoothing=0.0, tau=1.0, log_prior=0.0):
+    """Cross entropy of z + log n (Ren et al. 2020, eq. 4): n = N·π, so it is logit adjustment of τ = 1."""
+    return logit_adjustment(logits, labels, smoothing, 1.0, log_prior)
+
+
+LOSSES = {
+    'cross_entropy': cross_entropy,
+    'logit_adjustment': logit_adjustment,
+    'balanced_softmax': balanced_softmax,
+}
+
+
+def log_priors(counts: np.ndarray) -> np.ndarray:
+    """log π [...,C] from training images of each class [...,C]; a class without any counts as one."""
+    counts = np.maximum(counts, 1)
+    return np.log(counts / counts.sum(-1, keepdims=True))
+
+
+def make_loss(config: ConfigDict, counts: np.ndarray):
+    """(logits [K,B,C], labels [K,B]) -> [K,B]: each member's own loss, with its own numbers.
+
+    counts: training images of each class, [C] or [K,C].
+    """
+    names = np.array(member_losses(config))
+    smoothing, tau = (jnp.array(per_member(config, f), jnp.float32) for f in ('label_smoothing', 'tau'))
+    log_prior = np.broadcast_to(log_priors(counts), (len(names), counts.shape[-1]))
+    numbers = smoothing, tau, jnp.array(log_prior, jnp.float32)
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        first, *others = dict.fromkeys(names.tolist())
+        values = jax.vmap(LOSSES[first])(logits, labels, *numbers)
+        # Not one member at a time: they may live on different devices.
+        for name in others:
+            own = jax.vmap(LOSSES[name])(logits, labels, *numbers)
+            values = jnp.where((names == name)[:, None], own, values)
+        return values
+
+    return loss

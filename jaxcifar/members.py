@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from jaxcifar.errors import UserError
 
 # Fields of one number or one number per member.
-PER_MEMBER = ('seed', 'label_smoothing', 'optimizer.lr', 'optimizer.weight_decay')
+PER_MEMBER = ('seed', 'label_smoothing', 'tau', 'optimizer.lr', 'optimizer.weight_decay')
 
 
 def get(config, field: str):
@@ -39,6 +39,12 @@ def per_member(config: ConfigDict, field: str) -> list:
 def member_networks(config: ConfigDict) -> list[str]:
     """The K members' networks."""
     names = config.network.split('+')
+    return names if len(names) == config.members else names * config.members
+
+
+def member_losses(config: ConfigDict) -> list[str]:
+    """The K members' losses."""
+    names = config.loss.split('+')
     return names if len(names) == config.members else names * config.members
 
 

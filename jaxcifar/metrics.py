@@ -4,31 +4,87 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 BINS = 15
+MANY, FEW = 100, 20  # training images: more than these make 'many', fewer than those 'few'
 
 
-def summarise(log_p: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def summarise(
+    log_p: np.ndarray, labels: np.ndarray, class_counts: np.ndarray | None = None
+) -> dict[str, float]:
     """Metrics of one network from log-probabilities [N,C] and labels [N], in float64.
 
     accuracy and top5 are fractions, nll is in nats, ece the expected calibration error with 15
     equal-width bins of confidence (Guo et al. 2017, eq. 3). Of equal classes the first ranks higher.
+    `class_counts` [C], the training images of a long tail, adds the mean recall of its groups of classes.
     """
     true = log_p[np.arange(len(labels)), labels]
     earlier = np.arange(log_p.shape[1]) < labels[:, None]
     rank = np.where(earlier, log_p >= true[:, None], log_p > true[:, None]).sum(1)
     predicted = log_p.argmax(1)
+    groups = {} if class_counts is None else group_recalls(predicted == labels, labels, class_counts)
     return {
         'accuracy': float((predicted == labels).mean()),
         'top5': float((rank < 5).mean()),
         'nll': float(-true.mean()),
         'ece': calibration_error(np.exp(log_p.max(1)), predicted == labels),
+        **groups,
     }
+
+
+def class_recalls(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The share of each class's images that are right, [C]; NaN of a class without images."""
+    images = np.bincount(labels, minlength=classes)
+    with np.errstate(invalid='ignore'):
+        return np.bincount(labels, correct, classes) / images
+
+
+def class_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Which classes [C] are in each group, by their training images; groups without any are left out.
+
+    many: more than 100, medium: 20 to 100, few: fewer than 20 (Liu et al. 2019). head and tail are
+    the halves of the classes with more and with fewer images.
+    """
+    halves = np.argsort(np.argsort(-counts, kind='stable'), kind='stable') < (len(counts) + 1) // 2
+    groups = {
+        'many': counts > MANY,
+        'medium': (counts >= FEW) & (counts <= MANY),
+        'few': counts < FEW,
+        'head': halves,
+        'tail': ~halves,
+    }
+    return {name: classes for name, classes in groups.items() if classes.any()}
+
+
+def group_names(class_counts: np.ndarray | None) -> tuple[str, ...]:
+    """What `group_recalls` returns for labels of every class, nothing without a long tail."""
+    return () if class_counts is None else ('mean_recall', *class_groups(class_counts))
+
+
+def group_recalls(correct: np.ndarray, labels: np.ndarray, class_counts: np.ndarray) -> dict[str, float]:
+    """Mean recall of all classes (mean_recall) and of the groups of them that are among the labels.
+
+    Every class counts alike, so that it is the accuracy on a balanced test set whatever this one is.
+    """
+    recalls = class_recalls(correct, labels, len(class_counts))
+    groups = {'mean_recall': np.ones(len(class_counts), bool), **class_groups(class_counts)}
+    there = {name: recalls[g & ~np.isnan(recalls)] for name, g in groups.items()}
+    return {name: float(r.mean()) for name, r in there.items() if len(r)}
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
     """Σ_b |B_b|/N · |accuracy(B_b) - confidence(B_b)| over bins (lower, upper]."""
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(index, correct - confidence, bins)
+    gaps = np.bincount(_bin(confidence, bins), correct - confidence, bins)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> dict[str, list]:
+    """A reliability diagram: of each bin the images, and their sums of confidence and of hits."""
+    index = _bin(confidence, bins)
+    columns = {'images': None, 'confidence': confidence, 'correct': correct}
+    return {name: np.bincount(index, weights, bins).tolist() for name, weights in columns.items()}
+
+
+def _bin(confidence: np.ndarray, bins: int) -> np.ndarray:
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:

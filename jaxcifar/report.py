@@ -9,12 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcifar import report_page
+from jaxcifar import report_long_tail, report_page
 from jaxcifar.cli import run_command
 from jaxcifar.report_page import ON_TEST, UNFINISHED, Table
 from jaxcifar.report_runs import NONE, Run, load, show, to_float
 
-SELECTION = {'holdout': 'best on hold-out', 'none': 'none (last epoch)', 'test': ON_TEST}
+SELECTION = {
+    'holdout': 'best on hold-out',
+    'val_lt': 'best on val_lt',
+    'none': 'none (last epoch)',
+    'test': ON_TEST,
+}
 SUMMARY = (
     'run, state, network, dataset, K, epochs, test % last, test % selected, ensemble %, NLL, '
     'ECE %, selection, images/s, h:mm:ss'
@@ -87,6 +92,11 @@ def notes(runs: list[Run]) -> list[str]:
             f'{ON_TEST}: the best epoch was chosen on the test set itself, so "selected" is '
             'optimistically biased and no estimate of the accuracy on new images.'
         )
+    if any(run.config.get('split') == 'long_tail' for run in runs):
+        found.append(
+            'split=long_tail: val_lt came out of the test images, so that the rest is not quite balanced; '
+            "mean recall, in the run's own section, weighs all classes alike."
+        )
     if not all(run.results for run in runs):
         found.append(
             f'{UNFINISHED}: no final test figures yet. The latest accuracy on the split that is '
@@ -158,7 +168,7 @@ def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     pictures = report_page.pictures(runs)
     tables = [summary(runs), differences(runs)]
-    sections = [(run, member_table(run), session_table(run)) for run in runs]
+    sections = [(r, member_table(r), report_long_tail.sections(r), session_table(r)) for r in runs]
     files = {
         'report.html': report_page.page(tables, notes(runs), sections, pictures).encode(),
         'report.md': report_page.markdown(tables, notes(runs)).encode(),

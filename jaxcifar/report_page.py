@@ -183,7 +183,7 @@ def html_picture(picture: Picture, alt: str) -> str:
 def page(
     tables: Sequence[Table],
     notes: Sequence[str],
-    sections: Sequence[tuple[Run, Table, Table]],
+    sections: Sequence[tuple[Run, Table, Sequence, Table]],
     drawn: dict[str, Picture],
 ) -> str:
     """The whole page, with a section per run; every word that comes from a file is escaped."""
@@ -193,14 +193,17 @@ def page(
         parts += ['<h2>Comparison</h2>', html_picture(drawn['comparison'], 'accuracy of all runs')]
     if tables[1]:
         parts += ['<h2>Settings that differ</h2>', html_table(tables[1])]
-    for (run, members, sessions), picture in zip(sections, drawn.values()):
+    for (run, members, extras, sessions), picture in zip(sections, drawn.values()):
         title = f'{run.number}. {show(run.name)}'
         parts.append(f'<section id="run-{run.number}"><h2>{html.escape(title)}</h2>')
         parts.append(html_picture(picture, f'loss, accuracy and learning rate of {title}'))
         parts += ['<h3>Members</h3>', html_table(members)] if members else []
+        for heading, table, drawing in extras:
+            parts += [f'<h3>{html.escape(heading)}</h3>', html_picture(drawing, f'{heading} of {title}')]
+            parts += [html_table(table)] if table else []
         parts += ['<h3>Provenance</h3>', html_table(sessions)] if sessions else []
         parts.append('</section>')
-    done = sum(bool(run.results) for run, _, _ in sections)
+    done = sum(bool(run.results) for run, *_ in sections)
     subtitle = f'{done} of {len(sections)} runs finished · {datetime.now():%Y-%m-%d %H:%M}'
     return TEMPLATE.substitute(body='\n'.join(parts), subtitle=subtitle)
 

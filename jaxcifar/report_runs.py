@@ -5,7 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxcifar.errors import UserError
 from jaxcifar.members import flatten
 
 NONE = '—'  # stands for a number or a setting that is not there
+GROUPS = ('mean_recall', 'many', 'medium', 'few', 'head', 'tail')
 COLUMNS = {
     'metrics.csv': {'epoch', 'member', 'split', 'checkpoint', 'loss', 'accuracy', 'lr'},
     'timing.csv': {'seconds', 'images_per_second'},
@@ -31,6 +32,8 @@ class Run:
     timing: list[dict[str, str]]
     results: dict
     sessions: list[dict]
+    calibration: dict = field(default_factory=dict)
+    rejection: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.members = list(dict.fromkeys(r['member'] for r in self.rows if r['member']))
@@ -38,13 +41,20 @@ class Run:
         if self.epoch > self.results.get('epoch', self.epoch):
             self.results = {}  # trained on since they were written
         self.selection = self.results.get('selection') or self.config.get('data.validation')
-        on_validation = any(r['split'] == 'validation' for r in self.rows)
-        self.watched = 'validation' if on_validation and self.selection != 'test' else 'test'
+        held = {'validation', 'val_lt'} & {r['split'] for r in self.rows}
+        self.watched = min(held) if held and self.selection != 'test' else 'test'
+        for made in (self.calibration, self.rejection):
+            if made.get('step') != self.results.get('step'):
+                made.clear()  # of weights before these
 
-    def curve(self, split: str, field: str) -> tuple[np.ndarray, np.ndarray]:
+    def groups(self) -> list[str]:
+        """Columns of metrics.csv about groups of a long tail's classes."""
+        return [g for g in GROUPS if self.rows and g in self.rows[0]]
+
+    def curve(self, split: str, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Epochs (E,) and values (K, E) of one column; NaN where a member has no number."""
         cells = {
-            (r['member'], to_float(r['epoch'])): to_float(r[field])
+            (r['member'], to_float(r['epoch'])): to_float(r[column])
             for r in self.rows  # after a resume an epoch may stand twice: the later row counts
             if r['split'] == split and r['checkpoint'] != 'best'
         }
@@ -110,7 +120,8 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
             print(f'left out: {folder} is not a run folder: it has no metrics.csv', file=sys.stderr)
             continue
         twice = leaves.count(folder.name) > 1
-        json_files = [read_json(folder / f'{n}.json') for n in ('config', 'results', 'run')]
+        names = ('config', 'results', 'run', 'calibration', 'rejection')
+        json_files = [read_json(folder / f'{n}.json') for n in names]
         runs.append(
             Run(
                 number=len(runs) + 1,
@@ -120,6 +131,8 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
                 timing=read_csv(folder / 'timing.csv'),
                 results=json_files[1],
                 sessions=json_files[2].get('sessions', []),
+                calibration=json_files[3],
+                rejection=json_files[4],
             )
         )
     if not runs:

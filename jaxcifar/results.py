@@ -1,12 +1,17 @@
 """results.json: what a finished run is worth on the test images, and which weights were chosen how."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.evaluate import evaluate_logits, mean_and_std
+from jaxcifar.checkpoint import write_atomically
+from jaxcifar.evaluate import evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
+from jaxcifar.members import member_losses
+from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities
 
 FILE = 'results.json'
 
@@ -25,11 +30,14 @@ def write(workdir: Path, results: dict):
     write_json(workdir / FILE, results)
 
 
-def summarise(run, logits: dict[str, np.ndarray], labels: np.ndarray) -> dict:
-    """From a run and the test images' logits [K,N,C] with its `last` and, if chosen, `best` weights."""
+def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
+    """From a run and, of its `last` and if chosen `best` weights, logits [K,N,C] of each of its tests.
+
+    Mean, std and ensemble are of the images called test; those of others stand under their name.
+    """
     chosen = run.selection
     members: list[dict] = [{'name': name} for name in run.names]
-    found = {
+    found: dict = {
         'step': run.step,
         'epoch': run.step // run.epoch_steps,
         'selection': run.config.data.validation,
@@ -38,17 +46,54 @@ def summarise(run, logits: dict[str, np.ndarray], labels: np.ndarray) -> dict:
         'std': {},
         'ensemble': {},
     }
-    for which, z in logits.items():
-        scores, found['ensemble'][which] = evaluate_logits(z, labels)
-        found['mean'][which], found['std'][which] = mean_and_std(scores)
-        for k, score in enumerate(scores):
-            members[k][which] = {'test': score}
-            if which == 'best':
-                members[k][which] |= {
-                    'epoch': int(chosen.best_epoch[k]),
-                    'validation_accuracy': float(chosen.best[k]),
-                }
+    for which, of_tests in logits.items():
+        for name, z in of_tests.items():
+            scores, ensemble = evaluate_logits(z, run.tests[name])
+            mean, std = mean_and_std(scores)
+            top = found if name == 'test' else found.setdefault(name, {'mean': {}, 'std': {}, 'ensemble': {}})
+            top['mean'][which], top['std'][which], top['ensemble'][which] = mean, std, ensemble
+            for member, score in zip(members, scores):
+                member.setdefault(which, {})[name] = score
+    losses = member_losses(run.config)
+    for k, member in enumerate(members):
+        if len(set(losses)) > 1:
+            member['loss'] = losses[k]
+        if 'best' in member:
+            member['best']['epoch'] = int(chosen.best_epoch[k])
+            member['best']['validation_accuracy'] = float(chosen.best[k])
     return found
+
+
+def log(run, logits: dict[str, dict[str, np.ndarray]]):
+    """The rows of metrics.csv that belong to `summarise`, and of a long tail per_class.csv."""
+    for which, of_tests in logits.items():
+        for name, z in of_tests.items():
+            # Where the test images chose, their rows of the last epoch are there already.
+            if which == 'best' or run.chooses_on != name:
+                row = member_metrics(z, run.tests[name])
+                run.logger.write(run.step // run.epoch_steps, run.step, name, row, which)
+    if run.split.class_counts is not None:
+        _write_classes(run, logits)
+
+
+def _write_classes(run, logits: dict[str, dict[str, np.ndarray]]):
+    """per_class.csv: the recall of each class by each member and by the ensemble."""
+    columns = ('member', 'checkpoint', 'split', 'class', 'name', 'train_images', 'images', 'recall')
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator='\n')
+    table.writerow(columns)
+    classes, counts = run.dataset.classes, run.split.class_counts
+    for which, of_tests in logits.items():
+        for split, z in of_tests.items():
+            labels = run.tests[split].labels
+            images = np.bincount(labels, minlength=len(classes))
+            log_p = log_probabilities(z)
+            for member, p in zip([*run.names, 'ensemble'], [*log_p, mean_of_probabilities(log_p)]):
+                recalls = class_recalls(p.argmax(1) == labels, labels, len(classes))
+                for c, recall in enumerate(recalls):
+                    row = (c, classes[c], counts[c], images[c], f'{recall:.6g}')
+                    table.writerow((member, which, split, *row))
+    write_atomically(run.workdir / 'per_class.csv', lambda out: out.write(file.getvalue().encode()))
 
 
 def lines(results: dict) -> list[str]:
@@ -62,8 +107,16 @@ def lines(results: dict) -> list[str]:
         line = f'test accuracy {100 * mean["accuracy"]:.2f}'
         if several:
             line += f' ± {100 * std["accuracy"]:.2f}'
-        line += f' % ({how[which]}), NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
+        line += f' % ({how[which]})'
+        if 'mean_recall' in mean:
+            line += f', mean recall {100 * mean["mean_recall"]:.2f} %'
+        line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
         if several:
             line += f'; ensemble {100 * ensemble["accuracy"]:.2f} %'
         text.append(line)
+        for member in results['members'] if 'loss' in results['members'][0] else ():
+            score = member[which]['test']
+            shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
+            numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
+            text.append(f'  {member["name"]} {member["loss"]}: {numbers} %')
     return text

@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from jaxcifar.couplings import COUPLINGS, check_columns
 from jaxcifar.data.augment import Augmentation, normalise
 from jaxcifar.data.mixing import Targets
-from jaxcifar.losses import LOSSES
+from jaxcifar.losses import make_loss
 from jaxcifar.members import per_member, run_seed
 from jaxcifar.optim import make_learning_rates, make_optimizer
 from jaxcifar.population import Population
@@ -30,16 +31,18 @@ class TrainStep:
     batch: 'image' uint8 [B,H,W,C], 'label' and 'index' [B], or [K,B,...] where members have their own.
     """
 
-    def __init__(self, config: ConfigDict, population: Population, dataset, steps_per_epoch: int):
+    def __init__(
+        self, config: ConfigDict, population: Population, dataset, steps_per_epoch: int, counts=None
+    ):
         self.config, self.population, self.dataset = config, population, dataset
         self.augment = Augmentation(config.augment, dataset.mean, dataset.std)
         self.epoch_steps = steps_per_epoch
         self.coupling = COUPLINGS[config.coupling].make(config)
         self.view = VIEWS[config.view]
-        self.example_loss = LOSSES[config.loss]
+        counts = np.bincount(dataset.y_train) if counts is None else counts
+        self.example_loss = make_loss(config, counts)
         self.learning_rates = make_learning_rates(config, steps_per_epoch)
         self.weight_decay = jnp.array(per_member(config, 'optimizer.weight_decay'), jnp.float32)
-        self.smoothing = jnp.array(per_member(config, 'label_smoothing'), jnp.float32)
         self.run_key = jax.random.key(run_seed(config))
         self.member_keys = population.member_keys()
 
@@ -89,7 +92,7 @@ class TrainStep:
         """The coupled loss of the members' outputs, and what is logged, {name: [K]}."""
         logits, features = outputs
         targets = jax.tree.map(lambda t: jnp.broadcast_to(t, logits.shape[:2]), targets)
-        own = targets.mean(lambda y: jax.vmap(self.example_loss)(logits, y, self.smoothing)).mean(1)
+        own = targets.mean(lambda y: self.example_loss(logits, y)).mean(1)
         correct = targets.mean(lambda y: logits.argmax(-1) == y).mean(1)
         total, columns = self.coupling(own, logits, features, targets)
         return total, {'loss': own, 'accuracy': correct, **columns}
@@ -176,12 +179,15 @@ UPDATES = {'simultaneous': TrainStep, 'sequential': SequentialStep}
 
 
 def make_train_step(
-    config: ConfigDict, population: Population, dataset, steps_per_epoch: int, state: TrainState
+    config: ConfigDict, population: Population, dataset, steps_per_epoch: int, state: TrainState, counts=None
 ):
-    """The compiled step. A state lives where `state` does, and its memory is used again."""
+    """The compiled step. A state lives where `state` does, and its memory is used again.
+
+    counts: the members' training images of each class, [C] or [K,C]; without, of the whole data set.
+    """
     shardings = jax.tree.map(lambda x: x.sharding, state), population.sharding()
     return jax.jit(
-        UPDATES[config.update_order](config, population, dataset, steps_per_epoch).__call__,
+        UPDATES[config.update_order](config, population, dataset, steps_per_epoch, counts).__call__,
         donate_argnums=0,
         out_shardings=shardings,
         compiler_options=compiler_options(),

@@ -8,17 +8,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcifar import evaluate, process, results, workdirs
+from jaxcifar import calibrate, evaluate, process, results, workdirs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.config import finalize
 from jaxcifar.console import Clock, Console
 from jaxcifar.couplings import check_images
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
-from jaxcifar.data.splits import evaluation_images, make_split, validation_split
+from jaxcifar.data.splits import evaluation_images, make_split, train_counts, validation_split
 from jaxcifar.errors import Preempted, UserError
 from jaxcifar.logs import Logger
 from jaxcifar.members import member_names
+from jaxcifar.metrics import group_names
 from jaxcifar.optim import make_learning_rates
 from jaxcifar.population import Population, check_batch, make_mesh
 from jaxcifar.profile import Compiled, Tracer
@@ -38,7 +39,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     process.keep_compiled(config.compile_cache)
     with process.locked(workdir), process.signals() as terminated, contextlib.ExitStack() as stack:
         run = Run(config, workdir, terminated, stack)
-        return run.run()
+        found = run.run()
+        if run.split.class_counts is not None:
+            calibrate.keep(workdir, found['step'], run._poll)
+        return found
 
 
 class Run:
@@ -49,17 +53,17 @@ class Run:
         workdirs.check_config(workdir, config)
         self.names = member_names(config)
         self.dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
-        workdirs.check_dataset(workdir, self.dataset)
         mesh = make_mesh(config)
         check_batch(config, mesh)
         self.population = Population(config, self.dataset.num_classes, self.dataset.image_size, mesh)
-        split = make_split(self.dataset.y_train, config)
-        self.order = Order(config, split.train, mesh.shape['data'] * config.optimizer.accumulate)
+        self.split = make_split(self.dataset, config)
+        workdirs.check_dataset(workdir, self.dataset, self.split)
+        self.order = Order(config, self.split.train, mesh.shape['data'] * config.optimizer.accumulate)
         check_images(config, self.order.own)
         self.epoch_steps = self.order.steps_per_epoch
         self.total = config.epochs * self.epoch_steps
-        images = evaluation_images(self.dataset, split)
-        self.test = images['test']
+        images = evaluation_images(self.dataset, self.split)
+        self.tests = {name: images[name] for name in ('test', 'test_lt') if name in images}
         self.chooses_on = validation_split(config)
         self.validation = images[self.chooses_on] if self.chooses_on else None
         self._restore()
@@ -114,16 +118,18 @@ class Run:
     def _open(self):
         """What only a run that goes on needs: logs and compiled programs."""
         config = self.config
-        self.logger = Logger(config, self.workdir, self.names, self.step, self.metrics_length)
+        groups = group_names(self.split.class_counts)
+        self.logger = Logger(config, self.workdir, self.names, self.step, self.metrics_length, groups)
         self.stack.callback(self.logger.close)
-        workdirs.record(self.workdir, config, self.dataset, self.state.params)
+        workdirs.record(self.workdir, config, self.dataset, self.state.params, self.split)
         self.console = Console(self.chooses_on, self.step, self.total)
         self.stack.callback(self.console.close)
         say = self.console.say
         self.tracer = Tracer(config.profile.steps, self.workdir, self.step, self.total, say)
         self.stack.callback(self.tracer.stop)
         self.console.greet(self)
-        step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state)
+        counts = train_counts(self.dataset, self.split)
+        step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state, counts)
         self.train_step = Compiled(step, say, self._poll)
         self.eval_step = make_eval_step(config, self.population, self.dataset)
         self.learning_rates = make_learning_rates(config, self.epoch_steps)
@@ -251,13 +257,12 @@ class Run:
         weights = {'last': eval_weights(self.state)}
         if self.validation is not None:
             weights['best'], _ = evaluate.load_best(self.config, self.population, self.workdir, self.step)
-        logits = {which: self._logits(self.test, w) for which, w in weights.items()}
-        found = results.summarise(self, logits, self.test.labels)
-        for which in logits:
-            # Where the test images chose, their rows of the last epoch are there already.
-            if which == 'best' or self.chooses_on != 'test':
-                row = evaluate.member_metrics(logits[which], self.test)
-                self.logger.write(self.step // self.epoch_steps, self.step, 'test', row, which)
+        logits = {
+            which: {name: self._logits(images, w) for name, images in self.tests.items()}
+            for which, w in weights.items()
+        }
+        found = results.summarise(self, logits)
+        results.log(self, logits)
         self.checkpoints.wait()
         found['metrics_length'] = self.logger.flush()
         results.write(self.workdir, found)

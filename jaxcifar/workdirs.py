@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from jaxcifar import config as configs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.data.datasets import Dataset
+from jaxcifar.data.splits import Split
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json, write_json
-from jaxcifar.members import get, member_names
+from jaxcifar.members import flatten, get, member_names
 from jaxcifar.profile import share_of_peak
 
 PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections',
@@ -27,7 +28,8 @@ PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'm
 
 # What gives a run's steps and scores their meaning.
 SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_size', 'optimizer.accumulate',
-              'data.drop_last', 'data.validation', 'data.validation_size', 'data.split_seed')  # fmt: skip
+              'data.drop_last', 'data.validation', 'data.validation_size', 'data.split_seed',
+              'long_tail.imbalance', 'long_tail.seed')  # fmt: skip
 
 
 def check_config(workdir: Path, config: ConfigDict):
@@ -37,13 +39,18 @@ def check_config(workdir: Path, config: ConfigDict):
         configs.refuse_changes(configs.load(path), config, workdir)
 
 
-def check_dataset(workdir: Path, dataset: Dataset):
-    """Raise `UserError` where the workdir's run saw other images."""
+def check_dataset(workdir: Path, dataset: Dataset, split: Split):
+    """Raise `UserError` where the workdir's run saw other images, or parted them otherwise."""
     before = read_json(workdir / 'dataset.json') if _has_checkpoint(workdir) else None
     if before is not None and before['sha256'] != dataset.fingerprint():
         raise UserError(
             f'the images of {dataset.name} are not those that {workdir} was trained on: '
             f'put the files back, or choose a new --workdir'
+        )
+    if before is not None and before.get('split', split.fingerprint()) != split.fingerprint():
+        raise UserError(
+            f'the split of {dataset.name} is not that of {workdir}: put back the index files in the data '
+            'folder, or the version of scikit-learn, or choose a new --workdir'
         )
 
 
@@ -73,7 +80,7 @@ def check_clock(meta: dict, epoch_steps: int):
         )
 
 
-def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple):
+def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, split: Split | None = None):
     """Write config.json, dataset.json and networks.txt, and append to run.json what runs where."""
     write_json(workdir / 'config.json', configs.to_dict(config))
     description = {
@@ -85,6 +92,8 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple):
         'std': list(dataset.std),
         'classes': list(dataset.classes),
     }
+    if split is not None:
+        description['split'] = split.fingerprint()
     write_json(workdir / 'dataset.json', description)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
     tables = [parameter_overview.get_parameter_overview(s, include_stats=False) for s in shapes]
@@ -163,7 +172,8 @@ def take_over(config: ConfigDict, like, workdir: Path):
     finally:
         checkpoints.close()
     for field in SAME_CLOCK if meta['step'] else ():
-        old, new = get(configs.to_dict(before), field), get(configs.to_dict(config), field)
+        new = get(configs.to_dict(config), field)
+        old = flatten(configs.to_dict(before)).get(field, new)  # runs of old lack newer fields
         if old != new:
             raise UserError(f'resume_from: {source} has {field}={old}, not {new}')
     shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')

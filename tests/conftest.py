@@ -47,6 +47,15 @@ def small_npz(dataset, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope='session')
+def tail_npz(tmp_path_factory) -> Path:
+    """400 training and 160 test images of the same 4 classes: enough for a long tail of imbalance 5."""
+    path = tmp_path_factory.mktemp('data') / 'tail.npz'
+    (x, y), (x_test, y_test) = small_images(400), small_images(160, seed=1)
+    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    return path
+
+
 def small_config(npz: Path):
     """A run of seconds on the small images: resnet8, one device, 2 epochs of 3 steps."""
     c = base.get_config()

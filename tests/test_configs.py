@@ -18,7 +18,8 @@ from jaxcifar.train import train
 
 GOLDEN = Path(__file__).parent / 'golden'
 SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cifar100', 'mutual',
-           'mutual:resnet32+wideresnet28_2', 'mutual:strong']  # fmt: skip
+           'mutual:resnet32+wideresnet28_2', 'mutual:strong', 'long_tail',
+           'long_tail:cifar10,standard', 'long_tail:strong']  # fmt: skip
 
 
 def shipped(name: str):
@@ -53,7 +54,7 @@ def test_resolved_configs_are_as_reviewed(name, monkeypatch):
     assert resolved == path.read_text()
 
 
-@pytest.mark.parametrize('name', SHIPPED[1:])
+@pytest.mark.parametrize('name', SHIPPED[1:4])  # test_long_tail runs its own
 def test_every_shipped_config_runs_shrunk(name, config, tmp_path):
     """As shipped but for size: the small images, a small network, two epochs."""
     c = shipped(name)
@@ -114,6 +115,7 @@ S = '--config configs/single.py --workdir x '
     ('--config configs/single.py:resnet21 --workdir x', "unknown network 'resnet21'"),
     ('--config configs/single.py:resnet20,cifar11 --workdir x', "did you mean 'cifar10'"),
     ('--config configs/single.py', '--config and --workdir are needed'),
+    ('--config configs/long_tail.py:standart --workdir x', "did you mean 'standard'"),
     (S + 'stray', "'stray' is not a flag"),
     (S + '--config.epochs=many', '--config.epochs=many'),
     (S + '--config.epochs=0', 'epochs=0 is not from 1'),

@@ -1,6 +1,7 @@
 """Batches are functions of the seed and the step; a loader only moves their bytes."""
 
 import copy
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -108,15 +109,16 @@ def test_the_prefetching_thread_ends_and_passes_on_its_error():
 
 def test_held_out_images_are_stratified_and_not_trained_on(config):
     labels = np.repeat(np.arange(5), 20)
+    dataset = SimpleNamespace(y_train=labels)
     config.data.validation_size = 0.1
-    split = make_split(labels, config)
+    split = make_split(dataset, config)
     assert sorted([*split.train, *split.validation]) == list(range(100))
     assert (np.bincount(labels[split.validation]) == 2).all()
     config.seed = 5  # the run's seed does not move the split
-    np.testing.assert_array_equal(make_split(labels, config).validation, split.validation)
+    np.testing.assert_array_equal(make_split(dataset, config).validation, split.validation)
     for validation in ('none', 'test'):
         config.data.validation = validation
-        assert len(make_split(labels, config).train) == 100
+        assert len(make_split(dataset, config).train) == 100
     config.data.validation, config.data.validation_size = 'holdout', 99
     with pytest.raises(UserError, match='cannot hold out'):
-        make_split(labels, config)
+        make_split(dataset, config)

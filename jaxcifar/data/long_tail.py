@@ -1,0 +1,147 @@
+"""Long-tailed subsets of a data set, and the files that keep them.
+
+Class i of C keeps n_i = int(n_max · IF^(-i/(C-1))) training images (Cui et al. 2019), class ids being
+ranks. `long_tail` cuts them into train, tuneV, val_small and calib, and draws val_lt and test_lt from
+the test images with the same tail; what is left of those is `test`. `long_tail_standard`, the field's
+protocol, trains on all and tests on the whole balanced test set.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from jaxcifar.checkpoint import write_atomically
+from jaxcifar.errors import UserError
+
+PROTOCOLS = {
+    'long_tail': {'train': ('train', 'tuneV', 'val_small', 'calib'), 'test': ('val_lt', 'test_lt')},
+    'long_tail_standard': {'train': ('train',), 'test': ()},
+}
+TEST_SHARE = 0.8  # of the long-tailed test images; the rest is val_lt
+
+
+def class_sizes(labels: np.ndarray, classes: int, imbalance: float) -> np.ndarray:
+    """n_i [C], from the largest class down to 1/imbalance of it; no more than a class has."""
+    largest, ranks = len(labels) // classes, np.arange(classes) / (classes - 1)
+    wanted = np.array([int(largest * (1 / imbalance) ** rank) for rank in ranks])
+    return np.minimum(wanted, np.bincount(labels, minlength=classes))
+
+
+def parts(y_train: np.ndarray, y_test: np.ndarray, classes: int, config) -> dict[str, np.ndarray]:
+    """Indices of each part of config.split, into the training images or into the test images.
+
+    Raises `UserError` where a class has too few images for its parts.
+    """
+    seed, imbalance = config.long_tail.seed, config.long_tail.imbalance
+    sizes = class_sizes(y_train, classes, imbalance)
+    if sizes.min() < 1:
+        raise UserError(f'long_tail.imbalance={imbalance:g} leaves the last class without images')
+    train = _draw(y_train, sizes, seed)
+    if config.split == 'long_tail_standard':
+        return {'train': train}
+    test = _draw(y_test, np.minimum(sizes, np.bincount(y_test, minlength=classes)), seed)
+    try:
+        found = _cut_train(train, y_train, seed)
+        val_lt, test_lt = _cut(test, y_test, 1 - TEST_SHARE, seed)
+    except ValueError as error:
+        raise UserError(
+            f'split=long_tail with long_tail.imbalance={imbalance:g} has too few images of some class '
+            f'for its parts ({error}); a smaller imbalance, or split=long_tail_standard'
+        ) from error
+    return {**found, 'val_lt': val_lt, 'test_lt': test_lt}
+
+
+def _draw(labels: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
+    """`sizes[c]` images of each class c in turn, without replacement, from one generator."""
+    rng = np.random.RandomState(seed)  # the published subsets were drawn with it
+    of_class = [np.flatnonzero(labels == c) for c in range(len(sizes))]
+    return np.concatenate([rng.choice(i, n, replace=False) for i, n in zip(of_class, sizes)])
+
+
+def _cut(indices: np.ndarray, labels: np.ndarray, share: float, seed: int):
+    """(share of the indices, the others), class by class alike."""
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
+    return train_test_split(indices, train_size=share, stratify=labels[indices], random_state=seed)
+
+
+def _cut_train(images: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """80, 8, 6 and 3 % of the images. In any other order a class is left with one image for two parts."""
+    images, _ = _cut(images, labels, 0.97, seed)
+    tune, images = _cut(images, labels, 0.08 / 0.97, seed)
+    images, calib = _cut(images, labels, 0.86 / 0.89, seed)
+    train, small = _cut(images, labels, 0.80 / 0.86, seed)
+    return {'train': train, 'tuneV': tune, 'val_small': small, 'calib': calib}
+
+
+def folder_name(config) -> str:
+    """'cifar100_lt_if100': what the files of this long tail are called."""
+    kind, _, path = config.dataset.partition(':')
+    name = f'{Path(path).stem if path else kind}_lt_if{config.long_tail.imbalance:g}'
+    return f'{name}_standard' if config.split == 'long_tail_standard' else name
+
+
+def load_parts(dataset, config) -> dict[str, np.ndarray]:
+    """The parts from their index files in the data folder, which are written first if they are not there.
+
+    DATA/splits/NAME_seedS/PART.json is a list of indices in row order; manifest.json beside them has
+    the seed, the class counts, and the sha256 of the images and of every file. Raises `UserError` where
+    files are not what the manifest says, or the manifest is of other images or numbers.
+    """
+    folder = Path(config.data.root).expanduser() / 'splits'
+    folder /= f'{folder_name(config)}_seed{config.long_tail.seed}'
+    made_from = {
+        'protocol': config.split,
+        'dataset': config.dataset.partition(':')[0],
+        'data_sha256': dataset.fingerprint(),
+        'imbalance': float(config.long_tail.imbalance),
+        'seed': config.long_tail.seed,
+    }
+    if not (folder / 'manifest.json').exists():
+        _write(
+            folder, dataset, made_from, parts(dataset.y_train, dataset.y_test, dataset.num_classes, config)
+        )
+    return _read(folder, made_from)
+
+
+def _write(folder: Path, dataset, made_from: dict, found: dict[str, np.ndarray]):
+    manifest: dict = {**made_from, 'parts': {}}
+    for name, indices in found.items():
+        source = source_of(made_from['protocol'], name)
+        labels = getattr(dataset, f'y_{source}')
+        text = (json.dumps(indices.tolist()) + '\n').encode()
+        write_atomically(folder / f'{name}.json', lambda file, text=text: file.write(text))
+        manifest['parts'][name] = {
+            'images_of': source,
+            'size': len(indices),
+            'class_counts': np.bincount(labels[indices], minlength=dataset.num_classes).tolist(),
+            'sha256': hashlib.sha256(text).hexdigest(),
+        }
+    text = (json.dumps(manifest, indent=1) + '\n').encode()
+    write_atomically(folder / 'manifest.json', lambda file: file.write(text))
+
+
+def _read(folder: Path, made_from: dict) -> dict[str, np.ndarray]:
+    remedy = 'put back what was there, or delete the folder to have it made anew'
+    try:
+        manifest = json.loads((folder / 'manifest.json').read_text())
+        for key, value in made_from.items():
+            if manifest[key] != value:
+                raise ValueError(f'it is for {key}={manifest[key]}, not {value}')
+        found = {}
+        for name in [n for names in PROTOCOLS[made_from['protocol']].values() for n in names]:
+            text = (folder / f'{name}.json').read_bytes()
+            if hashlib.sha256(text).hexdigest() != manifest['parts'][name]['sha256']:
+                raise ValueError(f'{name}.json does not match its sha256')
+            found[name] = np.array(json.loads(text))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f'{name}.json is missing' if isinstance(error, FileNotFoundError) else error
+        raise UserError(f'{folder}/manifest.json: {reason}; {remedy}') from None
+    return found
+
+
+def source_of(protocol: str, part: str) -> str:
+    """Whether a part is made of 'train' or of 'test' images."""
+    return 'test' if part in PROTOCOLS[protocol]['test'] else 'train'

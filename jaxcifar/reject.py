@@ -1,0 +1,160 @@
+"""Selective classification from exported logits: python -m jaxcifar.reject --workdir DIR
+
+Chow's rule (1970): a network answers where its largest probability is at least t, for each member and
+for the uniform mean of the members' calibrated probabilities. As t falls from 1 to 0, the share of
+images that are answered, the coverage, grows from 0 to 1. Writes WORKDIR/rejection.json, which the report
+shows: areas under the risk-coverage curves with 95 % bootstrap intervals. Needs no accelerator.
+
+Risks follow Narasimhan et al. (Learning to reject meets long-tail learning, ICLR 2024): with groups G of
+classes and all classes weighing alike,
+
+    e_G = P(wrong | answered, class in G)    balanced = mean of e_G    worst = max of e_G
+
+over two groups, the classes with at most 20 training images and the others (of classes all larger, the
+smaller half and the larger). A group without an answer has made no error.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from jaxcifar import config as configs
+from jaxcifar.cli import run_command
+from jaxcifar.errors import UserError
+from jaxcifar.logs import read_json, write_json
+from jaxcifar.metrics import class_groups, log_probabilities, mean_of_probabilities
+from jaxcifar.report_long_tail import RISKS, rejection_table
+
+FILE = 'rejection.json'
+PARTS = ('test', 'test_lt')
+TAIL = 20  # training images of a tail class, at most
+POINTS = np.linspace(0.01, 1, 100)  # coverages at which curves are kept
+
+
+def group_errors(wrong, weights, group):
+    """Coverage [n] and errors [G,n] of the n most confident images, n = 1…N; 0 without any of a group.
+
+    All in the order of falling confidence: wrong [N] bool, weights [N] of sum 1, group [N] of 0…G-1.
+    """
+    errors = []
+    for g in range(group.max() + 1):
+        answered = np.cumsum(weights * (group == g))
+        missed = np.cumsum(weights * (group == g) * wrong)
+        errors.append(np.divide(missed, answered, out=np.zeros_like(missed), where=answered > 0))
+    return np.cumsum(weights), np.array(errors)
+
+
+def risk_coverage(confidence, wrong, weights, group) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(coverage [M], {risk: [M]}) at the M thresholds that tell images apart, from the highest down.
+
+    error: of all answers; balanced and worst: the mean and the largest of the groups' errors.
+    """
+    order = np.argsort(-confidence, kind='stable')
+    confidence, wrong, weights, group = (a[order] for a in (confidence, wrong, weights, group))
+    thresholds = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True))
+    weights = weights / weights.sum()
+    coverage, errors = group_errors(wrong, weights, group)
+    with np.errstate(invalid='ignore'):  # a bootstrap sample may lack the first images
+        error = np.nan_to_num(np.cumsum(weights * wrong) / coverage)
+    risks = {'error': error, 'balanced': errors.mean(0), 'worst': errors.max(0)}
+    return coverage[thresholds], {name: risk[thresholds] for name, risk in risks.items()}
+
+
+def area(coverage: np.ndarray, risk: np.ndarray) -> float:
+    """∫ risk d(coverage) from 0 to 1: the risk at each threshold, times the coverage that it adds."""
+    return float(np.sum(risk * np.diff(coverage, prepend=0.0)))
+
+
+def class_weights(labels: np.ndarray) -> np.ndarray:
+    """[N] of sum 1, in which every class that occurs weighs alike."""
+    images = np.bincount(labels)
+    return 1 / (images[labels] * (images > 0).sum())
+
+
+def bootstrap(confidence, wrong, labels, group, samples: int, seed: int = 0) -> dict[str, list[float]]:
+    """95 % percentile intervals of the areas, from resampling each class's images with replacement."""
+    rng, order = np.random.default_rng(seed), np.argsort(labels, kind='stable')
+    images = np.bincount(labels)[labels[order]]
+    first = np.searchsorted(labels[order], labels[order])
+    weights = class_weights(labels)
+    areas: dict[str, list[float]] = {name: [] for name in RISKS}
+    for _ in range(samples):
+        drawn = order[first + rng.integers(0, images)]
+        times = np.bincount(drawn, minlength=len(labels))
+        coverage, risks = risk_coverage(confidence, wrong, weights * times, group)
+        for name in RISKS:
+            areas[name].append(area(coverage, risks[name]))
+    return {name: np.percentile(a, (2.5, 97.5)).tolist() for name, a in areas.items()}
+
+
+def tail_classes(class_counts: np.ndarray) -> np.ndarray:
+    """[C] bool: classes of at most 20 training images, or the smaller half where all or none are that."""
+    tail = class_counts <= TAIL
+    return tail if 0 < tail.sum() < len(tail) else class_groups(class_counts)['tail']
+
+
+def evaluate_rule(log_p: np.ndarray, labels: np.ndarray, group: np.ndarray, samples: int) -> dict:
+    """Areas, intervals and curves of Chow's rule, from log-probabilities [N,C], labels and groups [N]."""
+    confidence, wrong = np.exp(log_p.max(1)), log_p.argmax(1) != labels
+    coverage, risks = risk_coverage(confidence, wrong, class_weights(labels), group)
+    intervals = bootstrap(confidence, wrong, labels, group, samples)
+    at = np.minimum(np.searchsorted(coverage, POINTS - 1e-9), len(coverage) - 1)
+    return {
+        name: {'area': area(coverage, risk), 'interval': intervals[name], 'curve': risk[at].tolist()}
+        for name, risk in risks.items()
+    }
+
+
+def reject(workdir: Path, samples: int = 1000) -> dict:
+    """Apply Chow's rule to a calibrated run's exported logits; returns what rejection.json holds.
+
+    Raises `UserError` where there are none.
+    """
+    calibration = read_json(workdir / 'calibration.json')
+    if calibration is None:
+        raise UserError(
+            f'{workdir} has no calibration.json: python -m jaxcifar.calibrate --workdir {workdir}'
+        )
+    which, report = next(iter(calibration['weights'].items()))
+    names = [member['name'] for member in report['members']]
+    tail = tail_classes(np.array(calibration['class_counts']))
+    found: dict = {
+        'step': calibration['step'],
+        'weights': which,
+        'tail_classes': int(tail.sum()),
+        'head_classes': int((~tail).sum()),
+        'coverage': POINTS.tolist(),
+        'parts': {},
+    }
+    for part in PARTS:
+        files = [workdir / report['logits'] / name / part for name in names]
+        if not files[0].with_suffix('.npy').exists():
+            continue
+        with np.load(files[0].with_suffix('.npz')) as rows:
+            labels = rows['labels']
+        log_p = log_probabilities(np.stack([np.load(file.with_suffix('.npy')) for file in files]))
+        rules = dict(zip(names, log_p)) | ({'mean': mean_of_probabilities(log_p)} if len(names) > 1 else {})
+        group = tail[labels].astype(int)
+        found['parts'][part] = {n: evaluate_rule(p, labels, group, samples) for n, p in rules.items()}
+    write_json(workdir / FILE, found)
+    return found
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog='python -m jaxcifar.reject',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--workdir', type=Path, required=True)
+    parser.add_argument('--samples', type=int, default=1000, help='of the bootstrap (1000)')
+    args = parser.parse_args()
+    configs.load(args.workdir / 'config.json')  # or a line that says it is no workdir
+    for row in rejection_table(reject(args.workdir, args.samples)):
+        print('  '.join(f'{cell:<24}' for cell in row).rstrip())
+
+
+if __name__ == '__main__':
+    run_command(main)
