@@ -12,7 +12,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     """The configuration that all the others are made from."""
     c = ConfigDict()
-    c.dataset = 'cifar10'  # digits | cifar10 | cifar100 | npz:FILE | folder:FOLDER
+    c.dataset = 'cifar10'  # digits | cifar10 | cifar100 | npz:FILE | folder:… | imagenet:… | stream:FOLDER
     c.network = 'resnet20'  # a name of jaxcifar.models; resnet20+resnet8 is one member of each
     c.members = placeholder(int)  # K, how many networks are trained together [auto: 1 per name]
     c.member_ids = placeholder(object)  # train these of a larger population [auto: 0,1,…,K-1]
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     c.precision = 'float32'  # float32 | bfloat16 of the computation; parameters stay float32
     c.label_smoothing = number_or_list(0.0)  # ε in (1-ε)·onehot + ε/C [K]
     c.ema = 0.0  # decay of an average of weights and statistics that is evaluated instead; 0 is off
-    c.augment = 'crop(4)+flip'  # what happens to a training batch: names of jaxcifar.data.augment
+    c.augment = placeholder(str)  # names of jaxcifar.data.augment [auto: crop(4)+flip; none of streams]
     c.augment_each = False  # members that share a batch draw its augmentation each for itself
 
     c.model = ConfigDict()
@@ -51,8 +51,8 @@ def get_config() -> ConfigDict:
     c.data.split_seed = 0  # which images are held out; not the run's seed, so that runs compare
     c.data.order = 'shared'  # shared: members see the same batches; member: each its own
     c.data.drop_last = False  # leave out an epoch's last, shorter batch
-    c.data.image_size = 32  # digits and folders of images are resized to this
-    c.data.workers = 0  # processes of the DataLoader; 0 is fastest for images in memory [resumable]
+    c.data.image_size = placeholder(int)  # digits and image files get this [auto: 224 of imagenet, or 32]
+    c.data.workers = 0  # processes that read batches; images on disk want one a core, others none [resumable]
 
     c.optimizer = ConfigDict()
     c.optimizer.name = 'sgd'  # sgd | adamw

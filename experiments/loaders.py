@@ -1,22 +1,33 @@
 """How fast batches come, alone and in training: python -m experiments.loaders [DATASET] [NETWORK]
 
-Runs host and device loader in turn, three rounds, and prints the median images a second of each
-alone (batches on the device, nothing done with them) and of the whole training loop.
+Compares the classic pipeline (a PIL image and torchvision's transforms for each sample) with the host
+and the device loader. Rounds in turn; prints and keeps the median images a second of
+
+- batches alone: on the device, nothing done with them;
+- batches prepared: augmented and normalised there, as the classic ones are when they arrive;
+- the training of a small network on them.
 """
 
+import contextlib
 import csv
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import torch
 
 from configs import single
+from experiments import classic
 from jaxcifar.config import finalize
+from jaxcifar.data.augment import augment_batch, normalise, parse
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.population import Population, make_mesh
@@ -24,7 +35,9 @@ from jaxcifar.state import init_state
 from jaxcifar.step import make_train_step
 from jaxcifar.workdirs import git_commit
 
-ROUNDS, LOADER_STEPS, TRAIN_STEPS = 3, 2000, 40
+ROUNDS, ALONE_STEPS, PREPARED_STEPS, CLASSIC_STEPS, TRAIN_STEPS = 3, 2000, 200, 30, 12
+WARM = 8  # batches before the clock starts: more than loaders have in store
+THREADS = torch.get_num_threads()
 COLUMNS = ('date', 'commit', 'machine', 'device', 'dataset', 'network', 'batch', 'what', 'images_per_second')
 
 
@@ -33,64 +46,107 @@ class Bench:
 
     def __init__(self, dataset: str, network: str):
         self.config = finalize(single.get_config(f'{network},{dataset}'))
-        self.dataset = load_dataset(dataset, self.config.data.root)
-        mesh = make_mesh(self.config)
-        self.population = Population(self.config, self.dataset.num_classes, 32, mesh)
         self.config.data.drop_last = True
+        self.dataset = load_dataset(dataset, self.config.data.root, self.config.data.image_size)
+        size, mesh = self.dataset.image_size, make_mesh(self.config)
+        self.population = Population(self.config, self.dataset.num_classes, size, mesh)
         self.order = Order(self.config, np.arange(len(self.dataset.y_train)), 1)
         self.state = init_state(self.config, self.population)
-        steps = self.order.steps_per_epoch
-        self.step = make_train_step(self.config, self.population, self.dataset, steps, self.state)
+        self.step = self._step(self.dataset)
+        self.prepare = self._prepare()
+        self.config.augment = 'none'
+        # Classic images are normalised already: this takes nothing out of them.
+        self.classic_step = self._step(SimpleNamespace(mean=(0.0,) * 3, std=(1 / 255,) * 3))
 
-    def stream(self, loader: str, steps: int):
-        """A loader's batches; the first is on the device when this returns, as are all images."""
+    def _step(self, dataset):
+        return make_train_step(self.config, self.population, dataset, self.order.steps_per_epoch, self.state)
+
+    def _prepare(self):
+        """(batch, step) -> images as the network gets them."""
+        augment, key = parse(self.config.augment), jax.random.key(0)
+
+        @jax.jit
+        def prepare(batch, step):
+            images = augment_batch(augment, jax.random.fold_in(key, step), batch['image'])
+            return normalise(images, self.dataset.mean, self.dataset.std)
+
+        return prepare
+
+    def ours(self, loader: str, use: Callable, steps: int) -> float:
+        """Images a second of the host or the device loader."""
         self.config.data.loader = loader
-        source = batches(self.config, self.dataset, self.order, self.population, range(steps + 1))
-        jax.block_until_ready(next(source))
-        return source
+        source = batches(self.config, self.dataset, self.order, self.population, range(WARM + steps))
+        with contextlib.closing(source):
+            return self._rate(source, use, steps)
 
-    def alone(self, loader: str) -> float:
-        """Images a second that arrive on the device."""
-        source = self.stream(loader, LOADER_STEPS)
-        start = time.perf_counter()
-        for batch in source:
-            jax.block_until_ready(batch)
-        return LOADER_STEPS * self.config.batch_size / (time.perf_counter() - start)
+    def classic(self, source, use: Callable, steps: int) -> float:
+        """Images a second of a classic stream."""
+        torch.set_num_threads(THREADS)  # the host loader leaves them all to XLA
+        return self._rate(source, use, steps)
 
-    def training(self, loader: str) -> float:
-        """Images a second that are trained on."""
-        source = self.stream(loader, TRAIN_STEPS + 1)
-        self.state, row = self.step(self.state, next(source))
-        jax.block_until_ready(row)
-        start = time.perf_counter()
-        for batch in source:
-            self.state, row = self.step(self.state, batch)
-        jax.block_until_ready(row)
-        return TRAIN_STEPS * self.config.batch_size / (time.perf_counter() - start)
+    def _rate(self, source, use: Callable, steps: int) -> float:
+        """`use(batch, i)` gives what is to be ready in the end."""
+        done, start = None, 0.0
+        for i in range(WARM + steps):
+            if i == WARM:
+                jax.block_until_ready(done)
+                start = time.perf_counter()
+            done = use(next(source), i)
+        jax.block_until_ready(done)
+        return steps * self.config.batch_size / (time.perf_counter() - start)
+
+    def arrive(self, batch, i):
+        """Nothing but the transfer."""
+        return jax.block_until_ready(jax.device_put(batch))
+
+    def train(self, step, batch, i):
+        """One step of training."""
+        self.state, row = step(self.state, batch)
+        return row
 
 
-def main(dataset: str = 'cifar10', network: str = 'resnet20'):
+def measurements(bench: Bench) -> dict[str, Callable[[], float]]:
+    """What is measured, by name."""
+    found: dict[str, Callable[[], float]] = {}
+    for augment in classic.MORE:
+        for workers in (0, 2):
+            source = classic.stream(bench.dataset, augment, bench.config.batch_size, workers)
+            name, run = f'classic, {augment}, {workers} workers', partial(bench.classic, source)
+            found[f'{name}: prepared'] = partial(run, bench.arrive, CLASSIC_STEPS)
+            found[f'{name}: training'] = partial(run, partial(bench.train, bench.classic_step), TRAIN_STEPS)
+    for loader in ('host', 'device'):
+        run = partial(bench.ours, loader)
+        found[f'{loader} loader: alone'] = partial(run, bench.arrive, ALONE_STEPS)
+        found[f'{loader} loader: prepared'] = partial(run, bench.prepare, PREPARED_STEPS)
+        found[f'{loader} loader: training'] = partial(run, partial(bench.train, bench.step), TRAIN_STEPS)
+    return found
+
+
+def main(dataset: str = 'cifar10', network: str = 'resnet8'):
     """Measure, print and append to experiments/results/loaders.csv."""
     bench = Bench(dataset, network)
-    rates: dict[str, list[float]] = {}
-    for _ in range(ROUNDS):
-        for loader in ('host', 'device'):
-            rates.setdefault(f'{loader} loader alone', []).append(bench.alone(loader))
-            rates.setdefault(f'training, {loader} loader', []).append(bench.training(loader))
+    runs = measurements(bench)
+    rounds = [{what: run() for what, run in runs.items()} for _ in range(ROUNDS)]
+    rates = {what: [r[what] for r in rounds] for what in runs}
+    medians = {what: statistics.median(values) for what, values in rates.items()}
     path = Path(__file__).parent / 'results' / 'loaders.csv'
     new = not path.exists()
     with path.open('a', newline='') as file:
         writer = csv.writer(file, lineterminator='\n')
         if new:
             writer.writerow(COLUMNS)
-        for what, values in rates.items():
-            rate = statistics.median(values)
-            print(f'{what:26} {rate:12,.0f} images/s  ({min(values):,.0f} to {max(values):,.0f})')
+        for what, rate in medians.items():
+            spread = f'({min(rates[what]):,.0f} to {max(rates[what]):,.0f})'
+            print(f'{what:52} {rate:12,.0f} images/s  {spread}')
             now = datetime.now(UTC).date().isoformat()
             machine = f'{platform.machine()} x {len(jax.devices())}'
             device = jax.devices()[0].device_kind
             writer.writerow([now, git_commit(), machine, device, dataset, network,
                              bench.config.batch_size, what, f'{rate:.0f}'])  # fmt: skip
+    for workers in (0, 2):
+        base = medians[f'classic, crop and flip, {workers} workers: prepared']
+        ratios = (f'{w} {medians[w] / base:,.1f}x' for w in medians if 'alone' in w or 'loader: prep' in w)
+        print(f'to classic, crop and flip, {workers} workers: {", ".join(ratios)}')
 
 
 if __name__ == '__main__':

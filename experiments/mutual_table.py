@@ -75,8 +75,10 @@ def small_cifar10() -> Path:
     if not path.exists():
         data = load_dataset('cifar10', os.environ.get('JAXCIFAR_DATA', 'data'))
         path.parent.mkdir(exist_ok=True)
-        x_train, x_test = halved(data.x_train[:IMAGES]), halved(data.x_test)
-        np.savez(path, x_train=x_train, y_train=data.y_train[:IMAGES], x_test=x_test, y_test=data.y_test)
+        x_train, x_test = (halved(np.asarray(x)) for x in (data.x_train, data.x_test))
+        np.savez(
+            path, x_train=x_train[:IMAGES], y_train=data.y_train[:IMAGES], x_test=x_test, y_test=data.y_test
+        )
     return path
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxcifar import couplings, losses, optim, views
 from jaxcifar.data import augment, splits
+from jaxcifar.data.datasets import is_streamed
 from jaxcifar.errors import UserError, lookup, unknown
 from jaxcifar.members import PER_MEMBER, flatten, get, per_member
 from jaxcifar.models import NETWORKS
@@ -75,6 +76,11 @@ def finalize(config: ConfigDict) -> ConfigDict:
     if len(set(ids)) != config.members or not all(isinstance(i, int) and i >= 0 for i in ids):
         raise UserError(f'member_ids={ids} are not {config.members} different numbers of members')
     config.member_ids = ids
+    on_disk = is_streamed(config.dataset)
+    if config.augment is None:
+        config.augment = 'none' if on_disk else 'crop(4)+flip'
+    imagenet = config.dataset.startswith('imagenet:')
+    config.data.image_size = config.data.image_size or (224 if imagenet else 32)
     config.data.root = config.data.root or os.environ.get('JAXCIFAR_DATA') or 'data'
     _check(config, names)
     return config
@@ -101,6 +107,8 @@ def _check(config: ConfigDict, names: list[str]):
         )
     if config.update_order == 'sequential' and config.optimizer.accumulate > 1:
         raise UserError('update_order=sequential needs whole batches: set optimizer.accumulate=1')
+    if config.data.loader == 'device' and is_streamed(config.dataset):
+        raise UserError(f'data.loader=device is for images in memory; {config.dataset} needs host')
     if config.early_stopping.patience and config.data.validation == 'none':
         raise UserError('early_stopping needs validation images: set data.validation=holdout')
     if len(config.profile.steps) != 2:

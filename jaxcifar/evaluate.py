@@ -5,6 +5,7 @@ their mean and standard deviation, and of the ensemble (the mean of the members'
 """
 
 import argparse
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from jaxcifar import config as configs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.cli import run_command
 from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images, evaluation_images, make_split
 from jaxcifar.errors import UserError, lookup
 from jaxcifar.members import member_names
@@ -29,21 +31,21 @@ from jaxcifar.step import make_eval_step
 
 
 def predict_logits(
-    eval_step, weights, images: np.ndarray, batch: int, mesh: Mesh, poll: Callable = lambda: None
+    eval_step, weights, images, config: ConfigDict, mesh: Mesh, poll: Callable = lambda: None
 ) -> np.ndarray:
-    """Logits [K,N,C] of images [N,H,W,C], `batch` at a time; `poll()` is called between batches."""
+    """Logits [K,N,C] of images [N,H,W,C] or of files; `poll()` is called between batches."""
     params, stats = weights
     shards = mesh.shape['data']
-    batch = math.ceil(min(batch, len(images)) / shards) * shards
+    batch = math.ceil(min(config.eval.batch_size, len(images)) / shards) * shards
     sharding = NamedSharding(mesh, PartitionSpec('data'))
     outputs = []
-    for start in range(0, len(images), batch):
-        poll()
-        part = images[start : start + batch]
-        # A last, shorter batch is filled up: evaluation has no batch statistics to disturb.
-        filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
-        logits = eval_step(params, stats, jax.device_put(filled, sharding))
-        outputs.append(jax.device_get(logits)[:, : len(part)])
+    with contextlib.closing(in_order(images, batch, config.data.workers)) as parts:
+        for part in parts:
+            poll()
+            # A last, shorter batch is filled up: evaluation has no batch statistics to disturb.
+            filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
+            logits = eval_step(params, stats, jax.device_put(filled, sharding))
+            outputs.append(jax.device_get(logits)[:, : len(part)])
     return np.concatenate(outputs, 1)
 
 
@@ -112,7 +114,7 @@ def evaluate(workdir: Path, which: str | None, split: str, flip: bool) -> dict:
     population = Population(config, dataset.num_classes, dataset.image_size, mesh)
     weights, step = load_weights(config, population, workdir, which)
     eval_step = make_eval_step(config, population, dataset)
-    logits = predict_logits(eval_step, weights, chosen.images, config.eval.batch_size, mesh)
+    logits = predict_logits(eval_step, weights, chosen.images, config, mesh)
     members, ensemble = evaluate_logits(logits, chosen.labels)
     mean, std = mean_and_std(members)
     return {

@@ -4,6 +4,8 @@ Prints each image's most probable classes with the mean of the members' probabil
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from jaxcifar import config as configs
 from jaxcifar.cli import run_command
+from jaxcifar.data.datasets import is_streamed
 from jaxcifar.data.vision import read_image
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import load_weights, predict_logits
@@ -23,8 +26,8 @@ from jaxcifar.step import make_eval_step
 def predict(workdir: Path, images: list[Path], which: str = 'best') -> tuple[np.ndarray, list[str]]:
     """Probabilities [N,C] of the image files, and the C class names.
 
-    The files are cut to their centred square and scaled to the size of the training images. Needs
-    the workdir and not the dataset.
+    The files are cut and scaled as those of the run's evaluation, or to their centred square. Needs the
+    workdir and not the dataset.
     """
     config = configs.load(workdir / 'config.json')
     description = read_json(workdir / 'dataset.json')
@@ -35,15 +38,26 @@ def predict(workdir: Path, images: list[Path], which: str = 'best') -> tuple[np.
     mesh = make_mesh(config)
     population = Population(config, len(dataset.classes), dataset.image_size, mesh)
     weights, _ = load_weights(config, population, workdir, which)
-    pixels = np.stack([_read(path, dataset.image_size) for path in images])
+    read = _reader(config.dataset, dataset.image_size)
+    pixels = np.stack([_read(path, read) for path in images])
     step = make_eval_step(config, population, dataset)
-    logits = predict_logits(step, weights, pixels, config.eval.batch_size, mesh)
+    logits = predict_logits(step, weights, pixels, config, mesh)
     return np.exp(mean_of_probabilities(log_probabilities(logits))), dataset.classes
 
 
-def _read(path: Path, size: int) -> np.ndarray:
+def _reader(dataset: str, size: int) -> Callable:
+    """path -> uint8 [size,size,3]."""
+    if not is_streamed(dataset):
+        return partial(read_image, size=size)
+
+    from jaxcifar.data import stream
+
+    return partial(stream.read, transform=stream.eval_transform(size))
+
+
+def _read(path: Path, read: Callable) -> np.ndarray:
     try:
-        return read_image(path, size)
+        return read(path)
     except Exception as error:  # Pillow's decoders raise nearly anything
         raise UserError(f'{path} is not a readable image: {error}') from None
 

@@ -127,10 +127,10 @@ def read(path: Path) -> 'dict[str, torch.Tensor]':
 
 
 def import_weights(path: Path, workdir: Path, network: str, dataset: str | None = None,
-                   image_size: int = 32, optimizer: str = 'sgd', **options):  # fmt: skip
+                   image_size: int | None = None, optimizer: str = 'sgd', **options):  # fmt: skip
     """Make a workdir whose checkpoint of step 0 holds the weights of the file `path`.
 
-    dataset: by default the CIFAR of as many classes. image_size: of digits and folders of images.
+    dataset: by default the CIFAR of as many classes. image_size: as data.image_size.
     optimizer: whose fresh state the checkpoint has: that of the training that goes on from it.
     options: of the network, as for `build`.
     """
@@ -144,7 +144,7 @@ def import_weights(path: Path, workdir: Path, network: str, dataset: str | None 
     if dataset is None:
         raise UserError(f'{path} tells {classes} classes apart: name their --dataset')
     config = _make_config(network, dataset, image_size, optimizer, options)
-    data = load_dataset(config.dataset, config.data.root, image_size)
+    data = load_dataset(config.dataset, config.data.root, config.data.image_size)
     if data.num_classes != classes:
         raise UserError(f'{path} tells {classes} classes apart, {dataset} has {data.num_classes}')
     with process.locked(workdir):
@@ -160,7 +160,7 @@ def _count_classes(state, network: str, options: dict) -> int:
     return len(state[name]) if name in state else 10
 
 
-def _make_config(network: str, dataset: str, image_size: int, optimizer: str, options: dict) -> ConfigDict:
+def _make_config(network: str, dataset: str, image_size, optimizer: str, options: dict) -> ConfigDict:
     from configs import base  # found from the current folder, as config files are
 
     config = base.get_config()
@@ -220,7 +220,7 @@ def main():
     into.add_argument('file', nargs='?', type=Path, metavar='FILE.pth', help='what torch.save wrote')
     into.add_argument('--network', help='a name of jaxcifar.models')
     into.add_argument('--dataset', help='by default the CIFAR with as many classes as the weights')
-    into.add_argument('--image_size', type=int, default=32, help='of digits and folders of images (32)')
+    into.add_argument('--image_size', type=int, help='of digits and image files (224 of imagenet, or 32)')
     into.add_argument('--stem', help='cifar | imagenet, where the network has the choice (cifar)')
     into.add_argument('--shortcut', help='A | B, where the network has the choice')
     into.add_argument('--optimizer', default='sgd', help='of the training that will go on from it (sgd)')

@@ -208,8 +208,8 @@ class Run:
         self.state = self.state.replace(**jax.device_put(fields, self.population.sharding()))
 
     def _logits(self, images: evaluate.Images, weights) -> np.ndarray:
-        size, mesh = self.config.eval.batch_size, self.population.mesh
-        return evaluate.predict_logits(self.eval_step, weights, images.images, size, mesh, self._poll)
+        mesh = self.population.mesh
+        return evaluate.predict_logits(self.eval_step, weights, images.images, self.config, mesh, self._poll)
 
     def _save(self):
         """Save all that the next process needs to go on as if nothing had happened."""
@@ -264,6 +264,6 @@ class Run:
         self.console.close()
         if self.clock.mean_rate():
             self.console.say(workdirs.record_speed(self.workdir, self.train_step, self.clock))
-        for line in results.lines(found):
+        for line in [*self.dataset.complaints(), *results.lines(found)]:
             self.console.say(line)
         return found

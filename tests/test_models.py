@@ -10,12 +10,13 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from experiments.torch_networks import TORCH
 from jaxcifar.errors import UserError
 from jaxcifar.losses import cross_entropy
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
 from jaxcifar.torch_weights import to_torch
-from tests.torch_networks import PAIRS
+from tests.pairs import PAIRS
 
 # Parameters at 100 classes, and features D.
 SIZES = {
@@ -67,6 +68,13 @@ def test_sizes():
     assert {name: sizes(name, shortcut='B')[0] for name in SHORTCUT_B} == SHORTCUT_B
     assert sizes('resnet18', 10, stem='imagenet') == (11_181_642, 512)
     assert sizes('mobilenetv2', 1000, stem='imagenet') == (3_504_872, 1280)
+
+
+def test_torchs_networks_are_as_large():
+    with torch.device('meta'):
+        parameters = {name: make(classes=10).parameters() for name, make in TORCH.items()}
+    torchs = {name: sum(p.numel() for p in parts) for name, parts in parameters.items()}
+    assert torchs == {name: sizes(name, 10)[0] for name in NETWORKS}
 
 
 class Pair:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments.torch_networks import small_resnet
 from jaxcifar import torch_weights
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
 from jaxcifar.models import build
 from jaxcifar.predict import predict
 from jaxcifar.train import train
-from tests.torch_networks import small_resnet
 
 
 @pytest.fixture

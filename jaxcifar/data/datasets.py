@@ -1,14 +1,11 @@
-"""The data sets, whole and in memory: uint8 images [n,H,W,3] and int32 labels [n].
+"""The data sets: uint8 images [n,H,W,3] and int32 labels [n].
 
 `digits` needs no download; `cifar10` and `cifar100` are kept as .npz files; `npz:PATH` and
-`folder:PATH` are the user's own.
+`folder:PATH` are the user's own. They are read into memory. The images of `imagenet:PATH` and
+`stream:PATH` stay on disk.
 """
 
 import hashlib
-import os
-import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,27 +13,13 @@ import numpy as np
 from PIL import Image
 
 from jaxcifar import errors
+from jaxcifar.data.cifar import CIFAR
 from jaxcifar.data.download import fetch_cifar
+from jaxcifar.data.files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, check_alike, image_folders
+from jaxcifar.data.npz import read_npz, write_npz
 from jaxcifar.data.vision import read_images
 
 TEST_SHARE = 0.2  # of a set that comes without a test part
-
-CIFAR10_CLASSES = 'airplane automobile bird cat deer dog frog horse ship truck'
-CIFAR100_CLASSES = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
-dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
-leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
-otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
-road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
-sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-wardrobe whale willow_tree wolf woman worm
-"""
-# Class names, then the usual per-channel mean and standard deviation.
-CIFAR = {
-    'cifar10': (CIFAR10_CLASSES, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    'cifar100': (CIFAR100_CLASSES, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +27,9 @@ class Dataset:
     """Images uint8 [n,H,W,3], labels int32 [n]; `mean` and `std` per channel on the 0..1 scale."""
 
     name: str
-    x_train: np.ndarray
+    x_train: np.ndarray | ImageFiles
     y_train: np.ndarray
-    x_test: np.ndarray
+    x_test: np.ndarray | ImageFiles
     y_test: np.ndarray
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -62,20 +45,35 @@ class Dataset:
         return self.x_train.shape[1]
 
     def fingerprint(self) -> str:
-        """sha256 over the bytes of the four arrays, in hex: the same data, the same string."""
+        """sha256 over the four arrays, in hex; of files on disk over their names and sizes."""
         digest = hashlib.sha256()
         for array in (self.x_train, self.y_train, self.x_test, self.y_test):
-            digest.update(np.ascontiguousarray(array).data)
+            if isinstance(array, ImageFiles):
+                digest.update(array.manifest)
+            else:
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    def complaints(self) -> list[str]:
+        """What a run says of its images when it ends."""
+        files = [images for images in (self.x_train, self.x_test) if isinstance(images, ImageFiles)]
+        count = len(set().union(*(f.unreadable for f in files)))
+        total = len(self.y_train) + len(self.y_test)
+        return [f'{count} of {total:,} images could not be read and were replaced'] if count else []
+
+
+def is_streamed(name: str) -> bool:
+    """Whether the images of the data set called `name` stay on disk."""
+    return name.partition(':')[0] in ('imagenet', 'stream')
 
 
 def load_dataset(name: str, root: str | Path, image_size: int = 32) -> Dataset:
     """The data set called `name`.
 
     Args:
-      name: 'digits', 'cifar10', 'cifar100', 'npz:PATH' or 'folder:PATH'.
+      name: a key of DATASETS.
       root: folder of the CIFAR files; fetched ones are kept there.
-      image_size: side in pixels to which digits and folders are scaled; CIFAR and .npz images
+      image_size: side in pixels to which digits and image files are scaled; CIFAR and .npz images
         stay as they are.
 
     Raises:
@@ -107,13 +105,13 @@ def _cifar(name: str, root: Path, image_size: int) -> Dataset:
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _write(path, fetch_cifar(name, root))
+            write_npz(path, fetch_cifar(name, root))
     except OSError as error:
         raise errors.UserError(
             f'{root}: cannot keep {name} there ({error.strerror}); name another data folder'
         ) from error
     try:
-        dataset = _dataset(name, _read(path), tuple(names.split()), mean, std)
+        dataset = _dataset(name, read_npz(path), tuple(names.split()), mean, std)
         if dataset.x_train.shape[1:] != (32, 32, 3):
             raise ValueError(f'x_train has shape {dataset.x_train.shape}, not (n, 32, 32, 3)')
     except ValueError as error:
@@ -125,7 +123,7 @@ def _npz(name: str, root: Path, image_size: int) -> Dataset:
     """The user's own x_train, y_train and, if there, x_test, y_test and classes."""
     path = Path(name.partition(':')[2]).expanduser()
     try:
-        arrays = _read(path)
+        arrays = read_npz(path)
         classes = tuple(arrays.pop('classes', np.array([])).astype(str).ravel().tolist())
         if 'x_test' not in arrays and 'y_test' not in arrays:
             _check_part(arrays, 'train')
@@ -140,23 +138,41 @@ def _npz(name: str, root: Path, image_size: int) -> Dataset:
 
 def _folder(name: str, root: Path, image_size: int) -> Dataset:
     """PATH/train/<class>/* with PATH/test or PATH/val, or a single tree that is split."""
-    path = Path(name.partition(':')[2]).expanduser()
-    train = path / 'train' if (path / 'train').is_dir() else path
-    tests = [path / part for part in ('test', 'val') if train != path and (path / part).is_dir()]
+    path, train, test = image_folders(name)
     try:
         x_train, y_train, classes = read_images(train, image_size)
-        if not tests:
+        if test is None:
             return _dataset(name, _split(x_train, y_train), classes)
-        x_test, y_test, test_classes = read_images(tests[0], image_size)
-        if differ := sorted(set(classes) ^ set(test_classes)):
-            raise ValueError(f'train and {tests[0].name} differ in {", ".join(differ[:5])}')
+        x_test, y_test, test_classes = read_images(test, image_size)
+        check_alike(classes, test_classes)
         arrays = {'x_train': x_train, 'y_train': y_train, 'x_test': x_test, 'y_test': y_test}
         return _dataset(name, arrays, classes)
     except (OSError, ValueError) as error:
-        raise errors.UserError(
-            f'{path}: {error}; wanted: image files as {path}/train/<class>/* and '
-            f'{path}/test/<class>/*, or {path}/<class>/*'
-        ) from error
+        raise _unusable(path, error) from error
+
+
+def _stream(name: str, root: Path, image_size: int) -> Dataset:
+    """The same folders, listed and not read; with ImageNet's statistics."""
+    path, train, test = image_folders(name)
+    try:
+        files, classes = ImageFiles.listed(train, image_size)
+        if test is None:
+            parts = _split(np.arange(len(files)), files.labels)
+            x_train, x_test = files[parts['x_train']], files[parts['x_test']]
+        else:
+            x_train, (x_test, test_classes) = files, ImageFiles.listed(test, image_size)
+            check_alike(classes, test_classes)
+    except (OSError, ValueError) as error:
+        raise _unusable(path, error) from error
+    statistics = IMAGENET_MEAN, IMAGENET_STD
+    return Dataset(name, x_train, x_train.labels, x_test, x_test.labels, classes, *statistics)
+
+
+def _unusable(path: Path, error: Exception) -> errors.UserError:
+    return errors.UserError(
+        f'{path}: {error}; wanted: image files as {path}/train/<class>/* and '
+        f'{path}/test/<class>/* or {path}/val/<class>/*, or {path}/<class>/*'
+    )
 
 
 DATASETS = {
@@ -165,6 +181,8 @@ DATASETS = {
     'cifar100': _cifar,
     'npz:PATH': _npz,
     'folder:PATH': _folder,
+    'imagenet:PATH': _stream,
+    'stream:PATH': _stream,
 }
 
 
@@ -174,26 +192,6 @@ def _split(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
 
     parts = train_test_split(x, y, test_size=TEST_SHARE, stratify=y, random_state=0)
     return dict(zip(('x_train', 'x_test', 'y_train', 'y_test'), parts))
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the .npz so that nobody ever sees half of it; uncompressed, for it loads faster."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.write-') as folder:
-        part = Path(folder, path.name)
-        np.savez(part, **arrays)  # type: ignore[arg-type]
-        os.replace(part, path)
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a data set in an .npz file; ValueError says what is wrong with it."""
-    try:
-        with path.open('rb') as raw, np.load(raw, allow_pickle=False) as file:
-            keys = ('x_train', 'y_train', 'x_test', 'y_test', 'classes')
-            return {key: file[key] for key in keys if key in file}
-    except FileNotFoundError:
-        raise ValueError('no such file') from None
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f'not a whole .npz file ({error})') from error
 
 
 def _dataset(name, arrays, classes, mean=None, std=None) -> Dataset:

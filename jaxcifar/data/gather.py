@@ -1,8 +1,31 @@
 """What runs in a DataLoader's worker processes: it must not import JAX, whose threads forbid it."""
 
+import multiprocessing
 import signal
+from collections.abc import Iterable
 
 import numpy as np
+
+
+def data_loader(dataset, requests: Iterable[tuple[int, np.ndarray]], workers: int):
+    """A PyTorch DataLoader of the batches that `dataset.__getitems__` makes of (epoch, indices)."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    torch.set_num_threads(1)  # XLA wants the cores
+    context = None
+    if workers:
+        context = multiprocessing.get_context('forkserver')  # a fork under JAX's threads deadlocks
+        context.set_forkserver_preload([type(dataset).__module__, 'torch.utils.data'])
+    return DataLoader(
+        dataset,
+        batch_sampler=requests,  # type: ignore[arg-type]
+        collate_fn=identity,
+        num_workers=workers,
+        worker_init_fn=leave_sigterm if workers else None,
+        multiprocessing_context=context,
+        generator=torch.Generator(),  # its seed for workers is not drawn from the global one
+    )
 
 
 class Gather:
@@ -11,7 +34,8 @@ class Gather:
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         self.images, self.labels = images, labels
 
-    def __getitems__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def __getitems__(self, request: tuple[int, np.ndarray]) -> dict[str, np.ndarray]:
+        _, indices = request
         return {'image': self.images[indices], 'label': self.labels[indices]}
 
 

@@ -1,20 +1,21 @@
 """Batches, as a function of the seed and the step and nothing else.
 
 A batch is an array of indices; a loader only moves the bytes they name. The `host` loader gathers in
-a PyTorch DataLoader and sends images; the `device` loader keeps all images in device memory and sends
-indices. Their batches are the same to the bit.
+a PyTorch DataLoader, or decodes files there, and sends images; the `device` loader keeps all images in
+device memory and sends indices. Their batches are the same to the bit.
 """
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxcifar.data.gather import Gather, identity, leave_sigterm
+from jaxcifar.data.gather import Gather, data_loader
 from jaxcifar.errors import UserError
 from jaxcifar.members import member_seeds, run_seed
 from jaxcifar.population import Population
@@ -65,21 +66,18 @@ def batches(config: ConfigDict, dataset, order: Order, population: Population, s
 
 
 def _host_batches(config, dataset, order: Order, sharding: NamedSharding, steps: range):
-    import torch
-    from torch.utils.data import DataLoader
+    images = dataset.x_train
+    requests = ((step // order.steps_per_epoch, order.indices(step)) for step in steps)
+    if isinstance(images, np.ndarray):
+        loader = data_loader(Gather(images, dataset.y_train), requests, config.data.workers)
+        return prefetch(loader, lambda batch: jax.device_put(batch, sharding))
 
-    torch.set_num_threads(1)  # XLA wants the cores
-    workers = config.data.workers
-    loader: DataLoader = DataLoader(
-        Gather(dataset.x_train, dataset.y_train),  # type: ignore[arg-type]
-        batch_sampler=(order.indices(step) for step in steps),  # type: ignore[misc]
-        collate_fn=identity,
-        num_workers=workers,
-        worker_init_fn=leave_sigterm if workers else None,
-        # A fork under JAX's threads deadlocks.
-        multiprocessing_context='forkserver' if workers else None,
-    )
-    return prefetch(loader, lambda batch: jax.device_put(batch, sharding))
+    from jaxcifar.data.stream import Reader
+
+    seeds: list = member_seeds(config)
+    reader = Reader(images, np.unique(order.train), seeds if order.own else [(run_seed(config),)])
+    loader = data_loader(reader, requests, config.data.workers)
+    return prefetch(loader, lambda batch: jax.device_put(images.noted(batch), sharding))
 
 
 def _device_batches(config, dataset, order: Order, sharding: NamedSharding, steps: range):
@@ -95,7 +93,23 @@ def _device_batches(config, dataset, order: Order, sharding: NamedSharding, step
     return prefetch(indices, lambda i: gather(images, labels, jax.device_put(i, everywhere)))
 
 
-def prefetch(source, place: Callable, depth: int = 2) -> Iterator:
+def in_order(images, size: int, workers: int) -> Generator[np.ndarray]:
+    """All images, `size` at a time, to be evaluated; an iterator to be closed."""
+    starts = range(0, len(images), size)
+    if isinstance(images, np.ndarray):
+        yield from (images[start : start + size] for start in starts)
+        return
+
+    from jaxcifar.data.stream import Reader
+
+    everything = np.arange(len(images))
+    requests = ((0, everything[start : start + size]) for start in starts)
+    loader = data_loader(Reader(images, everything), requests, workers)
+    with contextlib.closing(prefetch(loader, lambda batch: images.noted(batch)['image'])) as source:
+        yield from source
+
+
+def prefetch(source, place: Callable, depth: int = 2) -> Generator:
     """Yield `place(item)` for the items of `source`, made by a thread that runs `depth` ahead."""
     ready: queue.Queue = queue.Queue(depth)
     closed = threading.Event()

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxcifar.data.files import ImageFiles
 from jaxcifar.errors import UserError, lookup
 
 
@@ -36,9 +37,9 @@ def make_split(labels: np.ndarray, config) -> Split:
 
 
 class Images(NamedTuple):
-    """Images to evaluate: uint8 [N,H,W,C] and labels [N]."""
+    """Images to evaluate: uint8 [N,H,W,C], or files in their place, and labels [N]."""
 
-    images: np.ndarray
+    images: np.ndarray | ImageFiles
     labels: np.ndarray
 
 

@@ -17,13 +17,20 @@ LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
+def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Cast arrays so that all vary over the mesh axes that any of them varies over.
+
+    Under `shard_map` a gradient of one's own must vary as its input does. Parameters that all shards of
+    a batch share are cast to each shard's own by this; that cast's gradient is the sum.
+    """
+    over = [jax.typeof(a).mat.varying for a in arrays]
+    all_axes = frozenset().union(*over)
+    return [jax.lax.pcast(a, tuple(all_axes - own), to='varying') for a, own in zip(arrays, over)]
+
+
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Cross-correlation of x [B,H,W,C] with kernel [h,w,C,D]; returns [B,H',W',D]."""
-    # A gradient of one's own must vary over the mesh axes that its input varies over. A kernel that
-    # all shards of a batch share is cast to each shard's own here; that cast's gradient is the sum.
-    over_x, over_kernel = (jax.typeof(v).mat.varying for v in (x, kernel))
-    x = jax.lax.pcast(x, tuple(over_kernel - over_x), to='varying')
-    kernel = jax.lax.pcast(kernel, tuple(over_x - over_kernel), to='varying')
+    x, kernel = vary_alike(x, kernel)
     return _convolve(x, kernel, stride, padding)
 
 

@@ -11,47 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxcifar.models.batch_norm import BatchNorm
 from jaxcifar.models.convolution import Conv
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, as torch's: the running variance is unbiased.
-
-    Ioffe & Szegedy 2015. It is written as `x*a + b` with per-channel a and b, which XLA fuses into
-    one pass (1.1 to 1.3x of a CPU step). Statistics are float32 whatever the compute type. With
-    `axis_name`, the statistics of a training batch are those of the whole batch on that mesh axis.
-    """
-
-    train: bool
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels)
-        running_var = self.variable('batch_stats', 'var', jnp.ones, channels)
-        scale = self.param('scale', nn.initializers.ones, (channels,))
-        bias = self.param('bias', nn.initializers.zeros, (channels,))
-        x = x.astype(jnp.float32)
-        if self.train:
-            axes = tuple(range(x.ndim - 1))
-            mean, square = x.mean(axes), (x * x).mean(axes)
-            n = x.size // channels
-            if self.axis_name is not None:
-                mean, square = jax.lax.pmean((mean, square), self.axis_name)
-                n *= jax.lax.axis_size(self.axis_name)
-            var = jnp.maximum(square - mean * mean, 0.0)
-            if not self.is_initializing():
-                m = self.momentum
-                running_mean.value = m * running_mean.value + (1 - m) * mean
-                running_var.value = m * running_var.value + (1 - m) * var * (n / max(n - 1, 1))
-        else:
-            mean, var = running_mean.value, running_var.value
-        a = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * a + (bias - mean * a)).astype(self.dtype)
 
 
 @dataclass(frozen=True)

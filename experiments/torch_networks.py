@@ -86,7 +86,8 @@ class Network(nn.Module):
     def __init__(self, block, stem, widths, blocks, first, classes=10):
         super().__init__()
         self.conv1, self.fc = conv(3, stem, 3), nn.Linear(widths[-1], classes)
-        self.bn1, self.bn = (norm(stem), None) if first else (None, norm(widths[-1]))
+        self.bn1 = norm(stem) if first else None
+        self.bn = None if first else norm(widths[-1])
         self.stages, inputs = len(widths), stem
         for i, width in enumerate(widths, 1):
             layers = [block(inputs, width, 2 if i > 1 else 1)]
@@ -105,65 +106,63 @@ class Network(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def small_resnet(shortcut, classes=10):
-    """Our resnet8."""
-    return Network(partial(basic, shortcut), 16, (16, 32, 64), 1, True, classes)
-
-
-def cifar_densenet(growth, blocks, width):
-    network = models.DenseNet(growth, blocks, width, num_classes=10)
+def cifar_densenet(growth, blocks, width, classes=10):
+    """With a 3x3 stem and no pooling behind it."""
+    network = models.DenseNet(growth, blocks, width, num_classes=classes)
     network.features.conv0 = conv(3, width, 3)
     network.features.pool0 = nn.Identity()
     return network
 
 
-def cifar_mobilenet():
+def cifar_mobilenet(classes=10):
     """Neither the stem nor the first stage that would halve the image does."""
-    network = models.mobilenet_v2(num_classes=10, dropout=0)
+    network = models.mobilenet_v2(num_classes=classes, dropout=0)
     network.features[0][0].stride = network.features[2].conv[1][0].stride = (1, 1)
     return network
 
 
-IMAGENET = {'stem': 'imagenet'}
-RESNEXT = 64, (256, 512, 1024), 3
-# Our network and its options, torch's, and the side of the images.
-PAIRS = {
-    'resnet18': ('resnet18', IMAGENET, partial(models.resnet18, num_classes=10), 64),
-    'resnet34': ('resnet34', IMAGENET, partial(models.resnet34, num_classes=10), 64),
-    'resnet50': ('resnet50', IMAGENET, partial(models.resnet50, num_classes=10), 64),
-    'densenet121': ('densenet121', IMAGENET, partial(models.densenet121, num_classes=10), 64),
-    'mobilenetv2': ('mobilenetv2', IMAGENET, partial(models.mobilenet_v2, num_classes=10, dropout=0), 64),
-    'shortcut A': ('resnet8', {'shortcut': 'A'}, partial(small_resnet, 'A'), 16),
-    'shortcut B': ('resnet8', {'shortcut': 'B'}, partial(small_resnet, 'B'), 16),
-    'preact': (
-        'preact_resnet18',
-        {'width': 8, 'stages': (1, 1, 1, 1)},
-        lambda: Network(partial(PreAct, False), 8, (8, 16, 32, 64), 1, False),
-        16,
-    ),
-    'wide': (
-        'wideresnet28_10',
-        {'depth': 16, 'widen': 2},
-        lambda: Network(partial(PreAct, True), 16, (32, 64, 128), 2, False),
-        16,
-    ),
-    'resnext': (
-        'resnext29_8x64d',
-        {'groups': 2},
-        lambda: Network(partial(ResNeXt, 2, False), *RESNEXT, True),
-        8,
-    ),
-    'preact resnext': (
-        'preact_resnext29_8x64d',
-        {'groups': 2},
-        lambda: Network(partial(ResNeXt, 2, True), *RESNEXT, False),
-        8,
-    ),
-    'small dense': (
-        'efficient_densenet',
-        {'blocks': (2, 2), 'growth': 4, 'width': 8},
-        partial(cifar_densenet, 4, (2, 2), 8),
-        16,
-    ),
-    'small mobile': ('mobilenetv2', {}, cifar_mobilenet, 16),
+def cifar_resnet(make, classes=10):
+    """torchvision's for large images with a 3x3 stem and no pooling behind it."""
+    network = make(num_classes=classes)
+    network.conv1, network.maxpool = conv(3, 64, 3), nn.Identity()
+    return network
+
+
+def small_resnet(shortcut='A', blocks=1, classes=10):
+    """ResNet-8, -20, -32 …: 6 `blocks` and 2 layers."""
+    return Network(partial(basic, shortcut), 16, (16, 32, 64), blocks, True, classes)
+
+
+def wide_resnet(depth, widen, classes=10):
+    widths = 16 * widen, 32 * widen, 64 * widen
+    return Network(partial(PreAct, True), 16, widths, (depth - 4) // 6, False, classes)
+
+
+def resnext(groups, preact=False, classes=10):
+    return Network(partial(ResNeXt, groups, preact), 64, (256, 512, 1024), 3, not preact, classes)
+
+
+def preact_resnet(width=64, blocks=2, classes=10):
+    widths = width, 2 * width, 4 * width, 8 * width
+    return Network(partial(PreAct, False), width, widths, blocks, False, classes)
+
+
+# Every network of `jaxcifar.models`, a function of the number of classes.
+TORCH = {
+    **{f'resnet{6 * n + 2}': partial(small_resnet, 'A', n) for n in (1, 3, 5, 7, 9, 18)},
+    'resnet18': partial(cifar_resnet, models.resnet18),
+    'resnet34': partial(cifar_resnet, models.resnet34),
+    'resnet50': partial(cifar_resnet, models.resnet50),
+    'preact_resnet18': preact_resnet,
+    'wideresnet28_2': partial(wide_resnet, 28, 2),
+    'wideresnet28_10': partial(wide_resnet, 28, 10),
+    'wideresnet40_2': partial(wide_resnet, 40, 2),
+    'resnext29_8x64d': partial(resnext, 8),
+    'resnext29_16x64d': partial(resnext, 16),
+    'preact_resnext29_8x64d': partial(resnext, 8, True),
+    'densenet121': partial(cifar_densenet, 32, (6, 12, 24, 16), 64),
+    'densenet169': partial(cifar_densenet, 32, (6, 12, 32, 32), 64),
+    'densenet201': partial(cifar_densenet, 32, (6, 12, 48, 32), 64),
+    'efficient_densenet': partial(cifar_densenet, 12, (16, 16, 16), 24),
+    'mobilenetv2': cifar_mobilenet,
 }

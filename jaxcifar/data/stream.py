@@ -1,0 +1,83 @@
+"""Decoding image files, in DataLoader workers or in a thread: no JAX here, as in `gather`.
+
+What is drawn for a training image is a function of (seed, epoch, index) and nothing else.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from jaxcifar.data.files import ImageFiles
+from jaxcifar.data.vision import import_torchvision
+from jaxcifar.errors import UserError
+
+import_torchvision()
+from torchvision.transforms import v2  # noqa: E402
+
+
+def train_transform(size: int):
+    """A random part of the image, scaled to [size,size,3] and mirrored half of the time."""
+    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
+
+
+def eval_transform(size: int):
+    """The middle of the image: 224 pixels of 256 for its shorter side, and as much at other sizes."""
+    return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+
+
+def read(path: str, transform) -> np.ndarray:
+    """An image file, transformed: uint8 [H,W,3]; raises whatever Pillow does."""
+    with Image.open(path) as image:
+        return np.asarray(transform(image.convert('RGB')))
+
+
+class Reader:
+    """A PyTorch dataset of whole batches, decoded from files.
+
+    A file that cannot be read is replaced by the next of its class within `pool`, the indices that
+    may be seen: its label stays, nothing held out comes in, and all processes agree.
+    """
+
+    def __init__(self, files: ImageFiles, pool: np.ndarray, seeds: Sequence[tuple[int, ...]] | None = None):
+        """`seeds`: one for a batch [B], K for [K,B]; None reads as evaluation does."""
+        self.files, self.pool, self.seeds = files, pool, seeds
+        size = files.shape[1]
+        self.transform = eval_transform(size) if seeds is None else train_transform(size)
+
+    def __getitems__(self, request: tuple[int, np.ndarray]) -> dict[str, Any]:
+        """'image', 'label' and what `ImageFiles.noted` takes out, for (epoch, indices)."""
+        epoch, indices = request
+        rows = [row.tolist() for row in np.atleast_2d(indices)]
+        faults: dict[int, str] = {}
+        try:
+            # torchvision draws from torch's global generator, which may be somebody's.
+            with torch.random.fork_rng(devices=[]):
+                images = [
+                    self._read(index, (*seed, epoch, index), faults)
+                    for seed, row in zip(self.seeds or [()], rows)
+                    for index in row
+                ]
+        except UserError as error:  # raised again by `noted`: torch would add a worker's traceback
+            return {'error': str(error)}
+        image = np.stack(images).reshape(*indices.shape, *self.files.shape[1:])
+        return {'image': image, 'label': self.files.labels[indices], 'faults': faults}
+
+    def _read(self, index: int, seed: tuple[int, ...], faults: dict[int, str]) -> np.ndarray:
+        state = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        for candidate in self._candidates(index):
+            # Not torch.manual_seed, which reaches for the GPU's generators too.
+            torch.default_generator.manual_seed(state)
+            try:
+                return read(self.files.path(candidate), self.transform)
+            except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
+                faults[candidate] = ' '.join(str(error).split()) or type(error).__name__
+        raise UserError(f'no image of the class of {self.files.path(index)} can be read: {faults[index]}')
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The index itself, then the others of its class in order, the first after the last."""
+        yield index
+        alike = self.pool[self.files.labels[self.pool] == self.files.labels[index]]
+        yield from np.concatenate([alike[alike > index], alike[alike < index]]).tolist()
