@@ -115,7 +115,7 @@ class Runner:
 
 def weights_that_count(results: dict) -> str:
     """Those that held-out images chose; otherwise, and never those that test images chose, the last."""
-    return 'best' if results['selection'] == 'holdout' else 'last'
+    return 'best' if results['selection'] in ('holdout', 'val_lt') else 'last'
 
 
 def score(workdir: Path) -> str:

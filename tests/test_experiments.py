@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from experiments import mutual_table, record, run
+from experiments import long_tail_table, mutual_table, record, run
 from jaxcifar import main
 from jaxcifar.config import finalize
 from jaxcifar.errors import UserError
@@ -103,3 +103,17 @@ def test_mutual_table_runs_one_recipe_with_and_without_coupling(argument, monkey
     assert set(same) == {(64, 0.1, 'epoch', True, 'he_dense', 'crop(4)+flip')}
     assert {c.data.validation for c in configs.values()} == {'none'}
     assert ('SHORTENED' in sweep.title) == bool(argument)
+
+
+@pytest.mark.parametrize('argument', ['', 'short'])
+def test_long_tail_table_has_the_protocol_of_published_numbers(argument, monkeypatch, tmp_path):
+    sweep, configs = long_tail_table.get_sweep(argument), {}
+    for experiment in sweep.runs:
+        monkeypatch.setattr('sys.argv', argv := ['main', *experiment.arguments(tmp_path)])
+        configs[experiment.row] = finalize(main.parse(argv)[0])
+    losses = {row: c.loss for row, c in configs.items() if 'strong' not in row}
+    assert losses == {loss.replace('_', ' '): loss for loss in losses.values()} and len(losses) == 3
+    assert sweep.baseline in losses and ('SHORTENED' in sweep.title) == bool(argument)
+    for c in configs.values():
+        assert (c.split, c.data.validation, c.dataset) == ('long_tail_standard', 'none', 'cifar100')
+        assert c.members == (1 if argument else 3) and c.long_tail.imbalance == 100
