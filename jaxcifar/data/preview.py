@@ -34,7 +34,7 @@ def contact_sheet(config: ConfigDict):
     dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
     mesh = make_mesh(config)
     population = Population(config, dataset.num_classes, dataset.image_size, mesh)
-    order = Order(config, make_split(dataset.y_train, config).train, mesh.shape['data'])
+    order = Order(config, make_split(dataset, config).train, mesh.shape['data'])
     with contextlib.closing(batches(config, dataset, order, population, range(1))) as source:
         batch = jax.device_get(next(source))
     if order.own:
