@@ -122,7 +122,9 @@ def _check(config: ConfigDict, names: list[str]):
         raise UserError(f'profile.steps={config.profile.steps} is not a pair (first, end)')
     if config.log.wandb != 'disabled' and not importlib.util.find_spec('wandb'):
         raise UserError(f"log.wandb={config.log.wandb} needs a package: pip install 'jaxcifar[wandb]'")
-    augment.parse(config.augment)
+    mixes = augment.parse(config.augment).mixes
+    if config.augment_each and mixes:
+        raise UserError(f'augment_each would mix other images for each member: leave out {mixes[0].name}')
     optim.check_decay(config)
     optim.SCHEDULES[config.schedule.name](config.schedule, config.epochs)  # raises if impossible
 

@@ -133,6 +133,7 @@ S = '--config configs/single.py --workdir x '
     (S + '--config.coupling=mutal', "did you mean 'mutual'"),
     (S + '--config.mutual.temperature=0', 'mutual.temperature=0.0 is not from 0.01'),
     (S + '--config.update_order=sequential --config.optimizer.accumulate=2', 'needs whole batches'),
+    (S + '--config.augment_each=True --config.augment=cutmix', 'leave out cutmix'),
     ('--config configs/mutual.py:resnet32+resnet20 --workdir x --config.members=3', '2 networks'),
     ('--config configs/mutual.py:resnet32,cifar11,strong --workdir x', "did you mean 'cifar10'"),
     (S + '--config.optimizer.decay=(', 'optimizer.decay'),
