@@ -1,13 +1,12 @@
 """What augmentation costs: python -m experiments.augmentations [BATCH]
 
 Milliseconds of each preset, from uint8 images to what the network sees, alone and as a share of the
-training step of ResNet-18 and ResNet-20 without any. Rounds in turn, medians; appended to
-experiments/results/augmentations.csv.
+training step of ResNet-18 and ResNet-20 without any. Rounds in turn, medians, on a CPU the CPU time of
+one core; appended to experiments/results/augmentations.csv.
 """
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -46,10 +45,10 @@ class Step:
 
 def milliseconds(run, calls: int) -> float:
     """One of several calls that wait for each other."""
-    start = time.perf_counter()
+    start = results.clock()
     for _ in range(calls):
         jax.block_until_ready(run())
-    return 1e3 * (time.perf_counter() - start) / calls
+    return 1e3 * (results.clock() - start) / calls
 
 
 def main(size: str = '128'):
@@ -74,13 +73,15 @@ def main(size: str = '128'):
             times[network].append(milliseconds(step, 1))
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f'{"batch of " + size:30} {"ms":>8}' + ''.join(f'{n:>10}' for n in NETWORKS))
-    rows = []
+    rows, here = [], results.here()
+    here['machine'] += results.PINNED
     for name in (*steps, *runs):
         shares = {f'share_of_{n}': round(medians[name] / medians[n], 5) for n in NETWORKS}
         print(f'{name:30} {medians[name]:8.2f}' + ''.join(f'{s:10.2%}' for s in shares.values()))
-        rows.append({**results.here(), 'batch': size, 'what': name, 'ms': round(medians[name], 3), **shares})
+        rows.append({**here, 'batch': size, 'what': name, 'ms': round(medians[name], 3), **shares})
     results.append(Path(__file__).stem, rows)
 
 
 if __name__ == '__main__':
+    results.pin()
     main(*sys.argv[1:])

@@ -9,15 +9,11 @@ and the device loader. Rounds in turn; prints and keeps the median images a seco
 """
 
 import contextlib
-import csv
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -25,7 +21,7 @@ import numpy as np
 import torch
 
 from configs import single
-from experiments import classic
+from experiments import classic, results
 from jaxcifar.config import finalize
 from jaxcifar.data.augment import Augmentation
 from jaxcifar.data.datasets import load_dataset
@@ -33,12 +29,14 @@ from jaxcifar.data.loader import Order, batches
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import init_state
 from jaxcifar.step import make_train_step
-from jaxcifar.workdirs import git_commit
 
 ROUNDS, ALONE_STEPS, PREPARED_STEPS, CLASSIC_STEPS, TRAIN_STEPS = 3, 2000, 200, 30, 12
+PREPARED = {
+    'crop and flip': 'crop(4)+flip',
+    'RandAugment and erasing': 'crop(4)+flip+randaugment(2,9)+erasing(.25)',
+}
 WARM = 8  # batches before the clock starts: more than loaders have in store
 THREADS = torch.get_num_threads()
-COLUMNS = ('date', 'commit', 'machine', 'device', 'dataset', 'network', 'batch', 'what', 'images_per_second')
 
 
 class Bench:
@@ -53,7 +51,6 @@ class Bench:
         self.order = Order(self.config, np.arange(len(self.dataset.y_train)), 1)
         self.state = init_state(self.config, self.population)
         self.step = self._step(self.dataset)
-        self.prepare = self._prepare()
         self.config.augment = 'none'
         # Classic images are normalised already: this takes nothing out of them.
         self.classic_step = self._step(SimpleNamespace(mean=(0.0,) * 3, std=(1 / 255,) * 3))
@@ -61,12 +58,9 @@ class Bench:
     def _step(self, dataset):
         return make_train_step(self.config, self.population, dataset, self.order.steps_per_epoch, self.state)
 
-    def _prepare(self):
+    def preparing(self, augment_text: str):
         """(batch, step) -> images as the network gets them."""
-        augment, key = (
-            Augmentation(self.config.augment, self.dataset.mean, self.dataset.std),
-            jax.random.key(0),
-        )
+        augment, key = Augmentation(augment_text, self.dataset.mean, self.dataset.std), jax.random.key(0)
 
         @jax.jit
         def prepare(batch, step):
@@ -119,7 +113,10 @@ def measurements(bench: Bench) -> dict[str, Callable[[], float]]:
     for loader in ('host', 'device'):
         run = partial(bench.ours, loader)
         found[f'{loader} loader: alone'] = partial(run, bench.arrive, ALONE_STEPS)
-        found[f'{loader} loader: prepared'] = partial(run, bench.prepare, PREPARED_STEPS)
+        for name, augment in PREPARED.items():
+            found[f'{loader} loader, {name}: prepared'] = partial(
+                run, bench.preparing(augment), PREPARED_STEPS
+            )
         found[f'{loader} loader: training'] = partial(run, partial(bench.train, bench.step), TRAIN_STEPS)
     return found
 
@@ -131,23 +128,15 @@ def main(dataset: str = 'cifar10', network: str = 'resnet8'):
     rounds = [{what: run() for what, run in runs.items()} for _ in range(ROUNDS)]
     rates = {what: [r[what] for r in rounds] for what in runs}
     medians = {what: statistics.median(values) for what, values in rates.items()}
-    path = Path(__file__).parent / 'results' / 'loaders.csv'
-    new = not path.exists()
-    with path.open('a', newline='') as file:
-        writer = csv.writer(file, lineterminator='\n')
-        if new:
-            writer.writerow(COLUMNS)
-        for what, rate in medians.items():
-            spread = f'({min(rates[what]):,.0f} to {max(rates[what]):,.0f})'
-            print(f'{what:52} {rate:12,.0f} images/s  {spread}')
-            now = datetime.now(UTC).date().isoformat()
-            machine = f'{platform.machine()} x {len(jax.devices())}'
-            device = jax.devices()[0].device_kind
-            writer.writerow([now, git_commit(), machine, device, dataset, network,
-                             bench.config.batch_size, what, f'{rate:.0f}'])  # fmt: skip
+    common = {**results.here(), 'dataset': dataset, 'network': network, 'batch': bench.config.batch_size}
+    rows = [{**common, 'what': what, 'images_per_second': f'{rate:.0f}'} for what, rate in medians.items()]
+    results.append('loaders', rows)
+    for what, rate in medians.items():
+        spread = f'({min(rates[what]):,.0f} to {max(rates[what]):,.0f})'
+        print(f'{what:56} {rate:12,.0f} images/s  {spread}')
     for workers in (0, 2):
         base = medians[f'classic, crop and flip, {workers} workers: prepared']
-        ratios = (f'{w} {medians[w] / base:,.1f}x' for w in medians if 'alone' in w or 'loader: prep' in w)
+        ratios = (f'{w} {medians[w] / base:,.1f}x' for w in medians if 'alone' in w or 'loader, crop' in w)
         print(f'to classic, crop and flip, {workers} workers: {", ".join(ratios)}')
 
 

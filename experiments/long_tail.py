@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
+from experiments import results
 from experiments.record import command
 
-RESULTS = Path(__file__).parent / 'results' / 'long_tail.csv'
 SCORES = ('accuracy', 'mean_recall', 'many', 'medium', 'few', 'head', 'tail', 'nll', 'ece')
 COLUMNS = ('date', 'commit', 'device', 'dataset', 'images_sha256', 'split', 'imbalance', 'network',
            'epochs', 'weights', 'member', 'loss', *SCORES, 'temperature', 'nll_calibrated',
@@ -21,7 +21,7 @@ COLUMNS = ('date', 'commit', 'device', 'dataset', 'images_sha256', 'split', 'imb
 def rows(workdir: Path):
     """A row for each member and for the ensemble."""
     names = ('config', 'dataset', 'results', 'run', 'calibration')
-    config, dataset, results, run, calibration = (
+    config, dataset, found, run, calibration = (
         json.loads((workdir / f'{n}.json').read_text()) for n in names
     )
     rejection = workdir / 'rejection.json'
@@ -37,15 +37,15 @@ def rows(workdir: Path):
         **{field: config[field] for field in ('dataset', 'split', 'network')},
         'images_sha256': dataset['sha256'][:16],  # copies of CIFAR-100 differ
         'imbalance': config['long_tail']['imbalance'],
-        'epochs': results['epoch'],
-        'weights': f'best on {results["selection"]}' if weights == 'best' else weights,
+        'epochs': found['epoch'],
+        'weights': f'best on {found["selection"]}' if weights == 'best' else weights,
         'seconds': seconds,
         'command': command(session, config),
     }
-    members = [(m['name'], m.get('loss', config['loss']), m[weights]['test']) for m in results['members']]
+    members = [(m['name'], m.get('loss', config['loss']), m[weights]['test']) for m in found['members']]
     temperatures = [*calibrated['members'], {'name': 'mean', **calibrated['mean']}]
     for (name, loss, scores), fitted in zip(
-        [*members, ('mean', '', results['ensemble'][weights])], temperatures
+        [*members, ('mean', '', found['ensemble'][weights])], temperatures
     ):
         after, area = fitted['parts']['test']['after'], areas.get(name, {})
         yield {
@@ -64,15 +64,9 @@ def rows(workdir: Path):
 
 def main(workdirs: list[str]):
     """Append and print."""
-    new = not RESULTS.exists()
-    with RESULTS.open('a', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        if new:
-            writer.writeheader()
-        for workdir in workdirs:
-            for row in rows(Path(workdir)):
-                writer.writerow(row)
-                print(row)
+    kept = [{column: row.get(column, '') for column in COLUMNS} for w in workdirs for row in rows(Path(w))]
+    results.append('long_tail', kept)
+    print(*kept, sep='\n')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ CIFAR-100-LT with imbalance 100, ResNet-32, all 10,847 images, the whole balance
 three seeds of each loss are one run. Public, 200 epochs: cross entropy 39.9, logit adjustment 44.1,
 balanced softmax 46.5; with AutoAugment and Cutout, 400 epochs, 50.3 and more.
 
-experiments/long_tail_table.py:short takes about a quarter of an hour on two CPU cores; it says what it shortens.
+experiments/long_tail_table.py:short takes a quarter of an hour on two CPU cores; it says what it shortens.
 """
 
 from typing import Any

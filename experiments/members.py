@@ -8,15 +8,11 @@ Without accelerators the devices are four virtual ones on the same cores: those 
 exchanged, not what is gained.
 """
 
-import csv
 import os
-import platform
 import re
 import statistics
 import sys
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 
 if 'jax' not in sys.modules:  # tests bring their own devices
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=4'
@@ -25,20 +21,14 @@ import jax
 import numpy as np
 
 from configs import mutual
+from experiments import results
 from jaxcifar.cli import run_command
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import init_state
 from jaxcifar.step import make_train_step
-from jaxcifar.workdirs import git_commit
 
-RESULTS = Path(__file__).parent / 'results' / 'members.csv'
-COLUMNS = (
-    'date', 'commit', 'machine', 'device', 'network', 'batch', 'image_size', 'way', 'members', 'devices',
-    'milliseconds', 'times_one_member', 'cpu_milliseconds', 'cpu_times_one_member', 'compile_seconds',
-    'collectives', 'bytes',
-)  # fmt: skip
 COLLECTIVES = 'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
 SIZES = {'pred': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8}
 
@@ -110,26 +100,31 @@ def main(network: str = 'resnet20', batch: str = '64', size: str = '32', rounds:
     mapped = Case(*shapes, 4, 1, Mapped)  # so slow that it is not one of the rounds
     mapped.run()
     one = cases[0].milliseconds()
-    new = not RESULTS.exists()
-    with RESULTS.open('a', newline='') as file:
-        writer = csv.writer(file, lineterminator='\n')
-        if new:
-            writer.writerow(COLUMNS)
-        for case in [*cases, mapped]:
-            (way, members, devices), exchanged = case.what, case.collectives()
-            way = {'Population': 'loop', 'Mapped': 'vmap'}[way]
-            numbers = [n for took, base in zip(case.milliseconds(), one) for n in (took, took / base)]
-            device = jax.devices()[0].device_kind
-            machine = f'{platform.machine()}, {os.cpu_count()} cores'
-            today = datetime.now(UTC).date().isoformat()
-            written = [f'{n:.{i}f}' for n, i in zip([*numbers, case.compile_seconds], (1, 2, 1, 2, 1))]
-            where = today, git_commit(), machine, device
-            writer.writerow([*where, *shapes, way, members, devices, *written, *exchanged])
-            print(
-                f'{way} K={members} on {devices}: {numbers[0]:9.1f} ms, {numbers[1]:6.2f} times one member '
-                f'(cpu {numbers[3]:.2f}); compiled in {case.compile_seconds:.1f} s; '
-                f'{exchanged[0] or "nothing"}, {exchanged[1]:,} bytes'
-            )
+    common = {**results.here(), 'network': network, 'batch': batch, 'image_size': size}
+    rows = []
+    for case in [*cases, mapped]:
+        (way, members, devices), (collectives, count) = case.what, case.collectives()
+        way = {'Population': 'loop', 'Mapped': 'vmap'}[way]
+        (wall, cpu), (one_wall, one_cpu) = case.milliseconds(), one
+        rows.append({
+            **common,
+            'way': way,
+            'members': members,
+            'devices': devices,
+            'milliseconds': f'{wall:.1f}',
+            'times_one_member': f'{wall / one_wall:.2f}',
+            'cpu_milliseconds': f'{cpu:.1f}',
+            'cpu_times_one_member': f'{cpu / one_cpu:.2f}',
+            'compile_seconds': f'{case.compile_seconds:.1f}',
+            'collectives': collectives,
+            'bytes': count,
+        })  # fmt: skip
+        print(
+            f'{way} K={members} on {devices}: {wall:9.1f} ms, {wall / one_wall:6.2f} times one member '
+            f'(cpu {cpu / one_cpu:.2f}); compiled in {case.compile_seconds:.1f} s; '
+            f'{collectives or "nothing"}, {count:,} bytes'
+        )
+    results.append('members', rows)
 
 
 if __name__ == '__main__':

@@ -10,15 +10,10 @@ that are there are not measured again.
 """
 
 import csv
-import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -27,6 +22,8 @@ import optax
 import torch
 
 from configs import single
+from experiments import results
+from experiments.results import ON_GPU, clock
 from experiments.torch_networks import TORCH
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import Dataset
@@ -39,12 +36,10 @@ from jaxcifar.state import init_state
 from jaxcifar.step import make_train_step
 from jaxcifar.workdirs import git_commit
 
-RESULTS = Path(__file__).parent / 'results' / 'networks.csv'
+RESULTS = results.FOLDER / 'networks.csv'
 ROUNDS, CLASSES = 5, 100
-ON_GPU = torch.cuda.is_available()
 TORCH_DEVICE = 'cuda' if ON_GPU else 'cpu'
 WORK, LARGEST = (20e12, 1024) if ON_GPU else (30e9, 128)  # FLOP and images of a step, at most
-clock = time.perf_counter if ON_GPU else time.process_time
 
 
 class PlainLayers(Layers):
@@ -160,11 +155,10 @@ def measure(name: str) -> dict:
     }
     rounds = [{what: _milliseconds(step) for what, step in steps.items()} for _ in range(ROUNDS + 1)]
     medians = {what: statistics.median(r[what] for r in rounds[1:]) for what in steps}
+    here = results.here()
     return {
-        'date': datetime.now(UTC).date().isoformat(),
-        'commit': git_commit(),
-        'machine': f'{platform.machine()}{"" if ON_GPU else ", one core, CPU time"}',
-        'device': jax.devices()[0].device_kind,
+        **here,
+        'machine': here['machine'] + results.PINNED,
         'jax': jax.__version__,
         'torch': torch.__version__,
         'network': name,
@@ -208,16 +202,10 @@ def main(names: list[str]):
         if row is None:
             row = measure(name)
             torch.compiler.reset()
-            with RESULTS.open('a', newline='') as file:
-                writer = csv.DictWriter(file, list(row), lineterminator='\n')
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(row)
+            results.append('networks', [row])
         print(line(row), flush=True)
 
 
 if __name__ == '__main__':
-    if not ON_GPU:  # before jax starts its threads
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        torch.set_num_threads(1)
+    results.pin()
     main(sys.argv[1:])

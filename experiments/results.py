@@ -1,15 +1,31 @@
 """The tables of experiments/results: a row is never changed, new ones are appended."""
 
 import csv
+import os
 import platform
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import jax
+import torch
 
 from jaxcifar.workdirs import git_commit
 
 FOLDER = Path(__file__).parent / 'results'
+ON_GPU = torch.cuda.is_available()
+clock = time.perf_counter if ON_GPU else time.process_time  # of a process that `pin` has run in
+PINNED = '' if ON_GPU else ', one core, CPU time'
+
+
+def pin():
+    """Without a GPU, keep to one core, so that `clock` is hardly disturbed by other programs.
+
+    Runs before jax starts its threads.
+    """
+    if not ON_GPU:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        torch.set_num_threads(1)
 
 
 def append(name: str, rows: list[dict]):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from experiments import long_tail_table, mutual_table, record, run
+from experiments import long_tail_table, mutual_table, results, run
 from jaxcifar import main
 from jaxcifar.config import finalize
 from jaxcifar.errors import UserError
@@ -26,7 +26,7 @@ def get_sweep(argument):
 def test_a_table_runs_once_skips_what_is_finished_and_names_what_failed(
     small_npz, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(record, 'RESULTS', tmp_path / 'accuracy.csv')
+    monkeypatch.setattr(results, 'FOLDER', tmp_path)
     fields = SMALL | {'dataset': f'npz:{small_npz}'}
     (tmp_path / 'sweep.py').write_text(SWEEP.format(fields=fields))
 
