@@ -96,7 +96,7 @@ def test_mutual_table_runs_one_recipe_with_and_without_coupling(argument, monkey
         argv = ['main', *experiment.arguments(tmp_path)]
         monkeypatch.setattr('sys.argv', argv)
         configs[experiment.name] = finalize(main.parse(argv)[0])
-    assert {c.epochs for c in configs.values()} == {24 if argument else 200}
+    assert {c.epochs for c in configs.values()} == {mutual_table.EPOCHS if argument else 200}
     assert sorted({c.members for c in configs.values() if c.coupling == 'mutual'}) == [2, 3, 4]
     same = [(c.batch_size, c.optimizer.lr, c.schedule.per, c.data.drop_last, c.model.init, c.augment)
             for c in configs.values()]  # fmt: skip
