@@ -35,12 +35,12 @@ def draw(seed, *leading):
 
 def population_run(config, params, grads, rates):
     """The members' parameters after `TrainStep`'s own update of them, compiled, for all steps."""
-    step = SimpleNamespace(config=config, weight_decay=jnp.array(WEIGHT_DECAY))
-    step.population = SimpleNamespace(split_by_group=lambda numbers: (numbers,))
+    step = SimpleNamespace(config=config)
+    population = SimpleNamespace(split_by_group=lambda numbers: (numbers,))
 
     @jax.jit
     def update(params, opt, grads, lr):
-        return TrainStep._update(step, SimpleNamespace(params=params, opt=opt), (grads,), lr)
+        return TrainStep._update(step, population, (grads,), opt, params, lr, jnp.array(WEIGHT_DECAY))
 
     params, opt = (params,), (jax.vmap(make_optimizer(config, 0.0, 0.0).init)(params),)
     for i in range(STEPS):
