@@ -28,7 +28,7 @@ from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import init_state
-from jaxcifar.step import make_train_step
+from jaxcifar.step import compiler_options, make_train_step
 
 ROUNDS, ALONE_STEPS, PREPARED_STEPS, CLASSIC_STEPS, TRAIN_STEPS = 3, 2000, 200, 30, 12
 PREPARED = {
@@ -62,7 +62,7 @@ class Bench:
         """(batch, step) -> images as the network gets them."""
         augment, key = Augmentation(augment_text, self.dataset.mean, self.dataset.std), jax.random.key(0)
 
-        @jax.jit
+        @partial(jax.jit, compiler_options=compiler_options())
         def prepare(batch, step):
             return augment(jax.random.fold_in(key, step), batch, step // self.order.steps_per_epoch)
 

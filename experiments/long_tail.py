@@ -25,7 +25,8 @@ def rows(workdir: Path):
         json.loads((workdir / f'{n}.json').read_text()) for n in names
     )
     rejection = workdir / 'rejection.json'
-    areas = json.loads(rejection.read_text())['parts']['test'] if rejection.exists() else {}
+    rejected = json.loads(rejection.read_text()) if rejection.exists() else {}
+    areas = rejected['parts']['test'] if rejected.get('step') == calibration['step'] else {}
     with open(workdir / 'timing.csv') as file:
         seconds = round(sum(float(row['seconds']) for row in csv.DictReader(file)))
     session = run['sessions'][0]
@@ -40,7 +41,7 @@ def rows(workdir: Path):
         'epochs': found['epoch'],
         'weights': f'best on {found["selection"]}' if weights == 'best' else weights,
         'seconds': seconds,
-        'command': command(session, config),
+        'command': command(session, workdir),
     }
     members = [(m['name'], m.get('loss', config['loss']), m[weights]['test']) for m in found['members']]
     temperatures = [*calibrated['members'], {'name': 'mean', **calibrated['mean']}]

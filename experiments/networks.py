@@ -186,10 +186,6 @@ def line(row: dict) -> str:
     )
 
 
-def _version(commit: str) -> str:
-    return commit.removesuffix('+changes')  # the table itself is one, after its first row
-
-
 def _ratio(row: dict, what: str) -> float:
     return float(row['ours_ms']) / float(row[f'{what}_ms'])
 
@@ -197,12 +193,12 @@ def _ratio(row: dict, what: str) -> float:
 def main(names: list[str]):
     """Measure what is missing and print the table."""
     rows = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
-    done = {(_version(r['commit']), r['device'], r['network']): r for r in rows}
+    done = {(r['commit'], r['device'], r['network']): r for r in rows}
     print(
         'speed relative to ours:          ms    bf16   Linen   torch  ch.last  best  cl bf16   init  compile'
     )
     for name in names or NETWORKS:
-        row = done.get((_version(git_commit()), jax.devices()[0].device_kind, name))
+        row = done.get((git_commit(), jax.devices()[0].device_kind, name))
         if row is None:
             row = measure(name)
             torch.compiler.reset()

@@ -18,16 +18,16 @@ COLUMNS = ('date', 'commit', 'device', 'python', 'jax', 'dataset', 'network', 'm
            'seconds', 'command')  # fmt: skip
 
 
-def command(session: dict, config: dict) -> str:
+def command(session: dict, workdir: Path) -> str:
     """The session's command without what belongs to its machine: interpreter and folders."""
     words = shlex.split(session['command'])
-    workdir = f'runs/{config["dataset"].replace(":", "-").replace("/", "-")}-{config["network"]}'
+    renamed = f'runs/{workdir.name}'
     kept = words[words.index('jaxcifar.main') + 1 :]
     for i, word in enumerate(kept):
         if word == '--workdir':
-            kept[i + 1] = workdir
+            kept[i + 1] = renamed
         elif word.startswith('--workdir='):
-            kept[i] = f'--workdir={workdir}'
+            kept[i] = f'--workdir={renamed}'
     return shlex.join(['python', '-m', 'jaxcifar.main', *kept])
 
 
@@ -52,7 +52,7 @@ def rows(workdir: Path):
         'selection': found['selection'],
         'images_per_second': round(float(np.median([float(t['images_per_second']) for t in timing]))),
         'seconds': round(sum(float(t['seconds']) for t in timing)),
-        'command': command(session, config),
+        'command': command(session, workdir),
     }
     for weights, mean in found['mean'].items():
         several = config['members'] > 1

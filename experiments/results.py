@@ -13,7 +13,7 @@ import torch
 from jaxcifar.workdirs import git_commit
 
 FOLDER = Path(__file__).parent / 'results'
-ON_GPU = torch.cuda.is_available()
+ON_GPU = Path('/dev/nvidiactl').exists()  # known before jax starts
 clock = time.perf_counter if ON_GPU else time.process_time  # of a process that `pin` has run in
 PINNED = '' if ON_GPU else ', one core, CPU time'
 
@@ -31,9 +31,11 @@ def pin():
 def append(name: str, rows: list[dict]):
     """Append to results/NAME.csv; the columns are the keys of the first row."""
     path = FOLDER / f'{name}.csv'
-    new = not path.exists()
+    columns, new = list(rows[0]), not path.exists()
+    if not new and path.read_text().splitlines()[0].split(',') != columns:
+        raise ValueError(f'{path} has other columns than {",".join(columns)}: move it away first')
     with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
+        writer = csv.DictWriter(file, columns, lineterminator='\n')
         if new:
             writer.writeheader()
         writer.writerows(rows)
@@ -45,6 +47,6 @@ def here() -> dict:
     return {
         'date': datetime.now(UTC).date().isoformat(),
         'commit': git_commit(),
-        'machine': f'{platform.machine()} x {len(devices)}',
+        'machine': f'{platform.machine()} x {os.cpu_count()}',
         'device': devices[0].device_kind,
     }

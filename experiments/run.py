@@ -8,8 +8,8 @@ experiments/results/accuracy.csv, and at the end the table is printed in Markdow
 
 import argparse
 import json
+import os
 import runpy
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +24,10 @@ import numpy as np
 from experiments import record
 from jaxcifar.cli import run_command
 from jaxcifar.errors import EXIT_PREEMPTED, Preempted, UserError
+from jaxcifar.logs import read_json, write_json
+
+GPUS = sorted(Path('/dev').glob('nvidia[0-9]*'))
+KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
 
 
 class Run(NamedTuple):
@@ -49,24 +53,21 @@ class Sweep(NamedTuple):
 
 
 def is_finished(run: Run, folder: Path) -> bool:
-    """Whether the workdir's last session was this very run and came to its end."""
-    workdir = folder / run.name
-    try:
-        words = shlex.split(json.loads((workdir / 'run.json').read_text())['sessions'][-1]['command'])
-        # The config is written when a session begins, and the results when it is over.
-        written = [(workdir / name).stat().st_mtime_ns for name in ('config.json', 'results.json')]
-    except FileNotFoundError:
-        return False
-    return written == sorted(written) and words[words.index('jaxcifar.main') + 1 :] == run.arguments(folder)
+    """Whether this very run came to its end, and its numbers are in the table of results."""
+    kept = read_json(folder / run.name / KEPT)
+    return kept == run.arguments(folder)
 
 
 class Runner:
     """Runs trainings as processes, and stops them all where one was stopped."""
 
-    def __init__(self, sweep: Sweep, folder: Path):
-        self.sweep, self.folder = sweep, folder
+    def __init__(self, sweep: Sweep, folder: Path, jobs: int):
+        self.sweep, self.folder, self.jobs, self._started = sweep, folder, jobs, 0
         self.failed, self.stopped = list[str](), False
-        self._processes, self._lock = set[subprocess.Popen](), threading.Lock()
+        self._processes, self._lock = (
+            set[subprocess.Popen](),
+            threading.RLock(),
+        )  # of a signal that comes while it is held, too
 
     def stop(self, *_):
         """Ask all trainings to save and leave."""
@@ -88,6 +89,7 @@ class Runner:
         if status == 0:
             with self._lock:
                 record.append([self.folder / run.name])
+                write_json(self.folder / run.name / KEPT, run.arguments(self.folder))
             seconds = time.monotonic() - start
             print(f'{where}: {score(self.folder / run.name)} after {seconds:,.0f} s', flush=True)
         elif status == EXIT_PREEMPTED or self.stopped:
@@ -99,13 +101,20 @@ class Runner:
             last = (log.read_text(errors='replace').splitlines() or [''])[-1]
             print(f'{where}: failed with exit status {status}: {last} ({log})', flush=True)
 
+    def _device(self) -> dict[str, str]:
+        """The environment of a training: all GPUs, or one of them where several run at a time."""
+        if self.jobs == 1 or 'CUDA_VISIBLE_DEVICES' in os.environ or not GPUS:
+            return dict(os.environ)
+        self._started += 1
+        return {**os.environ, 'CUDA_VISIBLE_DEVICES': str(self._started % len(GPUS))}
+
     def _train(self, run: Run) -> int:
         command = [sys.executable, '-m', 'jaxcifar.main', *run.arguments(self.folder)]
         with open(self.folder / f'{run.name}.log', 'a') as log:
             with self._lock:
                 if self.stopped:
                     return EXIT_PREEMPTED
-                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._device())
                 self._processes.add(process)
             status = process.wait()
             with self._lock:
@@ -128,7 +137,7 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
     """The finished runs in Markdown: a line for each row and network."""
     seeds: dict[tuple[str, str], list[float]] = {}  # a number for each seed
     nodes: dict[tuple[str, str], list[float]] = {}  # … and each node
-    ensembles: dict[str, list[float]] = {}
+    ensembles: dict[tuple[str, str], list[float]] = {}
     for run in sweep.runs:
         if not is_finished(run, folder):
             continue
@@ -146,7 +155,9 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
             alone = config['coupling'] == 'none'
             seeds.setdefault((run.row, network), []).extend(values if alone else [float(np.mean(values))])
         if len(results['members']) > 1:
-            ensembles.setdefault(run.row, []).append(100 * results['ensemble'][weights]['accuracy'])
+            ensemble = 100 * results['ensemble'][weights]['accuracy']
+            for network in of_network:
+                ensembles.setdefault((run.row, network), []).append(ensemble)
     lines = [sweep.title, '', '| experiment | network | seeds | test % | nodes | ensemble % | improvement |',
              '|---|---|---|---|---|---|---|']  # fmt: skip
     for (row, network), values in seeds.items():
@@ -155,7 +166,7 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
         several = len(nodes[row, network]) > 1
         base = seeds.get((sweep.baseline, network))
         better = f'{np.mean(values) - np.mean(base):+.2f}' if base and row != sweep.baseline else ''
-        together = f'{np.mean(ensembles[row]):.2f}' if row in ensembles else ''
+        together = f'{np.mean(ensembles[row, network]):.2f}' if (row, network) in ensembles else ''
         lines.append(
             f'| {row} | {network} | {len(values)} | {np.mean(values):.2f}{spread} | '
             f'{f"{lowest:.2f} to {highest:.2f}" if several else ""} | {together} | {better} |'
@@ -176,7 +187,7 @@ def main():
     sweep = runpy.run_path(path)['get_sweep'](argument)
     folder = args.workdir or Path('runs') / args.sweep.replace(path, Path(path).stem).replace(':', '-')
     folder.mkdir(parents=True, exist_ok=True)
-    runner = Runner(sweep, folder)
+    runner = Runner(sweep, folder, args.jobs)
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, runner.stop)
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -20,12 +20,13 @@ from jaxcifar.data import long_tail
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import Evaluation, load_weights
 from jaxcifar.logs import read_json, write_json
+from jaxcifar.members import member_losses
 from jaxcifar.metrics import BINS, log_probabilities, mean_of_probabilities, reliability, summarise
 
 FILE = 'calibration.json'
 FITTED_ON = 'val_lt'
 SHOWN = ('val_lt', 'test_lt', 'test')
-RANGE = np.log(1e-3), np.log(1e3)  # of T; correct predictions only have no best one
+RANGE = np.log(0.05), np.log(20)  # of T: correct predictions only have no best one, and float16 an end
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -101,6 +102,7 @@ def calibrate(workdir: Path, poll: Callable = lambda: None) -> dict:
     if counts is None:
         raise UserError(f'{workdir} is a run of split={run.config.split}, not of a long tail')
     step = load_weights(run.config, run.population, workdir, 'last')[1]
+    (workdir / FILE).unlink(missing_ok=True)  # until all of it is there again
     chosen = [] if run.config.data.validation == 'none' else ['best']
     found: dict = {
         'step': step,
@@ -113,6 +115,8 @@ def calibrate(workdir: Path, poll: Callable = lambda: None) -> dict:
         weights, steps = load_weights(run.config, run.population, workdir, which)
         logits = {part: run.logits(weights, part) for part in run.images}
         report = fit(logits, run.images, run.names)
+        for member, loss in zip(report['members'], member_losses(run.config)):
+            member['loss'] = loss
         main = which == [*chosen, 'last'][0]
         name = long_tail.folder_name(run.config) + ('' if main else '_last')
         report['logits'] = str(Path('outputs', 'logits', name))

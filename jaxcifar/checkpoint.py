@@ -179,7 +179,8 @@ def _sha256(path: Path) -> str:
 def write_atomically(path: Path, write):
     """Call `write(file)` on a temporary binary file that then becomes `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.tmp')
+    # Its own name: several processes may write the same file at once.
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         with open(temporary, 'wb') as file:
             write(file)

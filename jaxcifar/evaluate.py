@@ -23,8 +23,9 @@ from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images, evaluation_images, make_split, train_counts
 from jaxcifar.errors import UserError, lookup
+from jaxcifar.logs import read_json
 from jaxcifar.losses import log_priors
-from jaxcifar.members import member_names
+from jaxcifar.members import member_losses, member_names, member_networks
 from jaxcifar.metrics import log_probabilities, mean_of_probabilities, summarise
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import eval_weights, init_state
@@ -135,7 +136,30 @@ class Evaluation:
         return predict_logits(self.eval_step, weights, images, self.config, self.mesh, self.poll)
 
 
-def evaluate(workdir: Path, which: str | None, split: str, flip: bool, posthoc_tau: float = 0.0) -> dict:
+def add_improvement(rows: list[dict], networks: list[str], baseline: Path):
+    """Put each member's accuracy, less the mean of the same network in the run `baseline`, beside it.
+
+    That mean is of the test images, and of the baseline's chosen weights where it chose any.
+    """
+    found = read_json(baseline / 'results.json')
+    if found is None:
+        raise UserError(f'{baseline} has no results.json: the baseline is not finished')
+    theirs = member_networks(configs.load(baseline / 'config.json'))
+    for row, network in zip(rows, networks):
+        scores = [m.get('best', m['last']) for m, n in zip(found['members'], theirs) if n == network]
+        if not scores:
+            raise UserError(f'{baseline} has no {network}, only {", ".join(dict.fromkeys(theirs))}')
+        row['improvement'] = row['accuracy'] - float(np.mean([s['test']['accuracy'] for s in scores]))
+
+
+def evaluate(
+    workdir: Path,
+    which: str | None,
+    split: str,
+    flip: bool,
+    posthoc_tau: float = 0.0,
+    baseline: Path | None = None,
+) -> dict:
     """What the command prints."""
     run = Evaluation(workdir, flip)
     chosen = lookup('split', run.images, split)
@@ -146,9 +170,15 @@ def evaluate(workdir: Path, which: str | None, split: str, flip: bool, posthoc_t
         weights, step = load_weights(run.config, run.population, workdir, which)
     logits = run.logits(weights, split) / temperatures[:, None, None]
     if posthoc_tau:
-        logits -= posthoc_tau * log_priors(train_counts(run.dataset, run.split))[:, None]
+        # Members whose loss was adjusted in training are not adjusted again.
+        plain = np.array(member_losses(run.config)) == 'cross_entropy'
+        log_prior = log_priors(train_counts(run.dataset, run.split))[..., None, :]
+        logits = logits - posthoc_tau * plain[:, None, None] * log_prior
     members, ensemble = evaluate_logits(logits, chosen)
     mean, std = mean_and_std(members)
+    rows = [{'name': n, **m} for n, m in zip(run.names, members)]
+    if baseline is not None:
+        add_improvement(rows, member_networks(run.config), baseline)
     return {
         'workdir': str(workdir),
         'step': step,
@@ -157,7 +187,7 @@ def evaluate(workdir: Path, which: str | None, split: str, flip: bool, posthoc_t
         'flip': run.config.eval.flip,
         'posthoc_tau': posthoc_tau,
         'selected_on': run.config.data.validation,
-        'members': [{'name': n, **m} for n, m in zip(run.names, members)],
+        'members': rows,
         'mean': mean,
         'std': std,
         'ensemble': ensemble,
@@ -172,10 +202,12 @@ def main():
     splits = 'train | validation | test, or a part of the split (test)'
     parser.add_argument('--split', default='test', help=splits)
     parser.add_argument('--flip', action='store_true', help='average an image and its mirror image')
-    tau = 'subtract τ·log π, the share of each class in training, from the logits (0)'
+    tau = 'subtract τ·log π, π the share of each class in training, from the logits of cross entropy (0)'
     parser.add_argument('--posthoc-tau', type=float, default=0.0, help=tau)
+    better = 'a finished run of independent networks: how much better each member is on the test images'
+    parser.add_argument('--baseline', type=Path, help=better)
     args = parser.parse_args()
-    found = evaluate(args.workdir, args.checkpoint, args.split, args.flip, args.posthoc_tau)
+    found = evaluate(args.workdir, args.checkpoint, args.split, args.flip, args.posthoc_tau, args.baseline)
     print(json.dumps(found, indent=2))
 
 

@@ -6,12 +6,13 @@ images that are answered, the coverage, grows from 0 to 1. Writes WORKDIR/reject
 shows: areas under the risk-coverage curves with 95 % bootstrap intervals. Needs no accelerator.
 
 Risks follow Narasimhan et al. (Learning to reject meets long-tail learning, ICLR 2024): with groups G of
-classes and all classes weighing alike,
+classes, and images weighing so that classes have the shares that they have in training,
 
     e_G = P(wrong | answered, class in G)    balanced = mean of e_G    worst = max of e_G
 
 over two groups, the classes with at most 20 training images and the others (of classes all larger, the
-smaller half and the larger). A group without an answer has made no error.
+smaller half and the larger). A group without an answer has made no error, a convention that flatters
+networks which rarely answer for the tail.
 """
 
 import argparse
@@ -66,18 +67,19 @@ def area(coverage: np.ndarray, risk: np.ndarray) -> float:
     return float(np.sum(risk * np.diff(coverage, prepend=0.0)))
 
 
-def class_weights(labels: np.ndarray) -> np.ndarray:
-    """[N] of sum 1, in which every class that occurs weighs alike."""
-    images = np.bincount(labels)
-    return 1 / (images[labels] * (images > 0).sum())
+def prior_weights(labels: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+    """[N] of sum 1, in which every class weighs as its share of the training images, `class_counts` [C]."""
+    weights = (class_counts / np.maximum(np.bincount(labels, minlength=len(class_counts)), 1))[labels]
+    return weights / weights.sum()
 
 
-def bootstrap(confidence, wrong, labels, group, samples: int, seed: int = 0) -> dict[str, list[float]]:
+def bootstrap(
+    confidence, wrong, labels, group, weights, samples: int, seed: int = 0
+) -> dict[str, list[float]]:
     """95 % percentile intervals of the areas, from resampling each class's images with replacement."""
     rng, order = np.random.default_rng(seed), np.argsort(labels, kind='stable')
     images = np.bincount(labels)[labels[order]]
     first = np.searchsorted(labels[order], labels[order])
-    weights = class_weights(labels)
     areas: dict[str, list[float]] = {name: [] for name in RISKS}
     for _ in range(samples):
         drawn = order[first + rng.integers(0, images)]
@@ -94,11 +96,11 @@ def tail_classes(class_counts: np.ndarray) -> np.ndarray:
     return tail if 0 < tail.sum() < len(tail) else class_groups(class_counts)['tail']
 
 
-def evaluate_rule(log_p: np.ndarray, labels: np.ndarray, group: np.ndarray, samples: int) -> dict:
-    """Areas, intervals and curves of Chow's rule, from log-probabilities [N,C], labels and groups [N]."""
+def evaluate_rule(log_p: np.ndarray, labels: np.ndarray, group: np.ndarray, weights, samples: int) -> dict:
+    """Areas, intervals and curves of Chow's rule: log-probabilities [N,C]; labels, groups, weights [N]."""
     confidence, wrong = np.exp(log_p.max(1)), log_p.argmax(1) != labels
-    coverage, risks = risk_coverage(confidence, wrong, class_weights(labels), group)
-    intervals = bootstrap(confidence, wrong, labels, group, samples)
+    coverage, risks = risk_coverage(confidence, wrong, weights, group)
+    intervals = bootstrap(confidence, wrong, labels, group, weights, samples)
     at = np.minimum(np.searchsorted(coverage, POINTS - 1e-9), len(coverage) - 1)
     return {
         name: {'area': area(coverage, risk), 'interval': intervals[name], 'curve': risk[at].tolist()}
@@ -118,7 +120,8 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
         )
     which, report = next(iter(calibration['weights'].items()))
     names = [member['name'] for member in report['members']]
-    tail = tail_classes(np.array(calibration['class_counts']))
+    counts = np.array(calibration['class_counts'])
+    tail = tail_classes(counts)
     found: dict = {
         'step': calibration['step'],
         'weights': which,
@@ -135,8 +138,10 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
             labels = rows['labels']
         log_p = log_probabilities(np.stack([np.load(file.with_suffix('.npy')) for file in files]))
         rules = dict(zip(names, log_p)) | ({'mean': mean_of_probabilities(log_p)} if len(names) > 1 else {})
-        group = tail[labels].astype(int)
-        found['parts'][part] = {n: evaluate_rule(p, labels, group, samples) for n, p in rules.items()}
+        group, weights = tail[labels].astype(int), prior_weights(labels, counts)
+        found['parts'][part] = {
+            n: evaluate_rule(p, labels, group, weights, samples) for n, p in rules.items()
+        }
     write_json(workdir / FILE, found)
     return found
 

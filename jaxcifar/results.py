@@ -101,22 +101,25 @@ def lines(results: dict) -> list[str]:
     how = {'last': 'last epoch', 'best': f'chosen on {results["selection"]}'}
     how['best'] = {'test': 'chosen on the TEST images'}.get(results['selection'], how['best'])
     text = []
+    # A ± over different networks or losses would look like an error bar.
+    kinds = {(m['name'].partition('_')[2], m.get('loss')) for m in results['members']}
+    alike = len(kinds) == 1
     for which in results['mean']:
         mean, std = results['mean'][which], results['std'][which]
         ensemble, several = results['ensemble'][which], len(results['members']) > 1
         line = f'test accuracy {100 * mean["accuracy"]:.2f}'
-        if several:
+        if several and alike:
             line += f' ± {100 * std["accuracy"]:.2f}'
-        line += f' % ({how[which]})'
+        line += f' % ({how[which]}{"" if alike else ", mean of different members"})'
         if 'mean_recall' in mean:
             line += f', mean recall {100 * mean["mean_recall"]:.2f} %'
         line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
         if several:
             line += f'; ensemble {100 * ensemble["accuracy"]:.2f} %'
         text.append(line)
-        for member in results['members'] if 'loss' in results['members'][0] else ():
+        for member in results['members'] if not alike or 'loss' in results['members'][0] else ():
             score = member[which]['test']
             shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
             numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
-            text.append(f'  {member["name"]} {member["loss"]}: {numbers} %')
+            text.append(f'  {member["name"]} {member.get("loss", "")}'.rstrip() + f': {numbers} %')
     return text

@@ -39,7 +39,7 @@ class TrainStep:
         self.epoch_steps = steps_per_epoch
         self.coupling = COUPLINGS[config.coupling].make(config)
         self.view = VIEWS[config.view]
-        counts = np.bincount(dataset.y_train) if counts is None else counts
+        counts = np.bincount(dataset.y_train, minlength=dataset.num_classes) if counts is None else counts
         self.example_loss = make_loss(config, counts)
         self.learning_rates = make_learning_rates(config, steps_per_epoch)
         self.weight_decay = jnp.array(per_member(config, 'optimizer.weight_decay'), jnp.float32)
@@ -47,10 +47,7 @@ class TrainStep:
         self.member_keys = population.member_keys()
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]):
-        if self.config.augment_each and batch['image'].ndim == 4:
-            batch = self.population.copy_for_each(batch)
-        keys = self._keys(AUGMENT, state.step, of_members=batch['image'].ndim == 5)
-        images, targets = self.augment(keys, batch, state.step // self.epoch_steps)
+        images, targets = self.see(batch, state.step)
         dropout_keys = self._keys(DROPOUT, state.step, of_members=True)
         lr = self.learning_rates(state.step)
         params, stats, opt, numbers = self._advance(state, images, targets, dropout_keys, lr)
@@ -67,6 +64,16 @@ class TrainStep:
         grads, stats, numbers = self._gradients(state, images, targets, dropout_keys)
         params, opt = self._update(self.population, grads, state.opt, state.params, lr, self.weight_decay)
         return params, stats, opt, numbers
+
+    def see(self, batch: dict[str, jax.Array], step: jax.Array):
+        """(normalised images, `Targets`) that the networks get of a batch in this step."""
+        labels, each = batch['label'], self.config.augment_each and batch['image'].ndim == 4
+        if each:
+            batch = self.population.copy_for_each(batch)
+        keys = self._keys(AUGMENT, step, of_members=batch['image'].ndim == 5)
+        images, targets = self.augment(keys, batch, step // self.epoch_steps)
+        # Labels that all share stay so: no device has to send another its members'.
+        return images, Targets(labels) if each else targets
 
     def _keys(self, purpose: int, step: jax.Array, of_members: bool) -> jax.Array:
         """The run's key for this step, or the members' own, [K]."""

@@ -103,8 +103,7 @@ def _axes(ndim: int) -> tuple[int, ...]:
 
 
 def _several(kind: str, names) -> str:
-    first = ', '.join(sorted(names)[:3])
-    return f'{kind}: {len(names)} ({first}{", …" if len(names) > 3 else ""})'
+    return f'{kind}: {len(names)} ({", ".join(sorted(names))})'
 
 
 def read(path: Path) -> 'dict[str, torch.Tensor]':

@@ -132,7 +132,7 @@ def record_speed(workdir: Path, program, clock) -> str:
 
 
 def git_commit() -> str:
-    """This checkout's commit, '+changes' behind it where files differ; '' outside of git."""
+    """This checkout's commit, '+changes' behind it where files differ, but for results; '' outside of git."""
 
     def git(*args: str) -> str:
         here = str(Path(__file__).parent)
@@ -140,7 +140,11 @@ def git_commit() -> str:
 
     try:
         commit = git('rev-parse', 'HEAD').strip()
-        return commit + ('+changes' if commit and git('status', '--porcelain', '-uno') else '')
+        return commit + (
+            '+changes'
+            if commit and git('status', '--porcelain', '-uno', ':/', ':!/experiments/results')
+            else ''
+        )
     except FileNotFoundError:
         return ''
 

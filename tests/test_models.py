@@ -162,7 +162,9 @@ def test_a_training_step_is_torchs(pair, request):
             assert_close(ours[name], value, least)
 
 
-@pytest.mark.parametrize('pair', ['small mobile', 'resnet18', 'preact resnext'])
+@pytest.mark.parametrize(
+    'pair', ['small mobile', 'resnet18', 'resnet50', 'densenet121', 'mobilenetv2', 'preact resnext']
+)
 def test_evaluation_is_torchs(pair):
     both = Pair(pair)
     both.torch.eval()

@@ -6,10 +6,13 @@ import pytest
 from jaxcifar import reject
 from jaxcifar.data import long_tail
 
+COUNTS = np.array([50, 25, 12, 6, 3])  # training images of each class
+
 
 def plain_areas(confidence, wrong, labels, group):
-    """Chow's rule in plain Python: each threshold, each group, each class weighing alike."""
-    weights = [1 / list(labels).count(y) / len(set(labels)) for y in labels]
+    """Chow's rule in plain Python: each threshold, each group, classes as frequent as in training."""
+    weights = [COUNTS[y] / list(labels).count(y) for y in labels]
+    weights = [w / sum(weights) for w in weights]
     areas, before = {'error': 0.0, 'balanced': 0.0, 'worst': 0.0}, 0.0
     for t in sorted(set(confidence), reverse=True):
         answered = [i for i in range(len(labels)) if confidence[i] >= t]
@@ -32,13 +35,14 @@ def test_areas_are_those_of_the_definition():
     confidence = rng.integers(1, 20, 60) / 20  # with ties
     wrong, group = rng.random(60) < 0.4, (labels > 2).astype(int)
     expected = plain_areas(confidence, wrong, labels, group)
-    coverage, risks = reject.risk_coverage(confidence, wrong, reject.class_weights(labels), group)
+    weights = reject.prior_weights(labels, COUNTS)
+    coverage, risks = reject.risk_coverage(confidence, wrong, weights, group)
     assert coverage[-1] == pytest.approx(1)
     for name, risk in risks.items():
         assert reject.area(coverage, risk) == pytest.approx(expected[name], rel=1e-12)
-    never = reject.risk_coverage(confidence, np.zeros(60, bool), reject.class_weights(labels), group)
+    never = reject.risk_coverage(confidence, np.zeros(60, bool), weights, group)
     assert reject.area(never[0], never[1]['worst']) == 0
-    intervals = reject.bootstrap(confidence, wrong, labels, group, samples=200)
+    intervals = reject.bootstrap(confidence, wrong, labels, group, weights, samples=200)
     for name, (low, high) in intervals.items():
         assert low < expected[name] < high and high - low < 0.6
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from configs import base
 from jaxcifar import main
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.files import ImageFiles
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.stream import Reader
 from jaxcifar.data.vision import import_torchvision
@@ -200,3 +202,15 @@ def test_what_is_set_for_streams_and_refused(config, tmp_path):
 def test_workers_import_no_jax():
     code = "import sys, jaxcifar.data.stream; assert not {'jax', 'flax'} & sys.modules.keys()"
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_a_second_thread_changes_no_training_image(folder):
+    """Reading draws from torch's one global generator."""
+    files, _ = ImageFiles.listed(folder / 'train', 8)
+    indices = np.array([i for i in range(len(files)) if not files.path(i).endswith(BROKEN)])
+    readers = [Reader(files, indices, [(seed,)]) for seed in (0, 1)] * 4
+    alone = readers[0].__getitems__((0, indices))['image']
+    with ThreadPoolExecutor(2) as pool:
+        batches = list(pool.map(lambda reader: reader.__getitems__((0, indices))['image'], readers))
+    for batch in batches[::2]:
+        np.testing.assert_array_equal(batch, alone)

@@ -109,6 +109,8 @@ def parse(text: str) -> Pipeline:
     """'crop(4, mode="reflect")+flip', a preset's name, or both joined; '' or 'none' changes nothing."""
     terms = [] if text in ('', 'none') else [_call(node) for node in _terms(text)]
     order: list[tuple[dict, ...]] = [(PIXELS, INDEXED), (NORMALISED,), (MIXES,)]
+    if any(name in text for name in PRESETS):  # what a preset is continued by goes where it belongs
+        terms.sort(key=lambda term: next(i for i, stages in enumerate(order) if term[1] in stages))
     ranks = [next(i for i, stages in enumerate(order) if stage in stages) for _, stage, _ in terms]
     for i in range(1, len(terms)):
         if ranks[i] < ranks[i - 1]:

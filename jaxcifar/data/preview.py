@@ -14,15 +14,13 @@ from ml_collections import ConfigDict
 
 from jaxcifar.cli import run_command
 from jaxcifar.config import finalize
-from jaxcifar.data.augment import Augmentation
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.data.splits import make_split
 from jaxcifar.errors import UserError
 from jaxcifar.main import parse
-from jaxcifar.members import run_seed
 from jaxcifar.population import Population, make_mesh
-from jaxcifar.step import AUGMENT
+from jaxcifar.step import TrainStep, compiler_options
 
 COLUMNS, EPOCHS = 10, 4
 
@@ -35,10 +33,11 @@ def contact_sheet(config: ConfigDict):
     mesh = make_mesh(config)
     population = Population(config, dataset.num_classes, dataset.image_size, mesh)
     order = Order(config, make_split(dataset, config).train, mesh.shape['data'])
+    step = TrainStep(config, population, dataset, order.steps_per_epoch)
+    see = jax.jit(step.see, compiler_options=compiler_options())
     with contextlib.closing(batches(config, dataset, order, population, range(1))) as source:
-        batch = jax.device_get(next(source))
-    if order.own:
-        batch = {name: of_members[0] for name, of_members in batch.items()}
+        placed = next(source)
+    batch = of_first(jax.device_get(placed), placed['label'])
     columns = min(COLUMNS, len(batch['label']))
     figure = Figure((1.4 * columns, 1.6 * (EPOCHS + 1)))
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.93, wspace=0.06, hspace=0.2)
@@ -46,11 +45,10 @@ def contact_sheet(config: ConfigDict):
     axes = figure.subplots(EPOCHS + 1, columns, squeeze=False)
     names = [[dataset.classes[y] for y in batch['label'][:columns]]]
     rows = [batch['image'][:columns]]
-    augment = jax.jit(Augmentation(config.augment, dataset.mean, dataset.std))
-    key = jax.random.fold_in(jax.random.key(run_seed(config)), AUGMENT)
     for epoch in range(EPOCHS):
-        step_key = jax.random.fold_in(key, epoch * order.steps_per_epoch)
-        images, targets = jax.device_get(augment(step_key, batch, jnp.int32(epoch)))
+        images, targets = jax.device_get(see(placed, jnp.int32(epoch * order.steps_per_epoch)))
+        images = images[0] if images.ndim == 5 else images
+        targets = of_first(targets, targets.first)
         rows.append(visible(images[:columns], dataset.mean, dataset.std))
         names.append([label(targets, i, dataset.classes) for i in range(columns)])
     for row, pictures, titles in zip(axes, rows, names):
@@ -59,6 +57,11 @@ def contact_sheet(config: ConfigDict):
             axis.set_title(title, fontsize=6, pad=2)
             axis.set_axis_off()
     return figure
+
+
+def of_first(tree, labels: np.ndarray):
+    """The first member's part of arrays [K,B,…], or all of [B,…]: the labels, [K,B] or [B], tell."""
+    return jax.tree.map(lambda x: x[0], tree) if labels.ndim == 2 else tree
 
 
 def visible(images: np.ndarray, mean, std) -> np.ndarray:

@@ -3,6 +3,7 @@
 What is drawn for a training image is a function of (seed, epoch, index) and nothing else.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,10 +29,19 @@ def eval_transform(size: int):
     return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
 
 
-def read(path: str, transform) -> np.ndarray:
-    """An image file, transformed: uint8 [H,W,3]; raises whatever Pillow does."""
+# torchvision draws from torch's one global generator, and a run reads in several threads.
+GENERATOR = threading.Lock()
+
+
+def decode(path: str) -> Image.Image:
+    """An image file in RGB; raises whatever Pillow does."""
     with Image.open(path) as image:
-        return np.asarray(transform(image.convert('RGB')))
+        return image.convert('RGB')
+
+
+def read(path: str, transform) -> np.ndarray:
+    """An image file, transformed: uint8 [H,W,3]."""
+    return np.asarray(transform(decode(path)))
 
 
 class Reader:
@@ -53,13 +63,11 @@ class Reader:
         rows = [row.tolist() for row in np.atleast_2d(indices)]
         faults: dict[int, str] = {}
         try:
-            # torchvision draws from torch's global generator, which may be somebody's.
-            with torch.random.fork_rng(devices=[]):
-                images = [
-                    self._read(index, (*seed, epoch, index), faults)
-                    for seed, row in zip(self.seeds or [()], rows)
-                    for index in row
-                ]
+            images = [
+                self._read(index, (*seed, epoch, index), faults)
+                for seed, row in zip(self.seeds or [()], rows)
+                for index in row
+            ]
         except UserError as error:  # raised again by `noted`: torch would add a worker's traceback
             return {'error': str(error)}
         image = np.stack(images).reshape(*indices.shape, *self.files.shape[1:])
@@ -67,15 +75,22 @@ class Reader:
         return {'image': image, 'label': labels, 'index': index, 'faults': faults}
 
     def _read(self, index: int, seed: tuple[int, ...], faults: dict[int, str]) -> np.ndarray:
-        state = int(np.random.SeedSequence(seed).generate_state(1)[0])
         for candidate in self._candidates(index):
-            # Not torch.manual_seed, which reaches for the GPU's generators too.
-            torch.default_generator.manual_seed(state)
             try:
-                return read(self.files.path(candidate), self.transform)
+                return self._transform(decode(self.files.path(candidate)), seed)
             except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
                 faults[candidate] = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(f'no image of the class of {self.files.path(index)} can be read: {faults[index]}')
+
+    def _transform(self, image: Image.Image, seed: tuple[int, ...]) -> np.ndarray:
+        if self.seeds is None:
+            return np.asarray(self.transform(image))
+        state = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        # The generator may be somebody's: it is left as it was.
+        with GENERATOR, torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which reaches for the GPU's generators too.
+            torch.default_generator.manual_seed(state)
+            return np.asarray(self.transform(image))
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The index itself, then the others of its class in order, the first after the last."""

@@ -39,7 +39,7 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        a, done, total = self.layers, 0, sum(self.blocks) - 1
+        a, done, total = self.layers, 0, max(sum(self.blocks) - 1, 1)
         large = self.stem == 'imagenet'
         x = a.conv(self.width, 7 if large else 3, 2 if large else 1, name='features_conv0')(x)
         x = nn.relu(a.norm('features_norm0')(x))

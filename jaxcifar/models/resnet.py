@@ -122,7 +122,7 @@ class ResNet(nn.Module):
         else:
             x = a.conv(self.width, 3, name='conv1')(x)
             x = x if preact else nn.relu(a.norm('bn1')(x))
-        done, total = 0, sum(self.stages) - 1
+        done, total = 0, max(sum(self.stages) - 1, 1)
         for stage, blocks in enumerate(self.stages):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1
