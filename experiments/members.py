@@ -47,8 +47,11 @@ class Mapped(Population):
 class Case:
     """A compiled step and the state that it has come to."""
 
-    def __init__(self, network: str, batch: int, size: int, members: int, devices: int, way=Population):
+    def __init__(
+        self, network: str, batch: int, size: int, members: int, devices: int, way=Population, **changes
+    ):
         config = mutual.get_config(network)
+        config.update(changes)
         config.members, config.devices, config.batch_size = members, devices, batch
         config = finalize(config)
         rng = np.random.default_rng(0)

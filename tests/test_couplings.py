@@ -110,9 +110,10 @@ def test_members_that_take_turns_share_the_devices(config, dataset):
     assert distance(one, run_steps(config, dataset, 2)[0]) <= 1e-5
 
 
-def test_devices_exchange_logits_once_a_step_and_nothing_else(tiny_networks):
+@pytest.mark.parametrize('augment_each', [False, True])
+def test_devices_exchange_logits_once_a_step_and_nothing_else(tiny_networks, augment_each):
     """One member a device, [K,B,C] logits."""
-    case = Case('tiny', batch=32, size=8, members=4, devices=4)
+    case = Case('tiny', batch=32, size=8, members=4, devices=4, augment_each=augment_each)
     assert case.collectives() == ('1 all-gather', 4 * 32 * 100 * 4)
 
 

@@ -75,6 +75,10 @@ def test_evaluate_gives_the_results_of_the_run(run):
     for member, expected in zip(best['members'], results['members']):
         assert member['accuracy'] == pytest.approx(expected['best']['validation_accuracy'])
     assert evaluate(workdir, '12', 'train', flip=True)['images'] == 80
+    beside = evaluate(workdir, 'best', 'test', flip=False, baseline=workdir)['members']
+    mean = results['mean']['best']['accuracy']  # of members of one network
+    for member in beside:
+        assert member['improvement'] == pytest.approx(member['accuracy'] - mean, abs=1e-6)
     for which, split, words in (('7', 'test', "no checkpoint '7'"), ('last', 'tset', "did you mean 'test'")):
         with pytest.raises(UserError, match=words):
             evaluate(workdir, which, split, flip=False)
