@@ -4,7 +4,7 @@ Zhang et al. 2018, table 2, and the seed of this project: ResNet-32 on CIFAR-100
 nodes, and beside a WRN-28-2; 200 epochs of all 50,000 images, three seeds, the last epoch. Public, one
 run each: 71.19 alone, 72.12, 72.64, 73.21; mixed 72.86 and 76.49, WRN-28-2 alone 75.58.
 
-experiments/mutual_table.py:short takes about a quarter of an hour on two CPU cores; it says what it shortens.
+experiments/mutual_table.py:short takes about half an hour on two CPU cores; it says what it shortens.
 """
 
 import os
