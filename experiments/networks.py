@@ -6,7 +6,8 @@ channels_last under bfloat16 autocast. On a CPU the process is pinned to one cor
 taken, so that other programs disturb little; on a GPU the time on the wall. Milliseconds are medians of
 the rounds; batches are sized for steps of some 30 GFLOP on a CPU. Seconds to initialise and to compile
 are ours. Rows are appended to experiments/results/networks.csv; networks of this version and device
-that are there are not measured again.
+that are there are not measured again. `python -m experiments.networks start_up` measures the seconds alone, of
+all networks, into start_up.csv.
 """
 
 import csv
@@ -133,16 +134,18 @@ def torch_step(
     return take
 
 
+def noise(size: int) -> dict[str, np.ndarray]:
+    """A batch of random images and labels."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
+    return {'image': images, 'label': rng.integers(0, CLASSES, size, np.int32)}
+
+
 def measure(name: str) -> dict:
     """A row of the table."""
     images = WORK / 3 / describe(name, CLASSES)['flops']
     batch_size = int(2 ** np.clip(np.log2(images).round(), 2, np.log2(LARGEST)))
-    rng = np.random.default_rng(0)
-    shape = (batch_size, 32, 32, 3)
-    batch = {
-        'image': rng.integers(0, 256, shape, np.uint8),
-        'label': rng.integers(0, CLASSES, batch_size, np.int32),
-    }
+    batch = noise(batch_size)
     init, compile_seconds, ours = our_step(name, batch, 'float32')
     steps: dict[str, Callable] = {
         'ours': ours,
@@ -190,8 +193,22 @@ def _ratio(row: dict, what: str) -> float:
     return float(row['ours_ms']) / float(row[f'{what}_ms'])
 
 
+def start_up(names: list[str]):
+    """Measure, keep and print how long our step takes to begin, at a batch of 8."""
+    print(f'{"network":24} seconds to initialise  to compile')
+    for name in names or NETWORKS:
+        init, compile_seconds, _ = our_step(name, noise(8), 'float32')
+        here = results.here()
+        row = {**here, 'machine': here['machine'] + results.PINNED, 'jax': jax.__version__, 'network': name}
+        row |= {'init_seconds': round(init, 2), 'compile_seconds': round(compile_seconds, 1)}
+        results.append('start_up', [row])
+        print(f'{name:24} {init:21.2f} {compile_seconds:11.1f}', flush=True)
+
+
 def main(names: list[str]):
     """Measure what is missing and print the table."""
+    if names[:1] == ['start_up']:
+        return start_up(names[1:])
     rows = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
     done = {(r['commit'], r['device'], r['network']): r for r in rows}
     print(
