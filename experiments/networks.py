@@ -207,8 +207,6 @@ def start_up(names: list[str]):
 
 def main(names: list[str]):
     """Measure what is missing and print the table."""
-    if names[:1] == ['start_up']:
-        return start_up(names[1:])
     rows = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
     done = {(r['commit'], r['device'], r['network']): r for r in rows}
     print(
@@ -225,4 +223,7 @@ def main(names: list[str]):
 
 if __name__ == '__main__':
     results.pin()
-    main(sys.argv[1:])
+    if sys.argv[1:2] == ['start_up']:
+        start_up(sys.argv[2:])
+    else:
+        main(sys.argv[1:])
