@@ -6,8 +6,8 @@ channels_last under bfloat16 autocast. On a CPU the process is pinned to one cor
 taken, so that other programs disturb little; on a GPU the time on the wall. Milliseconds are medians of
 the rounds; batches are sized for steps of some 30 GFLOP on a CPU. Seconds to initialise and to compile
 are ours. Rows are appended to experiments/results/networks.csv; networks of this version and device
-that are there are not measured again. `python -m experiments.networks start_up` measures the seconds alone, of
-all networks, into start_up.csv.
+that are there are not measured again. `python -m experiments.networks start_up` measures the seconds
+alone, of all networks, into start_up.csv.
 """
 
 import csv
