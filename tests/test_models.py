@@ -67,6 +67,7 @@ def test_sizes():
     assert {name: sizes(name) for name in SIZES} == SIZES
     assert {name: sizes(name, shortcut='B')[0] for name in SHORTCUT_B} == SHORTCUT_B
     assert sizes('resnet18', 10, stem='imagenet') == (11_181_642, 512)
+    assert sizes('resnet18', 1000, stem='imagenet') == (11_689_512, 512)
     assert sizes('mobilenetv2', 1000, stem='imagenet') == (3_504_872, 1280)
 
 

@@ -53,6 +53,11 @@ class Network(NamedTuple):
     apply: Callable
 
 
+def has_choice(name: str, option: str) -> bool:
+    """Whether a network has, for example, a `stem` to choose."""
+    return option in inspect.signature(NETWORKS[name]).parameters
+
+
 def build(
     name: str,
     num_classes: int,
@@ -77,7 +82,7 @@ def build(
     make = lookup('network', NETWORKS, name)
     scheme = lookup('model.init', SCHEMES, init)
     for option, value in options.items():
-        if option not in inspect.signature(make).parameters:
+        if not has_choice(name, option):
             raise UserError(f'{name} has no choice of {option}')
         lookup(f'model.{option}', CHOICES.get(option, {value: None}), value)
 

@@ -1,6 +1,6 @@
-"""The table of networks: python -m jaxcifar.models [CLASSES]"""
+"""The table of networks: python -m jaxcifar.models [--classes 100] [--size 32] [--stem imagenet]"""
 
-import sys
+import argparse
 from typing import Any
 
 import flax.linen as nn
@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from jaxcifar.models import NETWORKS, build
+from jaxcifar.cli import run_command
+from jaxcifar.models import NETWORKS, build, has_choice
 from jaxcifar.models.convolution import Conv
+from jaxcifar.models.layers import STEMS
 
-SIZE = 32
 
-
-def describe(name: str, num_classes: int = 100, **options) -> dict:
+def describe(name: str, num_classes: int = 100, size: int = 32, **options) -> dict:
     """Parameters, FLOPs of one image's forward pass (2 a multiply-add), D, and the sizes of the maps."""
-    network = build(name, num_classes, SIZE, **options)
-    image = jnp.zeros((1, SIZE, SIZE, 3))
+    network = build(name, num_classes, size, **options)
+    image = jnp.zeros((1, size, size, 3))
     variables = network.shapes()
     maps: list[int] = []
 
@@ -41,13 +41,22 @@ def describe(name: str, num_classes: int = 100, **options) -> dict:
     }
 
 
-def main(num_classes: int = 100):
-    """Print the table."""
-    table = Table(box=None, title=f'{num_classes} classes, {SIZE}x{SIZE} images', title_justify='left')
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(prog='python -m jaxcifar.models', description=__doc__)
+    parser.add_argument('--classes', type=int, default=100)
+    parser.add_argument('--size', type=int, default=32, help='pixels of an image')
+    parser.add_argument('--stem', choices=STEMS, help='print those that have this stem (all, with their own)')
+    args = parser.parse_args()
+    options = {'stem': args.stem} if args.stem else {}
+    title = f'{args.classes} classes, {args.size}x{args.size} images'
+    table = Table(box=None, title=title, title_justify='left')
     for column in ('network', 'parameters', 'MFLOP an image', 'features D', 'map sizes'):
         table.add_column(column, justify='left' if column == 'network' else 'right')
     for name in NETWORKS:
-        row = describe(name, num_classes)
+        if args.stem and not has_choice(name, 'stem'):
+            continue
+        row = describe(name, args.classes, args.size, **options)
         sizes = ' '.join(map(str, row['maps']))
         flops = f'{row["flops"] / 1e6:,.0f}'
         table.add_row(name, f'{row["parameters"]:,}', flops, str(row['features']), sizes)
@@ -55,4 +64,4 @@ def main(num_classes: int = 100):
 
 
 if __name__ == '__main__':
-    main(*map(int, sys.argv[1:]))
+    run_command(main)
