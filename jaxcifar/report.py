@@ -97,6 +97,10 @@ def notes(runs: list[Run]) -> list[str]:
             'split=long_tail: val_lt came out of the test images, so that the rest is not quite balanced; '
             "mean recall, in the run's own section, weighs all classes alike."
         )
+    if any('+' in str(run.config.get(field)) for run in runs for field in ('loss', 'network')):
+        found.append(
+            'Members of one run with different losses or networks: their ± is a spread over these, no error bar.'
+        )
     if not all(run.results for run in runs):
         found.append(
             f'{UNFINISHED}: no final test figures yet. The latest accuracy on the split that is '
