@@ -99,7 +99,8 @@ def notes(runs: list[Run]) -> list[str]:
         )
     if any('+' in str(run.config.get(field)) for run in runs for field in ('loss', 'network')):
         found.append(
-            'Members of one run with different losses or networks: their ± is a spread over these, no error bar.'
+            'Members of one run with different losses or networks: their ± is a spread over these, and '
+            'no error bar.'
         )
     if not all(run.results for run in runs):
         found.append(
