@@ -177,10 +177,12 @@ def _sha256(path: Path) -> str:
 
 
 def write_atomically(path: Path, write):
-    """Call `write(file)` on a temporary binary file that then becomes `path`, whole or not at all."""
+    """Call `write(file)` on a temporary binary file that then becomes `path`, whole or not at all.
+
+    One process at a time: the next one to write `path` takes over what a killed one left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Its own name: several processes may write the same file at once.
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name}.tmp')
     try:
         with open(temporary, 'wb') as file:
             write(file)

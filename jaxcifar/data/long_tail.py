@@ -8,11 +8,12 @@ protocol, trains on all and tests on the whole balanced test set.
 
 import hashlib
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.checkpoint import write_atomically
 from jaxcifar.errors import UserError
 
 PROTOCOLS = {
@@ -108,19 +109,25 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
 
 def _write(folder: Path, dataset, made_from: dict, found: dict[str, np.ndarray]):
     manifest: dict = {**made_from, 'parts': {}}
+    files: dict[str, bytes] = {}
     for name, indices in found.items():
         source = source_of(made_from['protocol'], name)
         labels = getattr(dataset, f'y_{source}')
         text = (json.dumps(indices.tolist()) + '\n').encode()
-        write_atomically(folder / f'{name}.json', lambda file, text=text: file.write(text))
+        files[f'{name}.json'] = text
         manifest['parts'][name] = {
             'images_of': source,
             'size': len(indices),
             'class_counts': np.bincount(labels[indices], minlength=dataset.num_classes).tolist(),
             'sha256': hashlib.sha256(text).hexdigest(),
         }
-    text = (json.dumps(manifest, indent=1) + '\n').encode()
-    write_atomically(folder / 'manifest.json', lambda file: file.write(text))
+    files['manifest.json'] = (json.dumps(manifest, indent=1) + '\n').encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    # Several runs may begin at once: each writes in a place of its own, and all write the same.
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        for name, text in files.items():
+            (Path(own) / name).write_bytes(text)
+            os.replace(Path(own) / name, folder / name)
 
 
 def _read(folder: Path, made_from: dict) -> dict[str, np.ndarray]:
