@@ -13,8 +13,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -53,7 +53,7 @@ class Bench:
         self.step = self._step(self.dataset)
         self.config.augment = 'none'
         # Classic images are normalised already: this takes nothing out of them.
-        self.classic_step = self._step(SimpleNamespace(mean=(0.0,) * 3, std=(1 / 255,) * 3))
+        self.classic_step = self._step(replace(self.dataset, mean=(0.0,) * 3, std=(1 / 255,) * 3))
 
     def _step(self, dataset):
         return make_train_step(self.config, self.population, dataset, self.order.steps_per_epoch, self.state)
