@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.dropout = 0.0  # share of a block's hidden activations set to zero in training
     c.model.drop_path = 0.0  # stochastic depth: how often the last block is skipped, the first never
-    c.model.init = 'he'  # he | he_dense | torch: the distributions that weights are drawn from
+    c.model.init = 'he'  # he | he_dense | torch | dirac: the distributions that weights are drawn from
     c.model.zero_init = False  # norms that end a block begin at 0, so that blocks begin as nothing
     c.model.shortcut = ''  # A | B, of resnet8 to resnet110 and others that have it [auto: their own]
     c.model.stem = ''  # cifar | imagenet, for images of 32 or 224 pixels [auto: cifar]
@@ -60,22 +60,23 @@ def get_config() -> ConfigDict:
     c.long_tail.seed = 42  # draws the images and their parts
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = 'sgd'  # sgd | adamw
+    c.optimizer.name = 'sgd'  # sgd | adamw | muon: of convolutions, sgd for the rest
     c.optimizer.lr = number_or_list(0.1)  # learning rate at factor 1 of the schedule [K]
-    c.optimizer.momentum = 0.9  # of sgd
-    c.optimizer.nesterov = True  # of sgd
+    c.optimizer.momentum = 0.9  # of sgd, muon
+    c.optimizer.nesterov = True  # of sgd, muon
     c.optimizer.b1 = 0.9  # of adamw
     c.optimizer.b2 = 0.999  # of adamw
+    c.optimizer.rest = 0.1  # muon: learning rate of what is no convolution, as a share of lr
     c.optimizer.weight_decay = number_or_list(5e-4)  # sgd: added to the gradient; adamw: decoupled [K]
     c.optimizer.decay = '.*'  # regular expression: the parameter paths that decay; kernel: no norms
     c.optimizer.clip = 0.0  # largest norm of a member's gradient; 0 is off
     c.optimizer.accumulate = 1  # a step's batch goes through in this many equal parts
 
     c.schedule = ConfigDict()
-    c.schedule.name = 'cosine'  # cosine | warm_restarts | multistep | step | constant
+    c.schedule.name = 'cosine'  # cosine | warm_restarts | multistep | step | linear | constant
     c.schedule.per = 'step'  # the learning rate moves every step, or every epoch
     c.schedule.warmup_steps = 0  # the factor is multiplied by min(1, (step+1)/warmup_steps)
-    c.schedule.final = 0.0  # cosine, warm_restarts: lowest learning rate as a share of lr
+    c.schedule.final = 0.0  # cosine, warm_restarts, linear: lowest learning rate as a share of lr
     c.schedule.period = 10  # warm_restarts: epochs of the first cycle
     c.schedule.multiplier = 2  # warm_restarts: each cycle is this many times the one before
     c.schedule.milestones = (60, 120, 160)  # multistep: epochs at which lr is multiplied by gamma

@@ -41,12 +41,20 @@ def append(name: str, rows: list[dict]):
         writer.writerows(rows)
 
 
-def here() -> dict:
-    """When, with which commit and on what something is measured."""
-    devices = jax.devices()
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of results/NAME.csv; none where there is no such file."""
+    path = FOLDER / f'{name}.csv'
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def here(device: str | None = None) -> dict:
+    """When, with which commit and on what something is measured; without `device`, this process's."""
     return {
         'date': datetime.now(UTC).date().isoformat(),
         'commit': git_commit(),
         'machine': f'{platform.machine()} x {os.cpu_count()}',
-        'device': devices[0].device_kind,
+        'device': device or jax.devices()[0].device_kind,
     }

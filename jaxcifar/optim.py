@@ -6,6 +6,7 @@ never touches another.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Callable
 
@@ -38,7 +39,40 @@ def adamw(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransforma
     ]
 
 
-OPTIMIZERS = {'sgd': sgd, 'adamw': adamw}
+def muon(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformation]:
+    """Momentum of convolutions made orthogonal (Jordan et al. 2024); `sgd` for all the rest.
+
+    A kernel counts as a matrix of inputs times outputs. Its decay is decoupled, as adamw's.
+    """
+    o = config.optimizer
+    kernels = [
+        optax.contrib.scale_by_muon(
+            beta=o.momentum, nesterov=o.nesterov, ns_steps=3, weight_dimension_numbers=_matrices
+        ),
+        optax.stateless(lambda updates, _: jax.tree.map(_of_unit_size, updates)),
+        optax.add_decayed_weights(weight_decay, _decay_mask(o.decay)),
+        optax.scale_by_learning_rate(lr),
+    ]
+    rest = sgd(config, lr * o.rest, weight_decay / o.rest)
+    chains = {'kernel': optax.chain(*kernels), 'rest': optax.chain(*rest)}
+    return [optax.multi_transform(chains, _by_shape)]
+
+
+def _of_unit_size(update: jax.Array) -> jax.Array:
+    """An orthogonal matrix with entries of mean square 1/inputs."""
+    return update * max(1.0, update.shape[-1] / math.prod(update.shape[:-1])) ** 0.5
+
+
+def _matrices(params):
+    number = optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,))
+    return jax.tree.map(lambda leaf: number if leaf.ndim == 4 else None, params)
+
+
+def _by_shape(params):
+    return jax.tree.map(lambda leaf: 'kernel' if leaf.ndim == 4 else 'rest', params)
+
+
+OPTIMIZERS = {'sgd': sgd, 'adamw': adamw, 'muon': muon}
 
 
 def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:
@@ -98,6 +132,11 @@ def step_decay(s: ConfigDict, epochs: int) -> optax.Schedule:
     return lambda epoch: jnp.power(s.gamma, jnp.floor(epoch).astype(jnp.int32) // s.step_size)
 
 
+def linear(s: ConfigDict, epochs: int) -> optax.Schedule:
+    """A straight line down to `final`."""
+    return optax.linear_schedule(1.0, s.final, epochs)
+
+
 def constant(s: ConfigDict, epochs: int) -> optax.Schedule:
     """Always 1."""
     return optax.constant_schedule(1.0)
@@ -114,6 +153,7 @@ SCHEDULES = {
     'warm_restarts': warm_restarts,
     'multistep': multistep,
     'step': step_decay,
+    'linear': linear,
     'constant': constant,
 }
 

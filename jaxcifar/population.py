@@ -78,10 +78,18 @@ class Population:
             for name in dict.fromkeys(names)
         ]
 
-    def init(self) -> tuple[Any, Any]:
-        """Fresh (params, batch statistics) of all members, as numpy arrays."""
-        drawn = [stack([g.network.init(self._seeds[k]) for k in g.members]) for g in self.groups]
+    def init(self, images: np.ndarray | None = None) -> tuple[Any, Any]:
+        """Fresh (params, batch statistics) of all members, as numpy arrays.
+
+        images: normalised training images [N,H,W,3] that some networks fit variables to.
+        """
+        drawn = [stack([g.network.init(self._seeds[k], images) for k in g.members]) for g in self.groups]
         return tuple(v['params'] for v in drawn), tuple(v['batch_stats'] for v in drawn)
+
+    @property
+    def fits(self) -> bool:
+        """Whether `init` wants images."""
+        return any(group.network.fits for group in self.groups)
 
     def member_keys(self) -> jax.Array:
         """The members' own random keys, [K]."""

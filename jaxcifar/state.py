@@ -30,9 +30,9 @@ def new_sums(config: ConfigDict) -> dict[str, jax.Array]:
     return {name: jnp.zeros(config.members) for name in ('loss', 'accuracy', *columns(config), 'count')}
 
 
-def init_state(config: ConfigDict, population: Population) -> TrainState:
-    """The state before the first step, on the devices."""
-    params, stats = population.init()
+def init_state(config: ConfigDict, population: Population, images=None) -> TrainState:
+    """The state before the first step, on the devices; `images` as in `Population.init`."""
+    params, stats = population.init(images)
 
     def create(params, stats):
         return TrainState(

@@ -27,6 +27,7 @@ from jaxcifar.selection import Selection
 from jaxcifar.state import eval_weights, init_state, new_sums
 from jaxcifar.step import make_eval_step, make_train_step
 
+FITTED = 2000  # training images that networks fit their first variables to
 IN_FLIGHT = 4  # steps that the host may be ahead of the devices
 
 
@@ -70,7 +71,9 @@ class Run:
 
     def _restore(self):
         """Take up the newest checkpoint, or another run's, or begin."""
-        self.state = init_state(self.config, self.population)
+        few = np.unique(self.split.train)[:FITTED] if self.population.fits else None
+        images = None if few is None else self.dataset.normalised(few)
+        self.state = init_state(self.config, self.population, images)
         self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep)
         self.stack.callback(self.checkpoints.close)
         self.best = BestWeights(self.workdir)

@@ -75,7 +75,7 @@ def test_torchs_networks_are_as_large():
     with torch.device('meta'):
         parameters = {name: make(classes=10).parameters() for name, make in TORCH.items()}
     torchs = {name: sum(p.numel() for p in parts) for name, parts in parameters.items()}
-    assert torchs == {name: sizes(name, 10)[0] for name in NETWORKS}
+    assert torchs == {name: sizes(name, 10)[0] for name in NETWORKS if 'speednet' not in name}
 
 
 class Pair:

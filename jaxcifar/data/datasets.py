@@ -44,6 +44,11 @@ class Dataset:
         """Side of the square images, in pixels."""
         return self.x_train.shape[1]
 
+    def normalised(self, indices: np.ndarray) -> np.ndarray:
+        """These training images with the mean and deviation taken out, float32 [N,H,W,3]."""
+        images = np.asarray(self.x_train[indices], np.float32) / 255
+        return (images - np.float32(self.mean)) / np.float32(self.std)
+
     def fingerprint(self) -> str:
         """sha256 over the four arrays, in hex; of files on disk over their names and sizes."""
         digest = hashlib.sha256()

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcifar.errors import UserError, lookup
-from jaxcifar.models import densenet, mobilenet, resnet, resnext, wide_resnet
+from jaxcifar.models import densenet, mobilenet, resnet, resnext, speednet, wide_resnet
 from jaxcifar.models.layers import SCHEMES, STEMS, Layers, initialise
 
 NETWORKS: dict[str, Callable] = {
@@ -33,6 +34,9 @@ NETWORKS: dict[str, Callable] = {
     'densenet201': densenet.DenseNet201,
     'efficient_densenet': densenet.EfficientDenseNet,
     'mobilenetv2': mobilenet.MobileNetV2,
+    'speednet': speednet.SpeedNet,
+    'speednet_small': speednet.SpeedNetSmall,
+    'speednet_large': speednet.SpeedNetLarge,
 }
 
 CHOICES: dict[str, dict] = {'shortcut': resnet.SHORTCUTS, 'stem': dict.fromkeys(STEMS)}
@@ -42,8 +46,9 @@ class Network(NamedTuple):
     """A network as pure functions; nothing outside `models/` knows about Flax.
 
     shapes() -> the tree of variables' shapes.
-    init(seed) -> variables: `seed` a tuple of integers, variables a tree of numpy arrays
-        {'params': …, 'batch_stats': …}.
+    init(seed, images) -> variables: `seed` a tuple of integers, variables a tree of numpy arrays
+        {'params': …, 'batch_stats': …}; `images` normalised training images [N,H,W,3], or None, for
+        networks that `fit` some of their variables to them.
     apply(variables, images, train, key) -> (logits [B,C], features [B,D]), batch_stats: images
         [B,H,W,3] float32, normalised; `key` feeds dropout, and is needed where that is on.
     """
@@ -51,6 +56,7 @@ class Network(NamedTuple):
     shapes: Callable
     init: Callable
     apply: Callable
+    fits: bool = False  # whether `init` wants images
 
 
 def has_choice(name: str, option: str) -> bool:
@@ -98,8 +104,11 @@ def build(
         image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
         return jax.eval_shape(module(train=False).init, jax.random.key(0), image)
 
-    def draw(seed: tuple[int, ...]):
-        return initialise(shapes(), seed, scheme, zeroed)
+    fit = getattr(module(train=False), 'fit', None)
+
+    def draw(seed: tuple[int, ...], images: np.ndarray | None = None):
+        variables = initialise(shapes(), seed, scheme, zeroed)
+        return fit(variables, images) if fit and images is not None else variables
 
     def apply(variables, images: jax.Array, train: bool, key: jax.Array | None = None):
         network = module(train)
@@ -109,4 +118,4 @@ def build(
         outputs, updated = network.apply(variables, images, mutable=['batch_stats'], rngs=keys)
         return outputs, updated['batch_stats']
 
-    return Network(shapes, draw, apply)
+    return Network(shapes, draw, apply, fit is not None)

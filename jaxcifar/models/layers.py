@@ -103,11 +103,21 @@ def he_dense(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.nda
     return he(rng, is_kernel, shape, kernel)
 
 
+def dirac(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
+    """As `torch`, but a convolution's first filters pass its inputs on (Zagoruyko & Komodakis 2017)."""
+    drawn = torch(rng, is_kernel, shape, kernel)
+    if is_kernel and len(shape) == 4:
+        passed = min(shape[2:])
+        drawn[:, :, :, :passed] = 0
+        drawn[shape[0] // 2, shape[1] // 2, range(passed), range(passed)] = 1
+    return drawn
+
+
 def torch(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
     """Uniform within 1/sqrt(fan_in), kernels and biases, as torch's layers begin."""
     limit = 1 / np.sqrt(np.prod(kernel[:-1]))
     return rng.uniform(-limit, limit, shape)
 
 
-SCHEMES = {'he': he, 'he_dense': he_dense, 'torch': torch}
+SCHEMES = {'he': he, 'he_dense': he_dense, 'torch': torch, 'dirac': dirac}
 STEMS = ('cifar', 'imagenet')  # for images of about 32 and of 224 pixels

@@ -1,0 +1,136 @@
+"""The network and optimiser of fast runs, and the programs that measure speed."""
+
+import sys
+import time
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from experiments import bench, on_gpu, results
+from experiments.steps import Step
+from jaxcifar.errors import Preempted, UserError
+from jaxcifar.evaluate import Evaluation, load_weights
+from jaxcifar.models import NETWORKS, build
+from jaxcifar.models.convolution import convolve
+from jaxcifar.models.speednet import SpeedNet, halve, whitening_filters
+from jaxcifar.optim import make_optimizer
+from jaxcifar.train import train
+from tests.conftest import small_config
+
+
+def test_whitened_patches_have_unit_covariance_and_are_given_twice():
+    rng = np.random.default_rng(0)
+    images = (rng.normal(size=(64, 9, 9, 3)) @ rng.normal(size=(3, 3)) + 1).astype(np.float32)
+    filters = whitening_filters(images, 24, epsilon=0)
+    y = np.asarray(convolve(jnp.array(images), jnp.array(filters), 1, ((0, 0), (0, 0)))).reshape(-1, 24)
+    np.testing.assert_allclose(np.cov(y[:, :12], rowvar=False), np.eye(12), atol=1e-3)
+    np.testing.assert_array_equal(filters[..., 12:], -filters[..., :12])
+
+
+def test_halving_is_max_pooling():
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
+
+    def pool(x):
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+    np.testing.assert_array_equal(halve(x), pool(x))
+    gradients = [jax.grad(lambda x, f=f: (f(x) ** 2).sum())(x) for f in (halve, pool)]
+    np.testing.assert_allclose(*gradients)
+
+
+def test_a_dirac_network_passes_its_first_inputs_on():
+    kernel = build('speednet_small', 10, init='dirac').init((0, 0))['params']['layer2_conv1']['kernel']
+    x = np.random.default_rng(0).normal(size=(1, 5, 5, 32)).astype(np.float32)
+    y = convolve(jnp.array(x), jnp.array(kernel), 1, ((1, 1), (1, 1)))
+    np.testing.assert_allclose(y[..., :32], x, rtol=1e-5)
+    assert np.abs(kernel[..., 32:]).max() > 0
+
+
+def test_muon_takes_orthogonal_steps_for_kernels_and_sgds_for_the_rest():
+    config = base.get_config()
+    config.optimizer.update({'name': 'muon', 'rest': 0.5, 'weight_decay': 0.0, 'nesterov': False})
+    rng = np.random.default_rng(0)
+    grads = {'conv': rng.normal(size=(3, 3, 2, 8)).astype(np.float32), 'bias': np.ones(8, np.float32)}
+    optimizer = make_optimizer(config, 0.1, 0.0)
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    values = np.linalg.svd(np.reshape(updates['conv'], (18, 8)), compute_uv=False)
+    assert np.all((values > 0.04) & (values < 0.13))  # lr .1; three iterations come near to 1
+    left, _, right = np.linalg.svd(grads['conv'].reshape(18, 8), full_matrices=False)
+    cosine = -np.sum(np.reshape(updates['conv'], (18, 8)) * (left @ right)) / np.linalg.norm(values) / 8**0.5
+    assert cosine > 0.95
+    np.testing.assert_allclose(updates['bias'], -0.05 * grads['bias'], rtol=1e-6)
+
+
+def test_a_speedrun_learns_with_filters_that_are_kept_but_not_trained(
+    small_npz, dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(NETWORKS, 'speednet_tiny', partial(SpeedNet, widths=(16, 32)))
+    config = small_config(small_npz)
+    config.network, config.model.init, config.members, config.epochs = 'speednet_tiny', 'dirac', 2, 3
+    config.optimizer.update({'name': 'muon', 'lr': 0.1, 'momentum': 0.6})
+    config.schedule.name, config.data.validation = 'linear', 'none'
+    found = train(config, tmp_path)
+    assert found['mean']['last']['accuracy'] > 0.9
+    run = Evaluation(tmp_path)
+    ((_, (stats,)), _) = load_weights(run.config, run.population, tmp_path, 'last')
+    wanted = whitening_filters(run.dataset.normalised(np.arange(96)), 24)
+    for filters in stats['whiten']['filters']:  # a member's each
+        np.testing.assert_allclose(filters, wanted, atol=1e-4)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Results go here."""
+    monkeypatch.setattr(results, 'FOLDER', tmp_path)
+    return tmp_path
+
+
+def test_the_benchmark_names_the_fastest_and_measures_nothing_twice(folder, monkeypatch, capsys):
+    def sleeper(seconds):
+        return lambda name, batch: Step(lambda steps: time.sleep(steps * seconds), 0.1, 2.0, 5e6, 1e9)
+
+    def failing(name, batch):
+        raise RuntimeError('out of memory')
+
+    ways = {'ours': 1e-3, 'ours bf16': 5e-3, 'linen': 2e-3, 'torch': 3e-3, 'torch compile': 2e-3}
+    ways = {way: sleeper(seconds) for way, seconds in ways.items()} | {'torch graphs': failing}
+    monkeypatch.setattr(bench, 'WAYS', ways)
+    monkeypatch.setattr(bench, 'clock', time.perf_counter)
+    monkeypatch.setattr(sys, 'argv', ['bench', 'resnet8', '--batch', '4'])
+    bench.main()
+    assert 'resnet8, batch 4 …' in capsys.readouterr().out
+    rows = results.read('bench')
+    assert [r['way'] for r in rows] == list(ways) and rows[-1]['failed'] == 'out of memory'
+    mine, theirs = bench.best(rows, 'ours'), bench.best(rows, 'torch')
+    assert (mine['way'], theirs['way']) == ('ours', 'torch compile')
+    assert bench.line(rows)[7] == 'compile' and float(bench.line(rows)[8]) > 1.2
+    bench.main()
+    assert 'batch 4 …' not in capsys.readouterr().out
+    assert (folder / 'bench.png').stat().st_size > 5000
+
+
+def test_steps_for_a_gpu_run_once_and_stop_in_time(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(on_gpu, 'device_kind', lambda: 'a device')
+    sleep = 'timeit -n1 -r1 -s "import time" "time.sleep(60)"'
+    steps = {'quick': 'timeit -n1 -r1 pass', 'broken': 'no_such_module', 'long': sleep}
+    monkeypatch.setattr(on_gpu, 'STEPS', {name: on_gpu.Step(c, '') for name, c in steps.items()})
+
+    def go(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['on_gpu', *arguments])
+        on_gpu.main()
+
+    with pytest.raises(UserError, match='failed: broken'):
+        go('--only', 'quick,broken')
+    go('--only', 'quick')
+    assert '[quick] finished before on a device' in capsys.readouterr().out
+    monkeypatch.setattr(on_gpu, 'SAVE_SECONDS', 5)
+    with pytest.raises(Preempted, match='stopped in time'):
+        go('--only', 'long', '--minutes', '0.1')
+    go('--list')
+    out = capsys.readouterr().out
+    assert 'quick          done' in out and 'long           to do' in out
