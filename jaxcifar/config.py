@@ -26,7 +26,9 @@ WANDB_MODES = ('disabled', 'offline', 'online')
 ANY = float('inf')
 RANGES = {
     **dict.fromkeys(('members', 'epochs', 'batch_size', 'devices', 'data.image_size'), (1, ANY)),
-    **dict.fromkeys(('eval.batch_size', 'eval.every_epochs', 'optimizer.accumulate'), (1, ANY)),
+    **dict.fromkeys(
+        ('eval.batch_size', 'eval.every_epochs', 'optimizer.accumulate', 'steps_per_call'), (1, ANY)
+    ),
     **dict.fromkeys(('checkpoint.every_epochs', 'checkpoint.keep'), (1, ANY)),
     **dict.fromkeys(('checkpoint.every_steps', 'log.every_steps', 'data.workers'), (0, ANY)),
     **dict.fromkeys(('optimizer.lr', 'optimizer.weight_decay', 'optimizer.clip'), (0, ANY)),
@@ -52,6 +54,7 @@ RESUMABLE = (
     'checkpoint',
     'log',
     'profile',
+    'steps_per_call',
     'compile_cache',
 )
 
@@ -114,6 +117,8 @@ def _check(config: ConfigDict, names: list[str]):
         )
     if config.data.loader == 'device' and is_streamed(config.dataset):
         raise UserError(f'data.loader=device is for images in memory; {config.dataset} needs host')
+    if config.steps_per_call > 1 and is_streamed(config.dataset):
+        raise UserError(f'steps_per_call is for images in memory, not for {config.dataset}')
     if config.update_order == 'sequential' and config.optimizer.accumulate > 1:
         raise UserError('update_order=sequential needs whole batches: set optimizer.accumulate=1')
     if config.early_stopping.patience and config.data.validation == 'none':

@@ -126,10 +126,10 @@ class Clock:
         self._images = self._steps = 0
         self._start, self._compiled = time.perf_counter(), self._program.seconds
 
-    def count(self, images: int):
-        """A step has been handed to the devices."""
-        self._images += images
-        self._steps += 1
+    def count(self, images: int, steps: int):
+        """So many steps of so many images each have been handed to the devices."""
+        self._images += images * steps
+        self._steps += steps
 
     def _seconds(self) -> float:
         compiling = self._program.seconds - self._compiled

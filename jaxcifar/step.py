@@ -190,11 +190,19 @@ def make_train_step(
 ):
     """The compiled step. A state lives where `state` does, and its memory is used again.
 
+    With steps_per_call above 1, it takes the stacked batches of several steps and logs the last of them.
+
     counts: the members' training images of each class, [C] or [K,C]; without, of the whole data set.
     """
     shardings = jax.tree.map(lambda x: x.sharding, state), population.sharding()
+    step = UPDATES[config.update_order](config, population, dataset, steps_per_epoch, counts)
+
+    def call(state: TrainState, batches):
+        state, rows = jax.lax.scan(step, state, batches)
+        return state, jax.tree.map(lambda row: row[-1], rows)
+
     return jax.jit(
-        UPDATES[config.update_order](config, population, dataset, steps_per_epoch, counts).__call__,
+        step.__call__ if config.steps_per_call == 1 else call,
         donate_argnums=0,
         out_shardings=shardings,
         compiler_options=compiler_options(),

@@ -141,19 +141,20 @@ class Run:
     def _train(self):
         """Steps from here to the end of the run."""
         steps = range(self.step, self.total)
+        calls = self.order.calls(self.config, steps.start, steps.stop)
         source = batches(self.config, self.dataset, self.order, self.population, steps)
         in_flight: deque = deque()
         self.clock.start()
         with contextlib.closing(source):
-            for batch in source:
+            for call, batch in zip(calls, source):
                 self.tracer.before(self.step)
                 self.state, row = self.train_step(self.state, batch)
-                self.tracer.after(self.step, row)
+                self.tracer.after(call.stop - 1, row)
                 in_flight.append(row)
                 if len(in_flight) > IN_FLIGHT:
                     jax.block_until_ready(in_flight.popleft())
-                self.step += 1
-                self.clock.count(batch['label'].shape[-1])
+                self.step = call.stop
+                self.clock.count(batch['label'].shape[-1], len(call))
                 self.console.step(self.step, self.clock.rate())
                 self._after_step(row)
                 if not self.going_on():

@@ -13,6 +13,8 @@ import pytest
 from configs import base
 from experiments import bench, on_gpu, results
 from experiments.steps import Step
+from jaxcifar.config import finalize
+from jaxcifar.data.loader import Order
 from jaxcifar.errors import Preempted, UserError
 from jaxcifar.evaluate import Evaluation, load_weights
 from jaxcifar.models import NETWORKS, build
@@ -134,3 +136,33 @@ def test_steps_for_a_gpu_run_once_and_stop_in_time(folder, tmp_path, monkeypatch
     go('--list')
     out = capsys.readouterr().out
     assert 'quick          done' in out and 'long           to do' in out
+
+
+@pytest.mark.parametrize('loader', ['host', 'device'])
+def test_several_steps_in_a_call_are_the_same_steps(loader, small_npz, tmp_path, tiny_networks):
+    config = small_config(small_npz)
+    config.network, config.members, config.batch_size = 'tiny', 2, 12  # 6 steps and one of 8 images
+    config.data.loader, config.log.every_steps, config.devices = loader, 5, None
+    config.data.order = 'member' if loader == 'device' else 'shared'
+    train(config.copy_and_resolve_references(), tmp_path / 'one')
+    config.steps_per_call = 3
+    train(config.copy_and_resolve_references(), tmp_path / 'three')
+    one, three = (
+        np.genfromtxt(tmp_path / name / 'metrics.csv', delimiter=',', dtype=None, names=True, encoding=None)
+        for name in ('one', 'three')
+    )
+    assert len(one) == len(three) and one.dtype == three.dtype
+    for name in one.dtype.names:
+        if one.dtype[name].kind in 'fi':
+            np.testing.assert_allclose(one[name], three[name], rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_call_ends_where_something_is_to_be_done():
+    config = base.get_config()
+    config.batch_size, config.steps_per_call = 10, 4
+    config.log.every_steps, config.profile.steps = 6, (13, 14)
+    order = Order(finalize(config), np.arange(95), 1)  # 9 whole batches and one of 5
+    calls = list(order.calls(config, 1, 20))
+    ends = [c.stop for c in calls]
+    assert ends == [5, 6, 9, 10, 12, 13, 14, 18, 19, 20] and calls[0].start == 1
+    assert [order.call_indices(config, c).shape for c in calls[:4]] == [(4, 10), (1, 10), (3, 10), (1, 5)]

@@ -8,7 +8,7 @@ device memory and sends indices. Their batches are the same to the bit.
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
 import jax
 import numpy as np
@@ -49,6 +49,27 @@ class Order:
         size = self.last if self.last and i == self.steps_per_epoch - 1 else self.batch
         return self._shuffled[..., i * self.batch : i * self.batch + size]
 
+    def calls(self, config: ConfigDict, step: int, total: int) -> Iterator[range]:
+        """The steps from `step` to `total` that are handed to the devices together.
+
+        At most steps_per_call, all of one shape, and none beyond a step after which something is to be done.
+        """
+        while step < total:
+            every = self.steps_per_epoch, config.log.every_steps, config.checkpoint.every_steps
+            ends = [total, step + config.steps_per_call, *config.profile.steps]
+            ends += [(step // n + 1) * n for n in every if n]
+            if self.last:
+                ends.append((step // self.steps_per_epoch + 1) * self.steps_per_epoch - 1)
+            end = min(e for e in ends if e > step)
+            yield range(step, end)
+            step = end
+
+    def call_indices(self, config: ConfigDict, steps: range) -> np.ndarray:
+        """`indices` of the steps of one call; stacked where a call takes several, [steps,…]."""
+        if config.steps_per_call == 1:
+            return self.indices(steps.start)
+        return np.stack([self.indices(step) for step in steps])
+
     def _shuffle(self, epoch: int) -> np.ndarray:
         n = self.train.shape[-1]
         orders = np.stack([np.random.default_rng((epoch, *s)).permutation(n) for s in self._seeds])
@@ -59,15 +80,19 @@ class Order:
 
 
 def batches(config: ConfigDict, dataset, order: Order, population: Population, steps: range):
-    """The batches {'image', 'label', 'index'} of some steps, on the devices: an iterator to be closed."""
-    sharding = population.sharding(*(('member', 'data') if order.own else ('data',)))
+    """The batches {'image', 'label', 'index'} of some steps, on the devices: an iterator to be closed.
+
+    With steps_per_call above 1, those of each of `Order.calls`, stacked along a first axis.
+    """
+    axes = ('member', 'data') if order.own else ('data',)
+    sharding = population.sharding(*(axes if config.steps_per_call == 1 else (None, *axes)))
     make = {'host': _host_batches, 'device': _device_batches}[config.data.loader]
-    return make(config, dataset, order, sharding, steps)
+    return make(config, dataset, order, sharding, order.calls(config, steps.start, steps.stop))
 
 
-def _host_batches(config, dataset, order: Order, sharding: NamedSharding, steps: range):
+def _host_batches(config, dataset, order: Order, sharding: NamedSharding, calls: Iterator[range]):
     images = dataset.x_train
-    requests = ((step // order.steps_per_epoch, order.indices(step)) for step in steps)
+    requests = ((c.start // order.steps_per_epoch, order.call_indices(config, c)) for c in calls)
     if isinstance(images, np.ndarray):
         loader = data_loader(Gather(images, dataset.y_train), requests, config.data.workers)
         return prefetch(loader, lambda batch: jax.device_put(batch, sharding))
@@ -80,7 +105,7 @@ def _host_batches(config, dataset, order: Order, sharding: NamedSharding, steps:
     return prefetch(loader, lambda batch: jax.device_put(images.noted(batch), sharding))
 
 
-def _device_batches(config, dataset, order: Order, sharding: NamedSharding, steps: range):
+def _device_batches(config, dataset, order: Order, sharding: NamedSharding, calls: Iterator[range]):
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())
     images, labels = jax.device_put((dataset.x_train, dataset.y_train), everywhere)
 
@@ -89,7 +114,7 @@ def _device_batches(config, dataset, order: Order, sharding: NamedSharding, step
         batch = {'image': images[indices], 'label': labels[indices], 'index': indices}
         return jax.lax.with_sharding_constraint(batch, sharding)
 
-    indices = (order.indices(step).astype(np.int32) for step in steps)
+    indices = (order.call_indices(config, call).astype(np.int32) for call in calls)
     return prefetch(indices, lambda i: gather(images, labels, jax.device_put(i, everywhere)))
 
 
