@@ -46,8 +46,8 @@ def parse(monkeypatch):
 @pytest.mark.parametrize('name', SHIPPED)
 def test_resolved_configs_are_as_reviewed(name, monkeypatch):
     """A changed default shows up here. To accept it: rm tests/golden/NAME.json and run again."""
-    for name in ('JAXCIFAR_DATA', 'MODEL_TYPE', 'EXPERT_ID', 'EPOCHS'):
-        monkeypatch.delenv(name, raising=False)
+    for variable in ('JAXCIFAR_DATA', 'MODEL_TYPE', 'EXPERT_ID', 'EPOCHS'):
+        monkeypatch.delenv(variable, raising=False)
     resolved = json.dumps(configs.to_dict(configs.finalize(shipped(name))), indent=1) + '\n'
     path = GOLDEN / f'{re.sub("[:,+]", "-", name)}.json'
     if not path.exists():
