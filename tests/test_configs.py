@@ -56,7 +56,7 @@ def test_resolved_configs_are_as_reviewed(name, monkeypatch):
     assert resolved == path.read_text()
 
 
-@pytest.mark.parametrize('name', [*SHIPPED[1:5], 'mutual:strong'])  # test_long_tail runs its own
+@pytest.mark.parametrize('name', [*SHIPPED[1:5], 'mutual:strong'])  # others run theirs
 def test_every_shipped_config_runs_shrunk(name, config, tmp_path):
     """As shipped but for size: the small images, a small network, two epochs."""
     c = shipped(name)

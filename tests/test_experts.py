@@ -107,7 +107,6 @@ def test_an_expert_alone_is_the_expert_among_four(small_npz, tiny_networks, tmp_
     c.dataset, c.network, c.loss = f'npz:{small_npz}', 'tiny', 'logit_adjustment'
     c.epochs, c.batch_size, c.data.drop_last, c.devices, c.eval.batch_size = 3, 8, True, 1, 20
     c.schedule.period, c.early_stopping.patience, c.early_stopping.min_epochs = 1, 1, 0
-    c.augment = 'crop(1)+flip+mixup(.2)'  # quicker to compile
     alone = copy.deepcopy(c)
     alone.member_ids = 2
     said: list[str] = []
