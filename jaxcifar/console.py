@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jaxcifar.sparsity import describe
+
 SETTLED = 10  # steps after which a rate means something
 HEARTBEAT = 300.0  # seconds between lines within an epoch, in a log file
 COLUMNS = ('epoch', 'lr', 'train loss', 'train %', 'validation %', 'best %', 'seconds', 'images/s')
@@ -46,6 +48,8 @@ class Console:
             f'{order.train.shape[-1]} training images, {order.steps_per_epoch} steps an epoch, '
             f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
         )
+        for line in describe(config, run.population, run.state.params):
+            self.say(line)
         if order.trimmed:
             self.say(f'{order.trimmed} images of the last batch are left out to split it evenly')
         if run.chooses_on == 'test':

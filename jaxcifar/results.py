@@ -10,7 +10,7 @@ import numpy as np
 from jaxcifar.checkpoint import write_atomically
 from jaxcifar.evaluate import evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
-from jaxcifar.members import member_losses
+from jaxcifar.members import member_losses, member_views
 from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities
 
 FILE = 'results.json'
@@ -54,10 +54,9 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
             top['mean'][which], top['std'][which], top['ensemble'][which] = mean, std, ensemble
             for member, score in zip(members, scores):
                 member.setdefault(which, {})[name] = score
-    losses = member_losses(run.config)
+    kinds = {'loss': member_losses(run.config), 'view': member_views(run.config)}
     for k, member in enumerate(members):
-        if len(set(losses)) > 1:
-            member['loss'] = losses[k]
+        member |= {kind: of[k] for kind, of in kinds.items() if len(set(of)) > 1}
         if 'best' in member:
             member['best']['epoch'] = int(chosen.best_epoch[k])
             member['best']['validation_accuracy'] = float(chosen.best[k])
@@ -101,8 +100,8 @@ def lines(results: dict) -> list[str]:
     how = {'last': 'last epoch', 'best': f'chosen on {results["selection"]}'}
     how['best'] = {'test': 'chosen on the TEST images'}.get(results['selection'], how['best'])
     text = []
-    # A ± over different networks or losses would look like an error bar.
-    kinds = {(m['name'].partition('_')[2], m.get('loss')) for m in results['members']}
+    # A ± over different networks, losses or views would look like an error bar.
+    kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
     alike = len(kinds) == 1
     for which in results['mean']:
         mean, std = results['mean'][which], results['std'][which]
@@ -118,8 +117,9 @@ def lines(results: dict) -> list[str]:
             line += f'; ensemble {100 * ensemble["accuracy"]:.2f} %'
         text.append(line)
         for member in results['members'] if not alike or 'loss' in results['members'][0] else ():
+            kind = ' '.join(member[k] for k in ('name', 'loss', 'view') if k in member)
             score = member[which]['test']
             shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
             numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
-            text.append(f'  {member["name"]} {member.get("loss", "")}'.rstrip() + f': {numbers} %')
+            text.append(f'  {kind}: {numbers} %')
     return text
