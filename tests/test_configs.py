@@ -19,7 +19,8 @@ from jaxcifar.train import train
 GOLDEN = Path(__file__).parent / 'golden'
 SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cifar100', 'mutual',
            'mutual:resnet32+wideresnet28_2', 'mutual:strong', 'long_tail',
-           'long_tail:cifar10,standard', 'long_tail:strong', 'ternary', 'ternary:mobilenetv2,cifar10,ttq']  # fmt: skip
+           'long_tail:cifar10,standard', 'long_tail:strong', 'ternary',
+           'ternary:mobilenetv2,cifar10,ttq']  # fmt: skip
 
 
 def shipped(name: str):
