@@ -2,7 +2,7 @@
 
 ResNet-18 and MobileNetV2 on CIFAR-10 with floats, TWN, TTQ, and TWN with stem and classifier too; three
 seeds of each are one run; 300 epochs of all 50,000 images, the last epoch. Public: ResNet-18 96.07 with
-floats, 95.07 ternary but for the stem, 94.64 throughout; MobileNetV2 ternary 93.38. The share of zeros of each
+floats, 95.07 ternary but for the stem, 94.64 throughout; MobileNetV2 ternary 93.38. The zeros of each
 layer goes to experiments/results/sparsity.csv.
 
 experiments/ternary_table.py:short takes an hour on two CPU cores; it says what it shortens.
@@ -47,8 +47,8 @@ def short() -> Sweep:
     """One seed of a small network."""
     size = {'epochs': EPOCHS, 'augment': 'crop(4)+flip', 'label_smoothing': 0.0}
     title = (
-        f'SHORTENED: ResNet-20 instead of ResNet-18 and MobileNetV2, {EPOCHS} epochs instead of 300, therefore '
-        'without CutMix and label smoothing; one seed. CIFAR-10, all 50,000 images, last epoch'
+        f'SHORTENED: ResNet-20 instead of ResNet-18 and MobileNetV2, {EPOCHS} epochs instead of 300, '
+        'therefore without CutMix and label smoothing; one seed. CIFAR-10, all 50,000 images, last epoch'
     )
     return Sweep(title, each_variant('resnet20', size), 'floats')
 
