@@ -16,7 +16,7 @@ from experiments.augmentations import Step, milliseconds
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
 
-ROUNDS = 9
+ROUNDS = 5
 VIEWS = {
     'floats': {},
     'TWN': {'view': 'ternary'},

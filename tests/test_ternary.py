@@ -218,6 +218,18 @@ def test_a_stopped_run_is_extended(config, small, tmp_path, monkeypatch):
     assert json.loads((workdir / 'config.json').read_text())['epochs'] == 5
 
 
+def test_trained_floats_are_turned_ternary(config, tiny_networks, tmp_path):
+    config.network, config.epochs, config.batch_size = 'linear', 6, 20
+    floats = train(config, tmp_path / 'floats')
+    turned = seen(config, epochs=9, resume_from=str(tmp_path / 'floats'), **{'ternary.layers': '.*'})
+    results = train(turned, tmp_path / 'ternary')
+    assert floats['members'][0]['best']['epoch'] <= 6 < results['members'][0]['best']['epoch'] <= 9
+    assert 'zeros' in results['members'][0]['best']
+    turned.ternary.rule = 'ttq'  # has no scales to begin with
+    with pytest.raises(UserError, match=r'does not fit this config: .*view'):
+        train(turned, tmp_path / 'ttq')
+
+
 def test_the_seeds_flags_are_fields():
     """Every flag of the seed's guide has a field, and the recipe of its defaults."""
     c = finalize(ternary.get_config('mobilenetv2,imagenet:photos,ttq'))
