@@ -2,8 +2,12 @@
 
 The same command again resumes; a finished run says so. Change a field with --config.FIELD=VALUE,
 for example --config.optimizer.lr=.05 or, one number a member, --config.optimizer.lr=.1,.05
+
+On several hosts each runs the command, with --coordinator HOST:PORT (of the first) --processes N
+--process I (from 0) added; under Slurm's srun without. They must see the same workdir.
 """
 
+import argparse
 import ast
 import re
 import sys
@@ -36,6 +40,15 @@ def parse(argv: list[str]):
     if config is None or workdir is None:
         raise UserError('--config and --workdir are needed; see python -m jaxcifar.main --help')
     return config, Path(workdir)
+
+
+def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What the flags say of several hosts, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--coordinator', default='')
+    parser.add_argument('--processes', type=int, default=1)
+    parser.add_argument('--process', type=int, default=0)
+    return parser.parse_known_args(argv)
 
 
 def _explain(error: Exception, argv: list[str]) -> UserError:
@@ -82,10 +95,13 @@ def main():
     if {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
         print(usage())
         return
-    config, workdir = parse(sys.argv)
-    from jaxcifar.train import train  # JAX takes a second: not before the command line is right
+    place, argv = which_host(sys.argv)
+    config, workdir = parse(argv)
+    from jaxcifar import hosts  # JAX takes a second: not before the command line is right
+    from jaxcifar.train import train
 
-    train(config, workdir)
+    with hosts.joined(**vars(place)):
+        train(config, workdir)
 
 
 if __name__ == '__main__':
