@@ -7,7 +7,7 @@ With one process everything here is what JAX does anyway.
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -53,7 +53,7 @@ def joined(coordinator: str = '', processes: int = 0, process: int = 0) -> Itera
 
 def _own_gpus() -> list[int]:
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-    found = visible.split(',') if visible else sorted(Path('/dev').glob('nvidia[0-9]*'))
+    found = visible.split(',') if visible else [p.name for p in Path('/dev').glob('nvidia[0-9]*')]
     return list(range(len(found)))
 
 
@@ -110,10 +110,8 @@ def share(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """What this host's devices hold of an array with these leading axes: one box of it."""
     if alone():
         return tuple(slice(n) for n in shape)
-    parts = {
-        tuple(s.indices(n)[:2] for s, n in zip(index, shape))
-        for index in sharding.addressable_devices_indices_map(shape).values()
-    }
+    indices: Iterable = sharding.addressable_devices_indices_map(shape).values()
+    parts = {tuple(s.indices(n)[:2] for s, n in zip(index, shape)) for index in indices}
     box = [(min(low), max(high)) for low, high in (zip(*ends) for ends in zip(*parts))]
     if sum(_volume(p) for p in parts) != _volume(box):
         raise UserError('the members do not divide evenly over the hosts: take fewer hosts or other members')

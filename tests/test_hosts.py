@@ -1,6 +1,7 @@
 """Several hosts, here processes on the loopback: they make what one process makes, and stop together."""
 
 import contextlib
+import shutil
 import signal
 import socket
 from types import SimpleNamespace
@@ -14,7 +15,13 @@ from jaxcifar import hosts
 from jaxcifar.errors import UserError
 from tests.processes import checkpoints, finish, frozen, outcome, started, state
 
-FIELDS = {'devices': 4, 'data__loader': 'host', 'data__validation': 'none', 'epochs': 5}
+FIELDS = {
+    'devices': 4,
+    'data__loader': 'host',
+    'data__validation': 'none',
+    'epochs': 10,
+    'checkpoint__keep': 9,
+}
 
 
 @contextlib.contextmanager
@@ -34,24 +41,29 @@ def pair(workdir, npz):
         ]  # fmt: skip
 
 
-def test_two_processes_stopped_by_one_signal_and_resumed_make_what_one_process_makes(small_npz, tmp_path):
-    workdir = tmp_path / 'two'
-    with pair(workdir, small_npz) as (first, second):
-        with frozen(first, lambda: len(checkpoints(workdir)) > 1):
-            second.send_signal(signal.SIGTERM)
-        ends = [outcome(process) for process in (first, second)]
-    (step,) = {err.splitlines()[-1] for _, _, err in ends}
-    assert [status for status, _, _ in ends] == [75, 75]
-    assert step == f'saved at step {checkpoints(workdir)[-1]}; the same command goes on from there'
-    with pair(workdir, small_npz) as processes:
-        ends = [outcome(process) for process in processes]
-    assert [status for status, _, _ in ends] == [0, 0], ends
-    says = [[line for line in out.splitlines() if '[Gloo]' not in line] for _, out, _ in ends]
-    assert 'resumed at step' in ' '.join(says[0]) and says[1] == []  # the first writes, for both
+def test_two_processes_make_what_one_process_makes_and_stop_together(small_npz, tmp_path):
+    """They take up what one process has saved, and it goes on with what they have saved."""
     one = finish(tmp_path / 'one', small_npz, **FIELDS)
-    assert checkpoints(workdir) == checkpoints(one)
     last = checkpoints(one)[-1]
-    # Sums over four devices are taken in another order by the network than within a process.
+    workdir = shutil.copytree(one, tmp_path / 'two')
+    start, *later = checkpoints(one)
+    for step in later:
+        shutil.rmtree(workdir / 'checkpoints' / str(step))
+    (workdir / 'results.json').unlink()
+    with pair(workdir, small_npz) as processes:
+        first, second = processes
+        with frozen(first, lambda: checkpoints(workdir)[-1] > start):
+            second.send_signal(signal.SIGTERM)
+        ends = [outcome(process) for process in processes]
+    stopped = checkpoints(workdir)[-1]
+    assert [status for status, _, _ in ends] == [75, 75], ends
+    says = [[line for line in out.splitlines() if '[Gloo]' not in line] for _, out, _ in ends]
+    assert f'resumed at step {start},' in ' '.join(says[0]) and says[1] == []  # the first writes, for both
+    (line,) = {err.splitlines()[-1] for _, _, err in ends}
+    assert line == f'saved at step {stopped}; the same command goes on from there' and stopped > start
+    finish(workdir, small_npz, **FIELDS)
+    assert checkpoints(workdir)[-1] == last > stopped
+    # Sums over four devices are taken in another order between processes than within one.
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
     jax.tree.map(near, state(workdir, last), state(one, last))
     assert (workdir / 'metrics.csv').read_text().count('\n') == (one / 'metrics.csv').read_text().count('\n')
