@@ -116,10 +116,11 @@ class Runner:
                     )  # fmt: skip
                     self._processes.add(process)
                 assert process.stdout is not None
-                for line in process.stdout:
-                    log.write(line)
-                    log.flush()
-                    self.display.line(number, run.name, line.rstrip())
+                with process.stdout as lines:
+                    for line in lines:
+                        log.write(line)
+                        log.flush()
+                        self.display.line(number, run.name, line.rstrip())
                 status = process.wait()
                 with self._lock:
                     self._processes.discard(process)
