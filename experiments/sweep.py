@@ -45,15 +45,20 @@ def load(sweep: str) -> Sweep:
     if not Path(path).is_file():
         raise UserError(f'there is no sweep file {path}')
     found = runpy.run_path(path)['get_sweep'](argument)
+    check(found.runs, path)
+    return found
+
+
+def check(runs: list[Run], path: str):
+    """`UserError` unless each has a name of its own, and comes after those that it waits for."""
     before: list[str] = []
-    for run in found.runs:
+    for run in runs:
         if run.name in before:
             raise UserError(f'{path} has two runs called {run.name}')
         for name in run.after:
             if name not in before:
                 raise unknown(f'run before {run.name}:', name, before)
         before.append(run.name)
-    return found
 
 
 def is_finished(run: Run, folder: Path) -> bool:

@@ -11,6 +11,7 @@ import argparse
 import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -78,6 +79,12 @@ def usage() -> str:
         doc = ast.get_docstring(ast.parse((ROOT / name).read_text())) or ''
         lines.append(f'  {name:24}{doc.splitlines()[0]}')
     lines += ['', 'Fields (configs/base.py):']
+    lines += [f'  {field} = {default}\n      {comment}' for field, default, comment in documented_fields()]
+    return '\n'.join(lines)
+
+
+def documented_fields() -> Iterator[tuple[str, str, str]]:
+    """(field, its default, its comment) of configs/base.py, in its order."""
     for line in (ROOT / 'configs/base.py').read_text().splitlines():
         code, mark, comment = line.strip().partition('  # ')
         if mark and code.startswith('c.'):
@@ -85,8 +92,7 @@ def usage() -> str:
             for maker in ('number_or_list', 'placeholder'):
                 default = default.removeprefix(maker)
             default = 'unset' if '(int' in default or '(str' in default or '(object' in default else default
-            lines.append(f'  {field} = {default.strip("()")}\n      {comment}')
-    return '\n'.join(lines)
+            yield field, default.strip('()') if default.count(',') == 0 else default, comment
 
 
 def main():

@@ -107,7 +107,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
         'host': platform.node(),
         'devices': [f'{d.platform}:{d.id} {d.device_kind}' for d in jax.devices()],
         'python': platform.python_version(),
-        'packages': {name: _version(name) for name in PACKAGES},
+        'packages': {name: installed(name) for name in PACKAGES},
     }
     run['sessions'].append(session)
     write_json(workdir / 'run.json', run)
@@ -150,7 +150,8 @@ def git_commit() -> str:
         return ''
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str:
+    """A package's version, '' where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
