@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,7 +53,7 @@ class Soak:
         self.workdir, self.reference = folder / 'run', folder / 'reference'
         rng = np.random.default_rng(0)
         pictures = rng.integers(40, 216, (4, 8, 8, 3))
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         for part, count in (('train', 96), ('test', 40)):
             labels = np.arange(count) % 4
             noise = rng.integers(-40, 40, (count, 8, 8, 3))
