@@ -118,6 +118,14 @@ SCHEDULES = {
 }
 
 
+def last_restart(config: ConfigDict, epoch: int) -> tuple[int, int]:
+    """Of warm restarts: (the epoch at which the cycle of this epoch began, and that of its end)."""
+    start, length = 0, config.schedule.period
+    while start + length <= epoch:
+        start, length = start + length, length * config.schedule.multiplier
+    return start, start + length
+
+
 def make_learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
     """step (an integer) -> the members' learning rates [K].
 

@@ -134,13 +134,13 @@ class Run:
         traced = config.profile.steps if hosts.is_first() else (0, 0)
         self.tracer = Tracer(traced, self.workdir, self.step, self.total, say)
         self.stack.callback(self.tracer.stop)
+        self.learning_rates = make_learning_rates(config, self.epoch_steps)
         self.console.greet(self)
         counts = train_counts(self.dataset, self.split)
         step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state, counts)
         poll = self._poll if hosts.alone() else lambda: None  # others may be compiling still
         self.train_step = Compiled(step, say, poll)
         self.eval_step = make_eval_step(config, self.population, self.dataset)
-        self.learning_rates = make_learning_rates(config, self.epoch_steps)
         self.clock = Clock(self.train_step)
 
     def _train(self):
@@ -209,7 +209,9 @@ class Run:
 
     def _choose(self, metrics: dict[str, np.ndarray], epoch: int):
         """Take in all members' validation metrics and keep the weights that are new bests."""
+        going_on = self.selection.active(self.config)
         better = self.selection.update(metrics['accuracy'], epoch, self.config)
+        self.console.stopped(self, going_on & ~self.selection.active(self.config), epoch)
         if better.any():
             members = self.population.disassemble(tuple(zip(*eval_weights(self.state))))
             self._require_finite(members)
