@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
     c.log.tensorboard = True  # event files in WORKDIR/tensorboard [resumable]
     c.log.wandb = 'disabled'  # disabled | offline | online [resumable]
     c.log.wandb_project = 'jaxcifar'  # [resumable]
-    c.log.wandb_group = ''  # [resumable]
+    c.log.wandb_group = ''  # what belongs together; a run's sessions do [resumable] [auto: as wandb_name]
     c.log.wandb_name = ''  # [resumable] [auto: the workdir's name]
 
     c.profile = ConfigDict()

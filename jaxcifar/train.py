@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcifar import calibrate, evaluate, process, results, sparsity, workdirs
+from jaxcifar import calibrate, evaluate, hosts, process, results, sparsity, workdirs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.config import finalize
 from jaxcifar.console import Clock, Console
@@ -17,7 +17,7 @@ from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.data.splits import evaluation_images, make_split, train_counts, validation_split
 from jaxcifar.errors import Preempted, UserError
-from jaxcifar.logs import Logger
+from jaxcifar.logs import Logger, Silence
 from jaxcifar.members import member_names
 from jaxcifar.metrics import group_names
 from jaxcifar.optim import make_learning_rates
@@ -103,7 +103,8 @@ class Run:
     def run(self) -> dict:
         """Epochs until the end, then the test images."""
         if self.results is not None and not self.going_on():
-            print(f'{self.workdir} is finished; more config.epochs would continue it')
+            if hosts.is_first():
+                print(f'{self.workdir} is finished; more config.epochs would continue it')
             return self.results
         self._open()
         self.terminated.can_save = True
@@ -119,19 +120,26 @@ class Run:
         """What only a run that goes on needs: logs and compiled programs."""
         config = self.config
         groups = group_names(self.split.class_counts)
-        self.logger = Logger(config, self.workdir, self.names, self.step, self.metrics_length, groups)
+        length = self.metrics_length
+        self.logger = (
+            Silence()
+            if not hosts.is_first()
+            else Logger(config, self.workdir, self.names, self.step, length, groups)
+        )
         self.stack.callback(self.logger.close)
         workdirs.record(self.workdir, config, self.dataset, self.state.params, self.split)
         self.console = Console(self.chooses_on, self.step, self.total)
         self.stack.callback(self.console.close)
         say = self.console.say
-        self.tracer = Tracer(config.profile.steps, self.workdir, self.step, self.total, say)
+        traced = config.profile.steps if hosts.is_first() else (0, 0)
+        self.tracer = Tracer(traced, self.workdir, self.step, self.total, say)
         self.stack.callback(self.tracer.stop)
         self.learning_rates = make_learning_rates(config, self.epoch_steps)
         self.console.greet(self)
         counts = train_counts(self.dataset, self.split)
         step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state, counts)
-        self.train_step = Compiled(step, say, self._poll)
+        poll = self._poll if hosts.alone() else lambda: None  # others may be compiling still
+        self.train_step = Compiled(step, say, poll)
         self.eval_step = make_eval_step(config, self.population, self.dataset)
         self.clock = Clock(self.train_step)
 
@@ -213,7 +221,7 @@ class Run:
         self.logger.write(epoch, self.step, str(self.chooses_on), row)
 
     def _put(self, **fields):
-        self.state = self.state.replace(**jax.device_put(fields, self.population.sharding()))
+        self.state = self.state.replace(**hosts.put(fields, self.population.sharding()))
 
     def _logits(self, images: evaluate.Images, weights) -> np.ndarray:
         mesh = self.population.mesh
@@ -258,6 +266,7 @@ class Run:
         """The test images, with the last and with the chosen weights; then results.json."""
         weights = {'last': eval_weights(self.state)}
         if self.validation is not None:
+            hosts.wait('best weights')
             weights['best'], _ = evaluate.load_best(self.config, self.population, self.workdir, self.step)
         logits = {
             which: {name: self._logits(images, w) for name, images in self.tests.items()}
