@@ -106,8 +106,8 @@ class Checkpoints:
         like = like.replace(sums=None)
         if meta.pop('shapes') != _shapes(like):
             raise UserError(
-                f'{self._file(step)} does not fit this config: its network, classes, members, optimizer '
-                'or ema were others'
+                f'{self._file(step)} does not fit this config: its network, classes, members, view, '
+                'optimizer or ema were others'
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
