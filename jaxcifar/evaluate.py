@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
+from jaxcifar import hosts
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.cli import run_command
 from jaxcifar.data.datasets import load_dataset
@@ -46,8 +46,8 @@ def predict_logits(
             poll()
             # A last, shorter batch is filled up: evaluation has no batch statistics to disturb.
             filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
-            logits = eval_step(params, stats, jax.device_put(filled, sharding))
-            outputs.append(jax.device_get(logits)[:, : len(part)])
+            logits = eval_step(params, stats, hosts.put(filled, sharding))
+            outputs.append(hosts.fetch(logits)[:, : len(part)])
     return np.concatenate(outputs, 1)
 
 
@@ -99,6 +99,7 @@ def load_best(config: ConfigDict, population: Population, workdir: Path, upto: i
     """((params, stats), steps [K]) of every member's best weights not after step `upto`."""
     if config.data.validation == 'none':
         raise UserError('data.validation=none chose no best weights; use --checkpoint last')
+    hosts.wait('best weights')  # the first has written them
     best = BestWeights(workdir)
     params, stats, steps = zip(*(best.load(m, upto) for m in member_names(config)))
     return (population.assemble(params), population.assemble(stats)), list(steps)

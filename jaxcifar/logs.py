@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxcifar import hosts
 from jaxcifar.checkpoint import write_atomically
 from jaxcifar.config import to_dict
 from jaxcifar.couplings import columns
@@ -84,6 +85,24 @@ class Events:
         self._file.close()
 
 
+class Silence:
+    """A `Logger` of the hosts that do not write."""
+
+    def write(self, *_, **__):
+        """Nothing."""
+
+    write_timing = close = write
+
+    def flush(self) -> int:
+        """The first host knows better."""
+        return 0
+
+
+def open_logger(config: ConfigDict, workdir: Path, *of_run):
+    """The `Logger` of the first host, or what the others have instead."""
+    return Logger(config, workdir, *of_run) if hosts.is_first() else Silence()
+
+
 def _format(value) -> str:
     if value is None:
         return ''
@@ -152,12 +171,14 @@ def _wandb(config: ConfigDict, workdir: Path):
     import wandb  # type: ignore[import-not-found,unused-ignore]
 
     log = config.log
+    name = log.wandb_name or workdir.name
     run = wandb.init(
         dir=str(workdir),
         mode=log.wandb,
         project=log.wandb_project,
-        group=log.wandb_group or None,
-        name=log.wandb_name or workdir.name,
+        # An offline run cannot be gone on with: the sessions of a run are a group.
+        group=log.wandb_group or name,
+        name=name,
         config=to_dict(config),
         settings=wandb.Settings(silent=True),  # it would write over the live table
     )

@@ -8,6 +8,7 @@ import optax
 from flax.struct import PyTreeNode
 from ml_collections import ConfigDict
 
+from jaxcifar import hosts
 from jaxcifar.couplings import columns
 from jaxcifar.optim import make_optimizer
 from jaxcifar.population import Population
@@ -46,7 +47,7 @@ def init_state(config: ConfigDict, population: Population, images=None) -> Train
         )
 
     shapes = jax.eval_shape(create, params, stats)
-    placed = jax.device_put((params, stats), population.sharding('member'))
+    placed = hosts.put((params, stats), population.sharding('member'))
     return jax.jit(create, out_shardings=_sharding(shapes, population))(*placed)
 
 

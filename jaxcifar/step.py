@@ -17,7 +17,7 @@ from jaxcifar.members import per_member, run_seed
 from jaxcifar.optim import make_learning_rates, make_optimizer
 from jaxcifar.population import Population
 from jaxcifar.state import TrainState, average, keep_stopped
-from jaxcifar.views import VIEWS
+from jaxcifar.views import make_share
 
 # Keys are fold_in(fold_in(seed, purpose), step): no draw depends on what was drawn before.
 DROPOUT, AUGMENT = 0, 1
@@ -38,7 +38,7 @@ class TrainStep:
         self.augment = Augmentation(config.augment, dataset.mean, dataset.std)
         self.epoch_steps = steps_per_epoch
         self.coupling = COUPLINGS[config.coupling].make(config)
-        self.view = VIEWS[config.view]
+        self.share = make_share(config, steps_per_epoch)
         counts = np.bincount(dataset.y_train, minlength=dataset.num_classes) if counts is None else counts
         self.example_loss = make_loss(config, counts)
         self.learning_rates = make_learning_rates(config, steps_per_epoch)
@@ -83,15 +83,15 @@ class TrainStep:
 
         return jax.vmap(at)(self.member_keys) if of_members else at(self.run_key)
 
-    def _outputs(self, population: Population, params, stats, images, dropout_keys):
+    def _outputs(self, population: Population, params, stats, images, dropout_keys, step):
         """(logits [K,B,C], features) of normalised images, and batch statistics."""
-        shown = tuple(self.view(p) for p in params)
+        shown = population.show(params, self.share(step))
         logits, features, stats = population.forward(shown, stats, images, True, dropout_keys)
         return (logits, features), stats
 
-    def _loss(self, params, stats, images, targets: Targets, dropout_keys):
+    def _loss(self, params, stats, images, targets: Targets, dropout_keys, step):
         """The coupled loss of normalised images, and (batch statistics, what is logged)."""
-        outputs, stats = self._outputs(self.population, params, stats, images, dropout_keys)
+        outputs, stats = self._outputs(self.population, params, stats, images, dropout_keys, step)
         total, numbers = self._couple(outputs, targets)
         return total, (stats, numbers)
 
@@ -117,7 +117,7 @@ class TrainStep:
             split = partial(jnp.split, indices_or_sections=parts, axis=targets.first.ndim - 1)
             keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
             x, y = jax.tree.map(lambda batch, split=split, i=i: split(batch)[i], (images, targets))
-            grads, (stats, numbers) = gradient(state.params, stats, x, y, keys)
+            grads, (stats, numbers) = gradient(state.params, stats, x, y, keys, state.step)
             part = jax.tree.map(lambda value: value / parts, (grads, numbers))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
             # The next part waits for this one, or XLA would be free to run them side by side.
@@ -152,7 +152,8 @@ class SequentialStep(TrainStep):
         def forward(k: int, params):
             x = images[k : k + 1] if images.ndim == 5 else images
             before = everyone.select(state.stats, k)
-            return self._outputs(everyone.member(k), params, before, x, dropout_keys[k : k + 1])
+            keys = dropout_keys[k : k + 1]
+            return self._outputs(everyone.member(k), params, before, x, keys, state.step)
 
         for k in range(everyone.size):
             params.append(everyone.select(state.params, k))
@@ -210,11 +211,11 @@ def make_train_step(
 
 
 def make_eval_step(config: ConfigDict, population: Population, dataset):
-    """(params, stats, uint8 images [B,H,W,C]) -> logits [K,B,C] of the weights in the config's view."""
-    view = VIEWS[config.view]
+    """(params, stats, uint8 images [B,H,W,C]) -> logits [K,B,C] of the weights as the networks see them."""
+    # Apart from what follows: whoever exports what `show` gives gets the same numbers, to the bit.
+    show = jax.jit(population.show)
 
-    def eval_step(params, stats, images: jax.Array) -> jax.Array:
-        shown = tuple(view(p) for p in params)
+    def forward(shown, stats, images: jax.Array) -> jax.Array:
         images = normalise(images, dataset.mean, dataset.std)
         logits, _, _ = population.forward(shown, stats, images, False)
         if config.eval.flip:
@@ -222,7 +223,8 @@ def make_eval_step(config: ConfigDict, population: Population, dataset):
             logits = (logits + mirrored) / 2
         return logits
 
-    return jax.jit(eval_step, compiler_options=compiler_options())
+    compiled = jax.jit(forward, compiler_options=compiler_options())
+    return lambda params, stats, images: compiled(show(params), stats, images)
 
 
 def compiler_options() -> dict[str, str]:

@@ -192,7 +192,10 @@ def _write_workdir(workdir: Path, config: ConfigDict, dataset, variables):
 
 
 def export_weights(workdir: Path, path: Path, member: int | None = None, which: str | None = None):
-    """Write one member's weights as a state_dict; `which` is best, last or a step, as in evaluation."""
+    """Write one member's weights as a state_dict; `which` is best, last or a step, as in evaluation.
+
+    They are those that its network sees: of a ternary one the ternary ones, not the floats behind them.
+    """
     import torch
 
     config = configs.load(workdir / 'config.json')
@@ -205,7 +208,8 @@ def export_weights(workdir: Path, path: Path, member: int | None = None, which: 
     dataset = read_json(workdir / 'dataset.json')
     population = Population(config, len(dataset['classes']), dataset['image_size'], make_mesh(config))
     weights, _ = load_weights(config, population, workdir, which)
-    params, stats = population.disassemble(tuple(zip(*weights)))[ids.index(member)]
+    shown = population.show(weights[0]), weights[1]
+    params, stats = population.disassemble(tuple(zip(*shown)))[ids.index(member)]
     state = to_torch({'params': params, 'batch_stats': stats})
     write_atomically(path, lambda file: torch.save(state, file))
 

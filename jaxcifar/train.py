@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcifar import calibrate, evaluate, process, results, workdirs
+from jaxcifar import calibrate, evaluate, hosts, process, results, sparsity, workdirs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.config import finalize
 from jaxcifar.console import Clock, Console
@@ -17,7 +17,7 @@ from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.data.splits import evaluation_images, make_split, train_counts, validation_split
 from jaxcifar.errors import Preempted, UserError
-from jaxcifar.logs import Logger
+from jaxcifar.logs import open_logger
 from jaxcifar.members import member_names
 from jaxcifar.metrics import group_names
 from jaxcifar.optim import make_learning_rates
@@ -106,7 +106,8 @@ class Run:
     def run(self) -> dict:
         """Epochs until the end, then the test images."""
         if self.results is not None and not self.going_on():
-            print(f'{self.workdir} is finished; more config.epochs would continue it')
+            if hosts.is_first():
+                print(f'{self.workdir} is finished; more config.epochs would continue it')
             return self.results
         self._open()
         self.terminated.can_save = True
@@ -122,7 +123,7 @@ class Run:
         """What only a run that goes on needs: logs and compiled programs."""
         config = self.config
         groups = group_names(self.split.class_counts)
-        self.logger = Logger(config, self.workdir, self.names, self.step, self.metrics_length, groups)
+        self.logger = open_logger(config, self.workdir, self.names, self.step, self.metrics_length, groups)
         self.stack.callback(self.logger.close)
         workdirs.record(self.workdir, config, self.dataset, self.state.params, self.split)
         self.console = Console(self.chooses_on, self.step, self.total)
@@ -134,7 +135,8 @@ class Run:
         self.console.greet(self)
         counts = train_counts(self.dataset, self.split)
         step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state, counts)
-        self.train_step = Compiled(step, say, self._poll)
+        poll = self._poll if hosts.alone() else lambda: None  # others may be compiling still
+        self.train_step = Compiled(step, say, poll)
         self.eval_step = make_eval_step(config, self.population, self.dataset)
         self.clock = Clock(self.train_step)
 
@@ -217,7 +219,7 @@ class Run:
         self.logger.write(epoch, self.step, str(self.chooses_on), row)
 
     def _put(self, **fields):
-        self.state = self.state.replace(**jax.device_put(fields, self.population.sharding()))
+        self.state = self.state.replace(**hosts.put(fields, self.population.sharding()))
 
     def _logits(self, images: evaluate.Images, weights) -> np.ndarray:
         mesh = self.population.mesh
@@ -268,6 +270,7 @@ class Run:
             for which, w in weights.items()
         }
         found = results.summarise(self, logits)
+        sparsity.record(self, weights, found)
         results.log(self, logits)
         self.checkpoints.wait()
         found['metrics_length'] = self.logger.flush()

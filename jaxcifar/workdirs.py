@@ -14,13 +14,15 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
-from jaxcifar.checkpoint import BestWeights, Checkpoints
+from jaxcifar import hosts
+from jaxcifar.checkpoint import BestWeights, Checkpoints, write_atomically
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json, write_json
-from jaxcifar.members import flatten, get, member_names
+from jaxcifar.members import flatten, member_names
 from jaxcifar.profile import share_of_peak
+from jaxcifar.selection import Selection
 
 PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections',
             'clu', 'numpy', 'torch', 'torchvision', 'scikit-learn')  # fmt: skip
@@ -32,6 +34,9 @@ SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_siz
               'long_tail.imbalance', 'long_tail.seed', 'experts.count', 'experts.seed',
               'experts.holdout', 'experts.validation', 'experts.shared', 'experts.unique',
               'files.train', 'files.validation')  # fmt: skip
+
+# What makes of the same weights another network, whose scores have nothing to do with those before.
+SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers')
 
 
 def check_config(workdir: Path, config: ConfigDict):
@@ -99,7 +104,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
     write_json(workdir / 'dataset.json', description)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
     tables = [parameter_overview.get_parameter_overview(s, include_stats=False) for s in shapes]
-    (workdir / 'networks.txt').write_text('\n\n'.join(tables) + '\n')
+    write_atomically(workdir / 'networks.txt', lambda file: file.write(('\n\n'.join(tables) + '\n').encode()))
     run = read_json(workdir / 'run.json', {'sessions': []})
     session = {
         'command': shlex.join(sys.orig_argv),
@@ -108,7 +113,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
         'host': platform.node(),
         'devices': [f'{d.platform}:{d.id} {d.device_kind}' for d in jax.devices()],
         'python': platform.python_version(),
-        'packages': {name: _version(name) for name in PACKAGES},
+        'packages': {name: installed(name) for name in PACKAGES},
     }
     run['sessions'].append(session)
     write_json(workdir / 'run.json', run)
@@ -151,7 +156,8 @@ def git_commit() -> str:
         return ''
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str:
+    """A package's version, '' where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -163,6 +169,7 @@ def take_over(config: ConfigDict, like, workdir: Path):
 
     The new run goes on from that step as if it had been its own, under its own config, which may have
     another recipe but not other data, batches or members: those give steps and scores their meaning.
+    With another view, choosing the best weights begins anew.
     """
     path, _, step = config.resume_from.partition('@')
     source = Path(path)
@@ -177,16 +184,25 @@ def take_over(config: ConfigDict, like, workdir: Path):
         state, meta = checkpoints.restore(like, int(step) if step else steps[-1])
     finally:
         checkpoints.close()
+    now = flatten(configs.to_dict(config))
+    old = now | flatten(configs.to_dict(before))  # runs of old lack newer fields
     for field in SAME_CLOCK if meta['step'] else ():
-        new = get(configs.to_dict(config), field)
-        old = flatten(configs.to_dict(before)).get(field, new)  # runs of old lack newer fields
-        if old != new:
-            raise UserError(f'resume_from: {source} has {field}={old}, not {new}')
-    shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
+        if old[field] != now[field]:
+            raise UserError(f'resume_from: {source} has {field}={old[field]}, not {now[field]}')
+    seen_alike = all(old[field] == now[field] for field in SAME_VIEW)
+    if hosts.is_first():
+        shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
+        if seen_alike:
+            _copy_best(source, workdir, config, meta['step'])
+    hosts.wait('copied')
+    return state, meta if seen_alike else {**meta, 'selection': Selection.start(config.members).to_json()}
+
+
+def _copy_best(source: Path, workdir: Path, config: ConfigDict, step: int):
+    """Each member's best weights up to this step."""
     for member in member_names(config):
-        stamps = [s for s in BestWeights(source).steps(member) if s <= meta['step']]
+        stamps = [s for s in BestWeights(source).steps(member) if s <= step]
         if stamps:
             (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)
             name = Path('best') / member / f'{stamps[-1]}.npz'
             shutil.copy(source / name, workdir / name)
-    return state, meta
