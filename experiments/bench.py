@@ -102,17 +102,18 @@ def measure(name: str, batch_size: int, peak: float) -> list[dict]:
     common |= {'jax': jax.__version__, 'torch': torch.__version__, 'network': name, 'batch': batch_size}
     rows = []
     for way in WAYS:
-        step, rate = steps.get(way), statistics.median(rates[way]) if way in rates else float('nan')
+        done = steps.get(way)
+        rate = statistics.median(rates[way]) if done else float('nan')
         rows.append({
             **common,
             'way': way,
             'images_per_second': f'{rate:.4g}',
-            'slowest': f'{min(rates[way]):.4g}' if step else '',
-            'fastest': f'{max(rates[way]):.4g}' if step else '',
+            'slowest': f'{min(rates[way]):.4g}' if done else '',
+            'fastest': f'{max(rates[way]):.4g}' if done else '',
             'share_of_peak': f'{rate * flops / peak:.3f}',
             'peak_gflops': f'{peak / 1e9:.0f}',
-            'megabytes': f'{step.bytes / 1e6:.0f}' if step else '',
-            'compile_seconds': f'{step.compile_seconds:.1f}' if step else '',
+            'megabytes': f'{done.bytes / 1e6:.0f}' if done else '',
+            'compile_seconds': f'{done.compile_seconds:.1f}' if done else '',
             'failed': failed.get(way, ''),
         })  # fmt: skip
     return rows

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -27,7 +28,7 @@ BATCH, WORKERS = 128, 2
 def loaders(dataset: Dataset) -> tuple[DataLoader, DataLoader]:
     """Of the training and of the test images."""
     train, test = Pictures(dataset, 'crop and flip'), Pictures(dataset, 'crop and flip')
-    test.images, test.labels = dataset.x_test, dataset.y_test
+    test.images, test.labels = np.asarray(dataset.x_test), dataset.y_test
     test.transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize(dataset.mean, dataset.std)]
     )

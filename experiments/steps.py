@@ -112,13 +112,13 @@ def linen(name: str, batch: dict) -> Step:
     params, stats = variables['params'], variables['batch_stats']
     state = params, stats, optimizer.init(params)
     start = clock()
-    step = step.lower(*state).compile()
+    program = step.lower(*state).compile()
     compile_seconds = clock() - start
 
     def take(steps: int):
         nonlocal state
         for _ in range(steps):
-            state = step(*state)
+            state = program(*state)
         jax.block_until_ready(state)
 
     return Step(take, compile_seconds=compile_seconds)

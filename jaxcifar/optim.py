@@ -51,10 +51,10 @@ def muon(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformat
             beta=o.momentum, nesterov=o.nesterov, ns_steps=3, weight_dimension_numbers=_matrices
         ),
         optax.stateless(lambda updates, _: jax.tree.map(_of_unit_size, updates)),
-        optax.add_decayed_weights(weight_decay, _decay_mask(o.decay)),
+        *_decay(config, weight_decay),
         optax.scale_by_learning_rate(lr),
     ]
-    rest = sgd(config, lr * o.rest, weight_decay / o.rest)
+    rest = sgd(config, lr * o.rest, weight_decay)
     chains = {'kernel': optax.chain(*kernels), 'rest': optax.chain(*rest)}
     return [optax.multi_transform(chains, _by_shape)]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
+from configs import base, speedrun
 from experiments import bench, on_gpu, results
 from experiments.steps import Step
 from jaxcifar.config import finalize
@@ -72,10 +72,10 @@ def test_a_speedrun_learns_with_filters_that_are_kept_but_not_trained(
     small_npz, dataset, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(NETWORKS, 'speednet_tiny', partial(SpeedNet, widths=(16, 32)))
-    config = small_config(small_npz)
-    config.network, config.model.init, config.members, config.epochs = 'speednet_tiny', 'dirac', 2, 3
-    config.optimizer.update({'name': 'muon', 'lr': 0.1, 'momentum': 0.6})
-    config.schedule.name, config.data.validation = 'linear', 'none'
+    config = speedrun.get_config('90')
+    config.dataset, config.network, config.members = f'npz:{small_npz}', 'speednet_tiny', 2
+    config.epochs, config.batch_size, config.devices, config.schedule.warmup_steps = 3, 32, 1, 2
+    config.optimizer.lr = 0.1
     found = train(config, tmp_path)
     assert found['mean']['last']['accuracy'] > 0.9
     run = Evaluation(tmp_path)

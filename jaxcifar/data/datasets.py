@@ -46,8 +46,8 @@ class Dataset:
 
     def normalised(self, indices: np.ndarray) -> np.ndarray:
         """These training images with the mean and deviation taken out, float32 [N,H,W,3]."""
-        images = np.asarray(self.x_train[indices], np.float32) / 255
-        return (images - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.array([self.mean, self.std], np.float32)
+        return (np.asarray(self.x_train[indices], np.float32) / 255 - mean) / std
 
     def fingerprint(self) -> str:
         """sha256 over the four arrays, in hex; of files on disk over their names and sizes."""
