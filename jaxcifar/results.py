@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.checkpoint import write_atomically
-from jaxcifar.evaluate import evaluate_logits, mean_and_std, member_metrics
+from jaxcifar.couplings import has_head
+from jaxcifar.evaluate import compare, evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
 from jaxcifar.members import member_losses
 from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities
@@ -48,7 +49,10 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     }
     for which, of_tests in logits.items():
         for name, z in of_tests.items():
-            scores, ensemble = evaluate_logits(z, run.tests[name])
+            scores, ensemble = evaluate_logits(z[: len(members)], run.tests[name])
+            if has_head(run.config):
+                fused = found.setdefault('fusion', {}).setdefault(which, {})
+                fused[name] = compare(run, z, run.tests[name])
             mean, std = mean_and_std(scores)
             top = found if name == 'test' else found.setdefault(name, {'mean': {}, 'std': {}, 'ensemble': {}})
             top['mean'][which], top['std'][which], top['ensemble'][which] = mean, std, ensemble
@@ -58,6 +62,7 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     for k, member in enumerate(members):
         if len(set(losses)) > 1:
             member['loss'] = losses[k]
+        # Where there is a fused prediction, its accuracy has chosen, and this is that.
         if 'best' in member:
             member['best']['epoch'] = int(chosen.best_epoch[k])
             member['best']['validation_accuracy'] = float(chosen.best[k])
@@ -117,9 +122,24 @@ def lines(results: dict) -> list[str]:
         if several:
             line += f'; ensemble {100 * ensemble["accuracy"]:.2f} %'
         text.append(line)
+        if 'fusion' in results:
+            text += fusion_lines(results['fusion'][which]['test'])
         for member in results['members'] if not alike or 'loss' in results['members'][0] else ():
             score = member[which]['test']
             shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
             numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
             text.append(f'  {member["name"]} {member.get("loss", "")}'.rstrip() + f': {numbers} %')
     return text
+
+
+def fusion_lines(scores: dict) -> list[str]:
+    """A fused prediction beside what it has to beat, and whether it does."""
+    text = []
+    for name in ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert'):
+        score = scores[name]
+        label = name.replace('_', ' ') + (f' ({score["name"]})' if 'name' in score else '')
+        text.append(
+            f'  {label}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
+        )
+    verdict = 'beats' if scores['beats_mean'] else 'does NOT beat'
+    return [*text, f'  the learned rule {verdict} the mean of the experts']

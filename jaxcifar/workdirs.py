@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
+from jaxcifar.couplings import has_head
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json, write_json
 from jaxcifar.members import flatten, get, member_names
+from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.profile import share_of_peak
 
 PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections',
@@ -181,7 +183,7 @@ def take_over(config: ConfigDict, like, workdir: Path):
         if old != new:
             raise UserError(f'resume_from: {source} has {field}={old}, not {new}')
     shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
-    for member in member_names(config):
+    for member in [*member_names(config), *(HEAD_PARTS if has_head(config) else ())]:
         stamps = [s for s in BestWeights(source).steps(member) if s <= meta['step']]
         if stamps:
             (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)
