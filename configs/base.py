@@ -14,9 +14,9 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.dataset = 'cifar10'  # digits | cifar10 | cifar100 | npz:FILE | folder:… | imagenet:… | stream:FOLDER
     c.network = 'resnet20'  # a name of jaxcifar.models; resnet20+resnet8 is one member of each
-    c.members = placeholder(int)  # K, how many networks are trained together [auto: 1 per name]
+    c.members = placeholder(int)  # K, how many networks are trained together [auto: 1 per name or split]
     c.member_ids = placeholder(object)  # train these of a larger population [auto: 0,1,…,K-1]
-    c.split = 'shared'  # which images each member sees: shared | long_tail | long_tail_standard
+    c.split = 'shared'  # who sees what: shared | overlap | disjoint | fusion | file | long_tail[_standard]
     c.loss = 'cross_entropy'  # cross_entropy | logit_adjustment | balanced_softmax; a+b is one of each
     c.coupling = 'none'  # what members do to each other: none | mutual | fusion
     c.update_order = 'simultaneous'  # simultaneous: all from one forward pass; sequential: members take turns
@@ -61,13 +61,25 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.root = placeholder(str)  # where datasets are kept [auto: $JAXCIFAR_DATA or data] [resumable]
     c.data.loader = 'host'  # host: a PyTorch DataLoader; device: all in device memory [resumable]
-    c.data.validation = 'holdout'  # holdout: out of train; none: last epoch; test; val_lt of long_tail
-    c.data.validation_size = 0.1  # share of the training images, or a number of images
+    c.data.validation = 'holdout'  # holdout, fusion_holdout, fusion_validation, file, val_lt, test, none
+    c.data.validation_size = 0.1  # of holdout: share of the training images, or a number of images
     c.data.split_seed = 0  # which images are held out; not the run's seed, so that runs compare
     c.data.order = 'shared'  # shared: members see the same batches; member: each its own
     c.data.drop_last = False  # leave out an epoch's last, shorter batch
     c.data.image_size = placeholder(int)  # digits and image files get this [auto: 224 of imagenet, or 32]
     c.data.workers = 0  # processes that read batches; images on disk want one a core, others none [resumable]
+
+    c.experts = ConfigDict()
+    c.experts.count = 4  # members whom the images of split=overlap and disjoint are parted for
+    c.experts.seed = 42  # draws all of these parts
+    c.experts.holdout = 0.2  # share or number of images that no expert sees: the fusion holdout
+    c.experts.validation = 0.1  # share or number of those that fusion does not train on
+    c.experts.shared = 0.4  # overlap: share of the rest, the pool, that all experts see
+    c.experts.unique = 0.15  # overlap: share of the pool that each expert sees alone
+
+    c.files = ConfigDict()
+    c.files.train = ''  # split=file: FILE, or one a member: FILE,FILE; .npy, .json or .txt [resumable]
+    c.files.validation = ''  # data.validation=file: indices in the training images [resumable]
 
     c.long_tail = ConfigDict()
     c.long_tail.imbalance = 100.0  # images of the largest class for one of the smallest

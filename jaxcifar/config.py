@@ -39,7 +39,9 @@ RANGES = {
     'fusion.heads': (1, ANY),
     **dict.fromkeys(('label_smoothing', 'schedule.final'), (0, 1)),
     **dict.fromkeys(('schedule.gamma', 'schedule.warmup_steps', 'data.split_seed', 'tau'), (0, ANY)),
-    'long_tail.imbalance': (1, ANY),
+    **dict.fromkeys(('experts.count', 'long_tail.imbalance'), (1, ANY)),
+    **dict.fromkeys(('experts.seed', 'experts.holdout', 'experts.validation'), (0, ANY)),
+    **dict.fromkeys(('experts.shared', 'experts.unique'), (0, 1)),
     'long_tail.seed': (0, 2**32 - 1),
     **dict.fromkeys(('early_stopping.patience', 'early_stopping.min_epochs'), (0, ANY)),
 }
@@ -51,6 +53,7 @@ RESUMABLE = (
     'data.root',
     'data.loader',
     'data.workers',
+    'files',  # a run remembers which images they named
     'early_stopping',
     'eval.batch_size',
     'checkpoint',
@@ -73,14 +76,16 @@ def finalize(config: ConfigDict) -> ConfigDict:
         if field not in fields:
             raise unknown('field', field, fields)
     names, loss_names = config.network.split('+'), config.loss.split('+')
-    config.members = config.members or max(len(names), len(loss_names))
+    ids = config.member_ids
+    if ids is not None and not isinstance(ids, tuple):
+        ids = (ids,)
+    parted_for = splits.population(config) or 0
+    config.members = config.members or len(ids or ()) or max(parted_for, len(names), len(loss_names))
     for kind, found in (('networks', names), ('losses', loss_names)):
         if len(found) not in (1, config.members):
             listed = '+'.join(found)
             raise UserError(f'{listed} names {len(found)} {kind} for members={config.members}')
-    if config.member_ids is None:
-        config.member_ids = tuple(range(config.members))
-    ids = config.member_ids if isinstance(config.member_ids, tuple) else (config.member_ids,)
+    ids = tuple(range(config.members)) if ids is None else ids
     if len(set(ids)) != config.members or not all(isinstance(i, int) and i >= 0 for i in ids):
         raise UserError(f'member_ids={ids} are not {config.members} different numbers of members')
     config.member_ids = ids
@@ -112,7 +117,7 @@ def _check(config: ConfigDict, names: list[str]):
         lookup('network', NETWORKS, name)
     for name in config.loss.split('+'):
         lookup('loss', losses.LOSSES, name)
-    splits.check_validation(config)
+    splits.check(config)
     for field in PER_MEMBER:
         per_member(config, field)
     if not all(isinstance(s, int) and s >= 0 for s in per_member(config, 'seed')):

@@ -110,7 +110,7 @@ def cosine(s: ConfigDict, epochs: int) -> optax.Schedule:
 def warm_restarts(s: ConfigDict, epochs: int) -> optax.Schedule:
     """Cosine cycles of period, period·m, period·m², … epochs (SGDR, the same paper)."""
     _at_least_one(s, 'multiplier')
-    lengths = [s.period or max(1, epochs // 4)]
+    lengths = [first_cycle(s, epochs)]
     while sum(lengths) < epochs:
         lengths.append(lengths[-1] * s.multiplier)
     cycles = [optax.cosine_decay_schedule(1.0, length, s.final) for length in lengths]
@@ -146,6 +146,19 @@ SCHEDULES = {
     'step': step_decay,
     'constant': constant,
 }
+
+
+def first_cycle(s: ConfigDict, epochs: int) -> int:
+    """Epochs of the first cycle of warm restarts."""
+    return s.period or max(1, epochs // 4)
+
+
+def last_restart(config: ConfigDict, epoch: int) -> tuple[int, int]:
+    """Of warm restarts: (the epoch at which the cycle of this epoch began, and that of its end)."""
+    start, length = 0, first_cycle(config.schedule, config.epochs)
+    while start + length <= epoch:
+        start, length = start + length, length * config.schedule.multiplier
+    return start, start + length
 
 
 def make_learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:

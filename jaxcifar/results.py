@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcifar.checkpoint import write_atomically
 from jaxcifar.couplings import has_head
+from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.evaluate import compare, evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
 from jaxcifar.members import member_losses
@@ -37,11 +38,15 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     Mean, std and ensemble are of the images called test; those of others stand under their name.
     """
     chosen = run.selection
-    members: list[dict] = [{'name': name} for name in run.names]
+    sizes = [len(row) for row in rows_of(run.split.train)]
+    own_images = run.split.train.ndim == 2
+    sizes = sizes if own_images else sizes * len(run.names)
+    members: list[dict] = [{'name': n, 'train_images': size} for n, size in zip(run.names, sizes)]
     found: dict = {
         'step': run.step,
         'epoch': run.step // run.epoch_steps,
         'selection': run.config.data.validation,
+        'own_images': own_images,
         'members': members,
         'mean': {},
         'std': {},
@@ -106,16 +111,17 @@ def lines(results: dict) -> list[str]:
     how = {'last': 'last epoch', 'best': f'chosen on {results["selection"]}'}
     how['best'] = {'test': 'chosen on the TEST images'}.get(results['selection'], how['best'])
     text = []
-    # A ± over different networks or losses would look like an error bar.
+    # A ± over different networks, losses or images would look like an error bar.
     kinds = {(m['name'].partition('_')[2], m.get('loss')) for m in results['members']}
-    alike = len(kinds) == 1
+    own_images = results.get('own_images')
+    alike = len(kinds) == 1 and not own_images
     for which in results['mean']:
         mean, std = results['mean'][which], results['std'][which]
         ensemble, several = results['ensemble'][which], len(results['members']) > 1
         line = f'test accuracy {100 * mean["accuracy"]:.2f}'
         if several and alike:
             line += f' ± {100 * std["accuracy"]:.2f}'
-        line += f' % ({how[which]}{"" if alike else ", mean of different members"})'
+        line += f' % ({how[which]}{", mean of different members" if several and not alike else ""})'
         if 'mean_recall' in mean:
             line += f', mean recall {100 * mean["mean_recall"]:.2f} %'
         line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
@@ -125,10 +131,13 @@ def lines(results: dict) -> list[str]:
         if 'fusion' in results:
             text += fusion_lines(results['fusion'][which]['test'])
         for member in results['members'] if not alike or 'loss' in results['members'][0] else ():
-            score = member[which]['test']
+            score_of = member[which]
+            score = score_of['test']
             shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
             numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
-            text.append(f'  {member["name"]} {member.get("loss", "")}'.rstrip() + f': {numbers} %')
+            line = f'  {member["name"]} {member.get("loss", "")}'.rstrip() + f': {numbers} %'
+            line += f', {member["train_images"]:,} training images' if own_images else ''
+            text.append(line + (f', epoch {score_of["epoch"]}' if 'epoch' in score_of else ''))
     return text
 
 

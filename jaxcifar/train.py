@@ -130,12 +130,12 @@ class Run:
         say = self.console.say
         self.tracer = Tracer(config.profile.steps, self.workdir, self.step, self.total, say)
         self.stack.callback(self.tracer.stop)
+        self.learning_rates = make_learning_rates(config, self.epoch_steps)
         self.console.greet(self)
         counts = train_counts(self.dataset, self.split)
         step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state, counts)
         self.train_step = Compiled(step, say, self._poll)
         self.eval_step = make_eval_step(config, self.population, self.dataset)
-        self.learning_rates = make_learning_rates(config, self.epoch_steps)
         self.clock = Clock(self.train_step)
 
     def _train(self):
@@ -206,7 +206,9 @@ class Run:
 
     def _choose(self, metrics: dict[str, np.ndarray], epoch: int):
         """Take in all outputs' validation metrics and keep the weights that are new bests."""
+        going_on = self.selection.active(self.config)
         better = self.selection.update(metrics['accuracy'], epoch, self.config)
+        self.console.stopped(self, going_on & ~self.selection.active(self.config), epoch)
         if better.any():
             weights = eval_weights(self.state)
             members = self.population.disassemble(tuple(zip(weights.params, weights.stats)))

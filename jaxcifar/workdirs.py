@@ -31,7 +31,9 @@ PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'm
 # What gives a run's steps and scores their meaning.
 SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_size', 'optimizer.accumulate',
               'data.drop_last', 'data.validation', 'data.validation_size', 'data.split_seed',
-              'long_tail.imbalance', 'long_tail.seed')  # fmt: skip
+              'long_tail.imbalance', 'long_tail.seed', 'experts.count', 'experts.seed',
+              'experts.holdout', 'experts.validation', 'experts.shared', 'experts.unique',
+              'files.train', 'files.validation')  # fmt: skip
 
 
 def check_config(workdir: Path, config: ConfigDict):
