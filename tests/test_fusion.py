@@ -14,6 +14,7 @@ from torch import nn
 
 from configs import base, expert, fusion
 from experiments.members import Case
+from jaxcifar import report
 from jaxcifar.checkpoint import BestWeights
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
@@ -24,6 +25,7 @@ from jaxcifar.init import begin_from
 from jaxcifar.metrics import compare_fused
 from jaxcifar.models import build
 from jaxcifar.optim import init_head_optimizer, update_head
+from jaxcifar.report_runs import load
 from jaxcifar.step import TrainStep
 from jaxcifar.torch_weights import to_torch
 from jaxcifar.train import train
@@ -309,6 +311,13 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     assert [float(log[0][f'{group}_lr']) for group in ('experts', 'fusion', 'global_head')] == pytest.approx(
         [1.3e-4, 1.2e-3, 1.2e-3]
     )
+
+    (page,) = load([workdir])
+    shown = {row[0]: row for row in report.member_table(page)}
+    assert shown['fused'][1] == f'{100 * results["fusion"]["last"]["test"]["fused"]["accuracy"]:.2f}'
+    assert {'0_tiny', '1_tiny', 'mean of logits', 'best expert'} < shown.keys()
+    verdict = 'beats' if table['beats_mean'] else 'does NOT beat'
+    assert any(f'the learned rule {verdict} the mean' in note for note in report.notes([page]))
 
     # From a step in the middle of an epoch it ends in the same bits.
     again = shutil.copytree(workdir, tmp_path / 'again')
