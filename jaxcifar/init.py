@@ -8,6 +8,7 @@ joined by + give one member after the other; a source of one alone is given to e
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcifar import torch_weights
@@ -39,7 +40,8 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
         if _description(variables) != _description(wanted):
             raise UserError(f'init_from: the weights for {name} are not of a {network} with as many classes')
     params, stats = (population.assemble([v[kind] for v in found]) for kind in ('params', 'batch_stats'))
-    return state.replace(params=params, stats=stats, ema=state.ema and (params, stats))
+    ema = state.ema and jax.tree.map(jnp.copy, (params, stats))  # a step takes each array once
+    return state.replace(params=params, stats=stats, ema=ema)
 
 
 def load(source: str, shapes, member_ids: tuple[int, ...]) -> list[dict]:
