@@ -121,8 +121,13 @@ def _assemble(population: Population, params, stats, head=None) -> Weights:
     return Weights(population.assemble(params), population.assemble(stats), placed)
 
 
-def load_members(workdir: Path, which: str | None = None) -> tuple[ConfigDict, list[tuple[dict, dict]]]:
-    """(config, the members' (params, stats) on the host) of a run; `which` as in `load_weights`."""
+def load_members(
+    workdir: Path, which: str | None = None, shown: bool = False
+) -> tuple[ConfigDict, list[tuple[dict, dict]]]:
+    """(config, the members' (params, stats) on the host) of a run; `which` as in `load_weights`.
+
+    shown: as their networks see them, instead of what they are made of.
+    """
     config, description = configs.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
     if description is None:
         raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
@@ -130,7 +135,8 @@ def load_members(workdir: Path, which: str | None = None) -> tuple[ConfigDict, l
     shape = len(description['classes']), description['image_size']
     population = Population(config, *shape, make_mesh(config))
     weights, _ = load_weights(config, population, workdir, which)
-    return config, population.disassemble(tuple(zip(weights.params, weights.stats)))
+    params = population.show(weights.params) if shown else weights.params
+    return config, population.disassemble(tuple(zip(params, weights.stats)))
 
 
 def load_calibrated(config: ConfigDict, population: Population, workdir: Path):

@@ -34,10 +34,13 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
         found *= population.size
     if len(found) != population.size:
         raise UserError(f'init_from={config.init_from} holds {len(found)} members, not {population.size}')
-    for name, network, wanted, variables in zip(
-        member_names(config), member_networks(config), shapes, found, strict=True
-    ):
-        if _description(variables) != _description(wanted):
+    drawn = population.disassemble(tuple(zip(state.params, state.stats)))
+    for k, (name, network) in enumerate(zip(member_names(config), member_networks(config))):
+        wanted = {'params': drawn[k][0], 'batch_stats': drawn[k][1]}
+        if _description(found[k]) != _description(wanted):  # perhaps only without what a view adds
+            (view,) = (g.view for g in population.groups if k in g.members)
+            found[k] = {**found[k], 'params': view.init(found[k]['params'])}
+        if _description(found[k]) != _description(wanted):
             raise UserError(f'init_from: the weights for {name} are not of a {network} with as many classes')
     params, stats = (population.assemble([v[kind] for v in found]) for kind in ('params', 'batch_stats'))
     ema = state.ema and jax.tree.map(jnp.copy, (params, stats))  # a step takes each array once

@@ -1,0 +1,114 @@
+"""Ternary weights: kernels to codes in {-1, 0, 1} with their scales, and back.
+
+TWN (Li et al. 2016, eqs. 5 and 6): Δ = .7·mean|W|, codes sign(W)·1[|W| > Δ], scale the mean of |W| where
+|W| > Δ. TTQ (Zhu et al. 2017): Δ = .05·max|W|, and the two scales are learned. All is per tensor, or per
+output channel, the last axis of a kernel [h,w,in,out] or [in,out].
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+TWN_THRESHOLD = 0.7  # of the mean of |W|
+TTQ_THRESHOLD = 0.05  # of the largest |W|
+PER = ('tensor', 'channel')
+
+
+class Ternary(NamedTuple):
+    """A kernel whose value at a code of 1 is `positive`, at -1 -`negative`, and 0 at 0."""
+
+    codes: jax.Array  # int8, of the kernel's shape
+    positive: jax.Array  # [1] of a tensor, or [out]; not negative
+    negative: jax.Array  # the same
+
+
+def twn(kernel: jax.Array, per: str = 'tensor', scale: bool = True) -> Ternary:
+    """The closest ternary kernel, nearly: Δ and scale as above; without `scale` the values are ±1."""
+    size = jnp.abs(kernel)
+    codes = _codes(kernel, TWN_THRESHOLD * size.mean(_axes(kernel, per)))
+    alpha = mean_of_kept(kernel, codes, per)
+    alpha = alpha if scale else jnp.ones_like(alpha)
+    return Ternary(codes, alpha, alpha)
+
+
+def ttq(kernel: jax.Array, positive: jax.Array, negative: jax.Array) -> Ternary:
+    """With the learned scales, [1] or [out] each, whose length says what Δ is taken over."""
+    per = 'tensor' if len(positive) == 1 else 'channel'
+    return Ternary(_ttq_codes(kernel, per), positive, negative)
+
+
+def ttq_scale(kernel: jax.Array, per: str = 'tensor') -> jax.Array:
+    """What both scales begin with, [1] or [out]: the mean of |W| where |W| > Δ."""
+    return mean_of_kept(kernel, _ttq_codes(kernel, per), per)
+
+
+def to_floats(ternary: Ternary, dtype=jnp.float32) -> jax.Array:
+    """The kernel's values: at most three of them, or three a channel."""
+    codes, positive, negative = ternary
+    return jnp.where(codes > 0, positive, jnp.where(codes < 0, -negative, 0)).astype(dtype)
+
+
+def from_floats(values: jax.Array, per: str = 'tensor') -> Ternary:
+    """The exact inverse of `to_floats` where scales are positive; a scale without codes is 0."""
+    axes = _axes(values, per)
+    positive, negative = (jnp.atleast_1d(jnp.maximum(v, 0).max(axes)) for v in (values, -values))
+    return Ternary(jnp.sign(values).astype(jnp.int8), positive, negative)
+
+
+def mean_of_kept(kernel: jax.Array, codes: jax.Array, per: str) -> jax.Array:
+    """Mean of |W| where the code is not 0, [1] or [out]; 0 where all are."""
+    axes, kept = _axes(kernel, per), codes != 0
+    total = jnp.where(kept, jnp.abs(kernel), 0).sum(axes)
+    return jnp.atleast_1d(total / jnp.maximum(kept.sum(axes), 1))
+
+
+def _ttq_codes(kernel: jax.Array, per: str) -> jax.Array:
+    return _codes(kernel, TTQ_THRESHOLD * jnp.abs(kernel).max(_axes(kernel, per)))
+
+
+def _codes(kernel: jax.Array, threshold: jax.Array) -> jax.Array:
+    return (jnp.sign(kernel) * (jnp.abs(kernel) > threshold)).astype(jnp.int8)
+
+
+def _axes(kernel: jax.Array, per: str) -> tuple[int, ...]:
+    return tuple(range(kernel.ndim - (per == 'channel')))
+
+
+@jax.custom_vjp
+def straight_through(kernel: jax.Array, shown: jax.Array) -> jax.Array:
+    """`shown`, whose gradient goes to `kernel` as it is (Bengio et al. 2013)."""
+    return shown
+
+
+straight_through.defvjp(
+    lambda kernel, shown: (shown, None),
+    lambda _, gradient: (gradient, jnp.zeros_like(gradient)),
+)
+
+
+@jax.custom_vjp
+def ttq_shown(kernel: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+    """Values of `ttq` with the gradients of Zhu et al. 2017, eqs. 7 and 8, g that of the values.
+
+    To the kernel: p·g where the code is 1, g at 0, n·g at -1. To a scale: the sum of g over its codes, with
+    a minus for `negative`, as -n is the value there (the paper leaves the sign out).
+    """
+    return to_floats(ttq(kernel, positive, negative), kernel.dtype)
+
+
+def _ttq_forward(kernel, positive, negative):
+    ternary = ttq(kernel, positive, negative)
+    return to_floats(ternary, kernel.dtype), ternary
+
+
+def _ttq_backward(ternary: Ternary, gradient: jax.Array):
+    codes, positive, negative = ternary
+    axes = _axes(codes, 'tensor' if len(positive) == 1 else 'channel')
+    to_kernel = gradient * jnp.where(codes > 0, positive, jnp.where(codes < 0, negative, 1))
+    to_positive = jnp.where(codes > 0, gradient, 0).sum(axes)
+    to_negative = -jnp.where(codes < 0, gradient, 0).sum(axes)
+    return to_kernel, jnp.atleast_1d(to_positive), jnp.atleast_1d(to_negative)
+
+
+ttq_shown.defvjp(_ttq_forward, _ttq_backward)
