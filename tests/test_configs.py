@@ -21,7 +21,7 @@ SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cif
            'mutual:resnet32+wideresnet28_2', 'mutual:strong', 'long_tail',
            'long_tail:cifar10,standard', 'long_tail:strong', 'expert',
            'expert:wideresnet28_10,strong,pool', 'ternary', 'ternary:mobilenetv2,cifar10,ttq',
-           'speedrun']  # fmt: skip
+           'fusion:densenet121,multiplicative', 'fusion:concatenation,strong', 'speedrun']  # fmt: skip
 
 
 def shipped(name: str):
