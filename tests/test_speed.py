@@ -68,9 +68,7 @@ def test_muon_takes_orthogonal_steps_for_kernels_and_sgds_for_the_rest():
     np.testing.assert_allclose(updates['bias'], -0.05 * grads['bias'], rtol=1e-6)
 
 
-def test_a_speedrun_learns_with_filters_that_are_kept_but_not_trained(
-    small_npz, dataset, tmp_path, monkeypatch
-):
+def test_a_speedrun_learns_with_filters_that_are_kept_but_not_trained(small_npz, tmp_path, monkeypatch):
     monkeypatch.setitem(NETWORKS, 'speednet_tiny', partial(SpeedNet, widths=(16, 32)))
     config = speedrun.get_config('90')
     config.dataset, config.network, config.members = f'npz:{small_npz}', 'speednet_tiny', 2
@@ -79,7 +77,8 @@ def test_a_speedrun_learns_with_filters_that_are_kept_but_not_trained(
     found = train(config, tmp_path)
     assert found['mean']['last']['accuracy'] > 0.9
     run = Evaluation(tmp_path)
-    ((_, (stats,)), _) = load_weights(run.config, run.population, tmp_path, 'last')
+    weights, _ = load_weights(run.config, run.population, tmp_path, 'last')
+    (stats,) = weights.stats
     wanted = whitening_filters(run.dataset.normalised(np.arange(96)), 24)
     for filters in stats['whiten']['filters']:  # a member's each
         np.testing.assert_allclose(filters, wanted, atol=1e-4)
