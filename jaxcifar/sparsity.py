@@ -47,14 +47,14 @@ def zeros(config: ConfigDict, population: Population, params) -> list[dict[str, 
 def record(run, weights: dict[str, Any], results: dict):
     """Put the share of zeros in `results` and each layer's in sparsity.csv.
 
-    weights: (params, batch statistics) of `last` and if chosen `best`.
+    weights: `Weights` of `last` and if chosen `best`.
     """
     if 'ternary' not in member_views(run.config):
         return
     file = io.StringIO()
     table = csv.writer(file, lineterminator='\n')
     table.writerow(COLUMNS)
-    for which, (params, _) in weights.items():
+    for which, (params, *_) in weights.items():
         for member, layers in zip(results['members'], zeros(run.config, run.population, params)):
             for layer, (size, count) in layers.items():
                 table.writerow((member['name'], which, layer, size, f'{count / size:.6g}'))
