@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     c.member_ids = placeholder(object)  # train these of a larger population [auto: 0,1,…,K-1]
     c.split = 'shared'  # who sees what: shared | overlap | disjoint | fusion | file | long_tail[_standard]
     c.loss = 'cross_entropy'  # cross_entropy | logit_adjustment | balanced_softmax; a+b is one of each
-    c.coupling = 'none'  # what members do to each other: none | mutual
+    c.coupling = 'none'  # what members do to each other: none | mutual | fusion
     c.update_order = 'simultaneous'  # simultaneous: all from one forward pass; sequential: members take turns
     c.view = 'none'  # what the forward pass sees of the weights: none | ternary; a+b is one of each
     c.seed = number_or_list(0)  # data order and augmentation; with a member's id its init too [K]
@@ -45,6 +45,20 @@ def get_config() -> ConfigDict:
 
     c.mutual = ConfigDict()
     c.mutual.temperature = 1.0  # T of the softmax that members compare, and T² times their divergence
+
+    c.fusion = ConfigDict()
+    c.fusion.rule = 'multiplicative'  # multiplicativeAddition | TransformerBase | concatenation are others
+    c.fusion.alpha = 1.0  # the loss is that of the fused prediction and α times the sum of the members'
+    c.fusion.residual = False  # the global head begins at 0, and adds to the mean of the members' logits
+    c.fusion.dropout = 0.2  # within the fusion module
+    c.fusion.heads = 8  # of TransformerBase's attention
+    c.fusion.lr = placeholder(float)  # of the fusion module [auto: by rule and features; so optimizer.lr]
+    c.fusion.lr_head = placeholder(float)  # of the global head [auto: fusion.lr]
+    c.fusion.weight_decay = 1e-4  # of both; optimizer.name, momentum and decay are the members'
+    c.fusion.clip = 1.0  # largest norm of the gradient of both; 0 is off
+    c.fusion.clip_all = 0.0  # … of both and all members together, before their own; 0 is off
+    c.fusion.schedule = 'cosine'  # of both: a name of schedule.name, with that one's other fields
+    c.fusion.freeze_epochs = 0  # epochs at the start in which members keep weights and batch statistics
 
     c.ternary = ConfigDict()
     c.ternary.rule = 'twn'  # twn: threshold and scale from the weights; ttq: two learned scales
@@ -100,7 +114,7 @@ def get_config() -> ConfigDict:
     c.schedule.per = 'step'  # the learning rate moves every step, or every epoch
     c.schedule.warmup_steps = 0  # the factor is multiplied by min(1, (step+1)/warmup_steps)
     c.schedule.final = 0.0  # cosine, warm_restarts: lowest learning rate as a share of lr
-    c.schedule.period = 10  # warm_restarts: epochs of the first cycle
+    c.schedule.period = 10  # warm_restarts: epochs of the first cycle; 0 is a quarter of all
     c.schedule.multiplier = 2  # warm_restarts: each cycle is this many times the one before
     c.schedule.milestones = (60, 120, 160)  # multistep: epochs at which lr is multiplied by gamma
     c.schedule.step_size = 30  # step: every this many epochs lr is multiplied by gamma
@@ -131,6 +145,7 @@ def get_config() -> ConfigDict:
     c.profile = ConfigDict()
     c.profile.steps = (0, 0)  # trace the steps from the first up to the second number [resumable]
 
+    c.init_from = ''  # begin with weights of WORKDIR, WORKDIR@last or a PyTorch file; a+b: of each in turn
     c.resume_from = ''  # start a new workdir from another run's checkpoint: WORKDIR or WORKDIR@STEP
     c.compile_cache = ''  # folder in which XLA keeps compiled programs for the next run [resumable]
     return c

@@ -65,6 +65,12 @@ def rows(workdir: Path):
             'ensemble': round(found['ensemble'][weights]['accuracy'], 5) if several else '',
         }
         yield {**common, 'weights': weights, **numbers}
+        if 'fusion' in found:
+            fused = found['fusion'][weights]['test']['fused']
+            rounded = {'accuracy': round(fused['accuracy'], 5), 'std': '', 'nll': round(fused['nll'], 4),
+                       'ece': round(fused['ece'], 4)}  # fmt: skip
+            network = f'{config["network"]} fused by {config["fusion"]["rule"]}'
+            yield {**common, 'weights': weights, **numbers, **rounded, 'network': network}
 
 
 def sparsity_rows(workdir: Path):

@@ -21,12 +21,13 @@ class Run(NamedTuple):
     name: str  # of its workdir
     row: str  # of the table; runs of one row are its seeds
     config: str  # FILE[:ARGUMENT]
-    changes: dict[str, Any]  # field -> value
+    changes: dict[str, Any]  # field -> value; {folder} in it is where the sweep's workdirs are
     after: tuple[str, ...] = ()  # names of runs before it in the sweep that must be finished first
 
     def arguments(self, folder: Path) -> list[str]:
         """What follows `python -m jaxcifar.main`."""
-        changes = [f'--config.{field}={value}' for field, value in self.changes.items()]
+        values = {field: str(value).replace('{folder}', str(folder)) for field, value in self.changes.items()}
+        changes = [f'--config.{field}={value}' for field, value in values.items()]
         return ['--config', self.config, '--workdir', str(folder / self.name), *changes]
 
 
@@ -92,7 +93,12 @@ def weights_that_count(results: dict) -> str:
 def score(workdir: Path) -> str:
     """A finished run's test accuracy."""
     results = json.loads((workdir / 'results.json').read_text())
-    return f'test {100 * results["mean"][weights_that_count(results)]["accuracy"]:.2f} %'
+    weights = weights_that_count(results)
+    if 'fusion' not in results:
+        return f'test {100 * results["mean"][weights]["accuracy"]:.2f} %'
+    found = results['fusion'][weights]['test']
+    mean = max(found[name]['accuracy'] for name in ('mean_of_logits', 'mean_of_probabilities'))
+    return f'test {100 * found["fused"]["accuracy"]:.2f} %, mean of the experts {100 * mean:.2f} %'
 
 
 def table(sweep: Sweep, folder: Path) -> list[str]:
@@ -115,6 +121,8 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
             nodes.setdefault((run.row, network), []).extend(values)
             # Members that know nothing of each other are as many seeds.
             alone = config['coupling'] == 'none'
+            if 'fusion' in results:
+                values = [100 * results['fusion'][weights]['test']['fused']['accuracy']]
             seeds.setdefault((run.row, network), []).extend(values if alone else [float(np.mean(values))])
         if len(results['members']) > 1:
             ensemble = 100 * results['ensemble'][weights]['accuracy']
@@ -133,4 +141,25 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
             f'| {row} | {network} | {len(values)} | {np.mean(values):.2f}{spread} | '
             f'{f"{lowest:.2f} to {highest:.2f}" if several else ""} | {together} | {better} |'
         )
-    return lines
+    return lines + fusion_table(sweep, folder)
+
+
+FUSED = ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert')
+
+
+def fusion_table(sweep: Sweep, folder: Path) -> list[str]:
+    """Fused predictions beside what they have to beat, in Markdown: a line for each run; [] without any."""
+    lines: list[str] = []
+    for run in sweep.runs:
+        results = read_json(folder / run.name / 'results.json') if is_finished(run, folder) else None
+        if results is None or 'fusion' not in results:
+            continue
+        found = results['fusion'][weights_that_count(results)]['test']
+        cells = [
+            f'{100 * s["accuracy"]:.2f}, {s["nll"]:.3f}, {s["ece"]:.3f}' for s in (found[f] for f in FUSED)
+        ]
+        verdict = 'beats the mean' if found['beats_mean'] else 'does NOT beat the mean'
+        lines.append(f'| {run.name} | {" | ".join(cells)} | {verdict} |')
+    head = ' | '.join(name.replace('_', ' ') for name in FUSED)
+    title = f'| test %, NLL, ECE of | {head} | the learned rule |'
+    return ['', title, '|---' * 6 + '|', *lines] if lines else []

@@ -72,7 +72,7 @@ class Checkpoints:
         sums = {name: value.tolist() for name, value in jax.device_get(state.sums).items()}
         state = state.replace(sums=None)
         meta = {**meta, 'sums': sums, 'shapes': _shapes(state)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)), meta=ocp.args.JsonSave(meta))
         again = step in self._manager.all_steps()
         if again:  # it was saved in mid-evaluation: kept until the new one is whole
             self._set_aside(step, self._replaced)
@@ -107,11 +107,12 @@ class Checkpoints:
         if meta.pop('shapes') != _shapes(like):
             raise UserError(
                 f'{self._file(step)} does not fit this config: its network, classes, members, view, '
-                'optimizer or ema were others'
+                'optimizer, ema or coupling were others'
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=args)['state'].replace(sums=sums), meta
+        restored = self._manager.restore(step, args=args)['state']
+        return like.replace(**restored).replace(sums=sums), meta
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict] | None:
         """The newest state that is whole, or None where there is none.
@@ -175,6 +176,11 @@ class Checkpoints:
         self._manager.close()
 
 
+def _fields(state: TrainState) -> dict:
+    """What is written: states without a coupling's head are as they were before there was any."""
+    return {name: tree for name, tree in vars(state).items() if name != 'head' or tree is not None}
+
+
 def _shapes(tree) -> list[list[int]]:
     return [list(leaf.shape) for leaf in jax.tree.leaves(tree)]
 
@@ -205,7 +211,10 @@ def write_atomically(path: Path, write):
 
 
 class BestWeights:
-    """Each member's best (params, batch statistics), one file a member and step."""
+    """Each member's best (params, batch statistics), one file a member and step.
+
+    So are the parts of a coupling's head, which have no batch statistics.
+    """
 
     def __init__(self, workdir: Path, folder: str = 'best'):
         self.folder = workdir / folder
@@ -220,7 +229,7 @@ class BestWeights:
     def load(self, member: str, upto: float = math.inf) -> tuple[dict, dict, int]:
         """(params, batch statistics, step) of the newest stamp not after step `upto`."""
         tree, stamp = self._read(member, upto)
-        return tree['params'], tree['batch_stats'], stamp
+        return tree['params'], tree.get('batch_stats', {}), stamp
 
     def temperature(self, member: str) -> float:
         """What was saved with the newest weights."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcifar import couplings, losses, optim, quantize, views
+from jaxcifar import couplings, fusion, losses, optim, quantize, views
 from jaxcifar.data import augment, splits
 from jaxcifar.data.datasets import is_streamed
 from jaxcifar.errors import UserError, lookup, unknown
-from jaxcifar.members import PER_MEMBER, flatten, get, per_member
-from jaxcifar.models import NETWORKS
+from jaxcifar.members import PER_MEMBER, flatten, get, member_networks, per_member
+from jaxcifar.models import NETWORKS, build
 
 PRECISIONS = ('float32', 'bfloat16')
 LOADERS = ('host', 'device')
@@ -34,6 +34,10 @@ RANGES = {
     **dict.fromkeys(('optimizer.momentum', 'optimizer.b1', 'optimizer.b2', 'ema'), (0, 1)),
     **dict.fromkeys(('model.dropout', 'model.drop_path'), (0, 0.99)),
     'mutual.temperature': (0.01, ANY),
+    **dict.fromkeys(('fusion.alpha', 'fusion.lr', 'fusion.lr_head', 'fusion.weight_decay'), (0, ANY)),
+    **dict.fromkeys(('fusion.clip', 'fusion.clip_all', 'fusion.freeze_epochs', 'schedule.period'), (0, ANY)),
+    'fusion.dropout': (0, 0.99),
+    'fusion.heads': (1, ANY),
     **dict.fromkeys(('label_smoothing', 'schedule.final'), (0, 1)),
     **dict.fromkeys(('schedule.gamma', 'schedule.warmup_steps', 'data.split_seed', 'tau'), (0, ANY)),
     **dict.fromkeys(('experts.count', 'long_tail.imbalance'), (1, ANY)),
@@ -94,8 +98,19 @@ def finalize(config: ConfigDict) -> ConfigDict:
     imagenet = config.dataset.startswith('imagenet:')
     config.data.image_size = config.data.image_size or (224 if imagenet else 32)
     config.data.root = config.data.root or os.environ.get('JAXCIFAR_DATA') or 'data'
+    if config.coupling == 'fusion':
+        _finalize_fusion(config)
     _check(config, names)
     return config
+
+
+def _finalize_fusion(config: ConfigDict):
+    """Learning rates by rule and features, and what fusion cannot be with."""
+    lookup('fusion.rule', fusion.RULES, config.fusion.rule)
+    if config.update_order == 'sequential':
+        raise UserError('coupling=fusion has one forward pass: set update_order=simultaneous')
+    sizes = {name: build(name, 2).feature_size() for name in config.network.split('+')}
+    fusion.fill_rates(config, [sizes[name] for name in member_networks(config)])
 
 
 def _check(config: ConfigDict, names: list[str]):
@@ -128,6 +143,8 @@ def _check(config: ConfigDict, names: list[str]):
         raise UserError('update_order=sequential needs whole batches: set optimizer.accumulate=1')
     if config.early_stopping.patience and config.data.validation == 'none':
         raise UserError('early_stopping needs validation images: set data.validation=holdout')
+    if config.init_from and config.resume_from:
+        raise UserError('init_from takes weights and resume_from whole states: give one of them')
     if len(config.profile.steps) != 2:
         raise UserError(f'profile.steps={config.profile.steps} is not a pair (first, end)')
     if config.log.wandb != 'disabled' and not importlib.util.find_spec('wandb'):
@@ -160,6 +177,8 @@ def _choices() -> list[tuple[str, Any]]:
         ('data.order', ORDERS),
         ('optimizer.name', optim.OPTIMIZERS),
         ('schedule.name', optim.SCHEDULES),
+        ('fusion.rule', fusion.RULES),
+        ('fusion.schedule', optim.SCHEDULES),
         ('schedule.per', PERIODS),
         ('log.wandb', WANDB_MODES),
     ]

@@ -58,7 +58,7 @@ class Console:
             self.say('data.validation=test: weights are chosen on the TEST images, which flatters them')
         if config.schedule.name == 'warm_restarts':
             start, end = last_restart(config, config.epochs - 1)
-            rate = _spread(run.learning_rates(run.total - 1), '{:.3g}')
+            rate = _spread(run.learning_rates(run.total - 1)[: len(run.names)], '{:.3g}')
             self.say(
                 f'the last epoch is number {config.epochs - start} in a cycle of {end - start}: warm '
                 f'restarts leave the learning rate at {rate}'

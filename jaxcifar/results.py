@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.checkpoint import write_atomically
+from jaxcifar.couplings import has_head
 from jaxcifar.data.expert_splits import rows_of
-from jaxcifar.evaluate import evaluate_logits, mean_and_std, member_metrics
+from jaxcifar.evaluate import compare, evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
 from jaxcifar.members import member_losses, member_views
 from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities
@@ -53,7 +54,10 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     }
     for which, of_tests in logits.items():
         for name, z in of_tests.items():
-            scores, ensemble = evaluate_logits(z, run.tests[name])
+            scores, ensemble = evaluate_logits(z[: len(members)], run.tests[name])
+            if has_head(run.config):
+                fused = found.setdefault('fusion', {}).setdefault(which, {})
+                fused[name] = compare(run, z, run.tests[name])
             mean, std = mean_and_std(scores)
             top = found if name == 'test' else found.setdefault(name, {'mean': {}, 'std': {}, 'ensemble': {}})
             top['mean'][which], top['std'][which], top['ensemble'][which] = mean, std, ensemble
@@ -62,6 +66,7 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     kinds = {'loss': member_losses(run.config), 'view': member_views(run.config)}
     for k, member in enumerate(members):
         member |= {kind: of[k] for kind, of in kinds.items() if len(set(of)) > 1}
+        # Where there is a fused prediction, its accuracy has chosen, and this is that.
         if 'best' in member:
             member['best']['epoch'] = int(chosen.best_epoch[k])
             member['best']['validation_accuracy'] = float(chosen.best[k])
@@ -122,6 +127,8 @@ def lines(results: dict) -> list[str]:
         if several:
             line += f'; ensemble {100 * ensemble["accuracy"]:.2f} %'
         text.append(line)
+        if 'fusion' in results:
+            text += fusion_lines(results['fusion'][which]['test'])
         for member in results['members'] if not alike or 'loss' in results['members'][0] else ():
             score_of = member[which]
             score = score_of['test']
@@ -131,3 +138,16 @@ def lines(results: dict) -> list[str]:
             line += f', {member["train_images"]:,} training images' if own_images else ''
             text.append(line + (f', epoch {score_of["epoch"]}' if 'epoch' in score_of else ''))
     return text
+
+
+def fusion_lines(scores: dict) -> list[str]:
+    """A fused prediction beside what it has to beat, and whether it does."""
+    text = []
+    for name in ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert'):
+        score = scores[name]
+        label = name.replace('_', ' ') + (f' ({score["name"]})' if 'name' in score else '')
+        text.append(
+            f'  {label}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
+        )
+    verdict = 'beats' if scores['beats_mean'] else 'does NOT beat'
+    return [*text, f'  the learned rule {verdict} the mean of the experts']

@@ -16,11 +16,13 @@ from ml_collections import ConfigDict
 from jaxcifar import config as configs
 from jaxcifar import hosts
 from jaxcifar.checkpoint import BestWeights, Checkpoints, write_atomically
+from jaxcifar.couplings import has_head
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json, write_json
 from jaxcifar.members import flatten, member_names
+from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.profile import share_of_peak
 from jaxcifar.selection import Selection
 
@@ -199,8 +201,8 @@ def take_over(config: ConfigDict, like, workdir: Path):
 
 
 def _copy_best(source: Path, workdir: Path, config: ConfigDict, step: int):
-    """Each member's best weights up to this step."""
-    for member in member_names(config):
+    """The best weights of each member, and of a head, up to this step."""
+    for member in [*member_names(config), *(HEAD_PARTS if has_head(config) else ())]:
         stamps = [s for s in BestWeights(source).steps(member) if s <= step]
         if stamps:
             (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)

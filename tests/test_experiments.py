@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from experiments import long_tail_table, mutual_table, record, results, run, sweep, ternary_table
+from experiments import fusion_4gpu, long_tail_table, mutual_table, record, results, run, sweep, ternary_table
 from experiments.sweep import Run
 from jaxcifar import main
 from jaxcifar.config import finalize
@@ -139,6 +139,44 @@ def test_mutual_table_runs_one_recipe_with_and_without_coupling(argument, monkey
     assert set(same) == {(64, 0.1, 'epoch', True, 'he_dense', 'crop(4)+flip')}
     assert {c.data.validation for c in configs.values()} == {'none'}
     assert ('SHORTENED' in found.title) == bool(argument)
+
+
+@pytest.mark.parametrize('argument', ['', 'strong,short,multiplicative+concatenation'])
+def test_fusion_follows_its_experts(argument, monkeypatch, small_npz, tmp_path):
+    monkeypatch.setattr(fusion_4gpu, 'small_cifar10', lambda: small_npz)
+    sweep, configs = fusion_4gpu.get_sweep(argument), {}
+    for experiment in sweep.runs:
+        monkeypatch.setattr('sys.argv', argv := ['main', *experiment.arguments(tmp_path)])
+        configs[experiment.name] = finalize(main.parse(argv)[0])
+    fused = [r for r in sweep.runs if configs[r.name].coupling == 'fusion']
+    assert len(fused) == 4 and (len(sweep.runs) == 7) == bool(argument)
+    for r in fused:
+        (experts,) = r.after
+        c, before = configs[r.name], configs[experts]
+        assert c.init_from == f'{tmp_path}/{experts}' and c.network == before.network
+        assert (before.split, before.members, c.split, c.members) == ('overlap', 4, 'fusion', 4)
+        single = configs[experts.replace('experts', 'single')]
+        assert single.data.validation == c.data.validation == 'fusion_validation'
+    if not argument:
+        pairs = {(configs[r.name].network, configs[r.name].fusion.rule) for r in fused}
+        assert pairs == set(fusion_4gpu.PAIRS.items())
+    with pytest.raises(UserError, match="did you mean 'multiplicative'"):
+        fusion_4gpu.get_sweep('multiplicativ')
+
+
+def test_a_table_says_where_a_learned_rule_does_not_beat_the_mean(tmp_path):
+    fused = sweep.Run('a', 'fusion', 'c.py', {'init_from': '{folder}/experts'})
+    finished(tmp_path, fused, 'fusion', {'0_x': 0.70, '1_x': 0.72}, 0.75)
+    path = tmp_path / 'a' / 'results.json'
+    results = json.loads(path.read_text())
+    scores = {name: {'accuracy': 0.75, 'nll': 1.0, 'ece': 0.1} for name in sweep.FUSED}
+    scores['fused']['accuracy'] = 0.74
+    results['fusion'] = {'last': {'test': {**scores, 'beats_mean': False}}}
+    path.write_text(json.dumps(results))
+    lines = sweep.table(sweep.Sweep('Title', [fused]), tmp_path)
+    assert lines[4] == '| fusion | x | 1 | 74.00 | 70.00 to 72.00 | 75.00 |  |'
+    others = '| 75.00, 1.000, 0.100 ' * 3
+    assert lines[-1] == f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean |'
 
 
 @pytest.mark.parametrize('argument', ['', 'short'])
