@@ -101,6 +101,7 @@ def test_jobs_are_arrays_or_packed_and_wait_for_what_they_need(tmp_path, monkeyp
     assert 'account' not in text and "'a b.py'" in slurm.script(arrays[1], tmp_path, ask)
     assert '--dependency=afterok:${job0}_2:${job0}_3 job2.sbatch' in slurm.submission(arrays, tmp_path, False)
     packed = slurm.jobs(sweep, tmp_path, 4)
+    assert [[run.name for run in job.runs] for job in packed[1:]] == [['pair0', 'pair2']]
     text = slurm.script(packed[0], tmp_path, ask._replace(pack=4))
     assert {'#SBATCH --gres=gpu:4', '#SBATCH --mem=48G', '#SBATCH --ntasks-per-node=4'} <= set(
         text.splitlines()
