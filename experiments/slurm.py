@@ -62,17 +62,27 @@ class Job(NamedTuple):
 
 
 def jobs(sweep: Sweep, folder: Path, pack: int) -> list[Job]:
-    """What is not finished, as few jobs as may be."""
-    todo = {run.name: run for run in sweep.runs if not is_finished(run, folder)}
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in todo.values():
-        groups.setdefault(tuple(name for name in run.after if name in todo), []).append(run)
+    """What is not finished, as few jobs as may be.
+
+    An array is of runs that wait for the same others; packed are those that wait for as long a chain.
+    """
+    todo: dict[str, Run] = {}
+    depth: dict[str, int] = {}
+    groups: dict[Any, list[Run]] = {}
+    for run in sweep.runs:
+        if is_finished(run, folder):
+            continue
+        after = tuple(name for name in run.after if name in todo)
+        todo[run.name] = run._replace(after=after)
+        depth[run.name] = 1 + max((depth[name] for name in after), default=0)
+        groups.setdefault(depth[run.name] if pack > 1 else after, []).append(todo[run.name])
     found: list[Job] = []
-    for after, runs in groups.items():
+    for runs in groups.values():
         size = pack if pack > 1 else len(runs)
-        for start in range(0, len(runs), size):
-            found.append(Job(f'job{len(found)}', runs[start : start + size], after))
-    return found
+        for part in (runs[start : start + size] for start in range(0, len(runs), size)):
+            needed = dict.fromkeys(name for run in part for name in run.after)
+            found.append(Job(f'job{len(found)}', part, tuple(needed)))
+    return sorted(found, key=lambda job: max(depth[run.name] for run in job.runs))
 
 
 def header(name: str, folder: Path, ask: Resources, share: int = 1, **more: Any) -> Iterator[str]:

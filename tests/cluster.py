@@ -82,7 +82,10 @@ def running(folder: Path):
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
             if done.returncode:
                 pytest.skip(f'{command[0]} does not start here: {done.stderr.strip()}')
-        until(lambda: 'idle' in ask(environment, 'sinfo', '-h', '-o', '%T'), 20)
+        try:
+            until(lambda: 'idle' in ask(environment, 'sinfo', '-h', '-o', '%T'), 30)
+        except AssertionError:
+            pytest.skip(f'Slurm does not come up here: {(folder / "slurmd.log").read_text()[-500:]}')
         yield environment
     finally:
         for name in ('slurmd', 'slurmctld', 'munged'):

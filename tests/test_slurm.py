@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,7 @@ def test_jobs_are_arrays_or_packed_and_wait_for_what_they_need(tmp_path, monkeyp
     assert 'account' not in text and "'a b.py'" in slurm.script(arrays[1], tmp_path, ask)
     assert '--dependency=afterok:${job0}_2:${job0}_3 job2.sbatch' in slurm.submission(arrays, tmp_path, False)
     packed = slurm.jobs(sweep, tmp_path, 4)
+    assert [[run.name for run in job.runs] for job in packed[1:]] == [['pair0', 'pair2']]
     text = slurm.script(packed[0], tmp_path, ask._replace(pack=4))
     assert {'#SBATCH --gres=gpu:4', '#SBATCH --mem=48G', '#SBATCH --ntasks-per-node=4'} <= set(
         text.splitlines()
@@ -108,6 +110,35 @@ def test_jobs_are_arrays_or_packed_and_wait_for_what_they_need(tmp_path, monkeyp
     assert '--dependency=afterok:${job0} job1.sbatch' in slurm.submission(packed, tmp_path, True)
     with pytest.raises(UserError, match='memory=lots is not like 16G'):
         slurm.script(packed[0], tmp_path, ask._replace(memory='lots'))
+
+
+@pytest.mark.parametrize(('pack', 'ends', 'status'), [
+    (1, '75', 75), (1, '0', 0), (1, '1', 1), (2, '75 0', 75), (2, '75 1', 75), (2, '1 75', 75), (2, '0 1', 1),
+    (2, '0 0', 0),
+])  # fmt: skip
+def test_a_job_queues_again_where_a_run_is_to_be_resumed(pack, ends, status, tmp_path):
+    runs = [Run(f'run{i}', 'row', 'c.py', {}) for i in range(2)]
+    (tmp_path / 'srun').write_text(f"""#!/bin/bash
+        echo "$@"
+        ends=({ends}); name=${{@: -1}}; exit ${{ends[${{name: -1}}]}}
+    """)
+    (tmp_path / 'scontrol').write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/asked')
+    for name in 'srun', 'scontrol':
+        (tmp_path / name).chmod(0o755)
+    (job, *_) = slurm.jobs(Sweep('Title', runs), tmp_path, pack)
+    text = slurm.script(job, tmp_path, slurm.Resources(pack=pack))
+    environment = {
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+        'SLURM_JOB_ID': '7',
+        'SLURM_ARRAY_TASK_ID': '0',
+    }
+    done = subprocess.run(['bash', '-c', text], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, '')
+    assert (tmp_path / 'asked').exists() == (status == 75)
+    assert status != 75 or (tmp_path / 'asked').read_text() == 'requeue 7\n'
+    lines = sorted(line.partition(' ')[0] for line in done.stdout.splitlines())
+    assert lines == ['[task-0-run0]', '[task-1-run1]'][:pack]
+    assert '--config c.py' in (tmp_path / 'run0.log').read_text()
 
 
 def test_the_sweep_of_the_readme_becomes_jobs(tmp_path, monkeypatch):
