@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
+from jaxcifar import portable
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.cli import run_command
 from jaxcifar.data.datasets import load_dataset
@@ -104,6 +105,18 @@ def load_best(config: ConfigDict, population: Population, workdir: Path, upto: i
     return (population.assemble(params), population.assemble(stats)), list(steps)
 
 
+def load_members(workdir: Path, which: str | None = None) -> tuple[ConfigDict, list[tuple[dict, dict]], dict]:
+    """(config, members' (params, stats) on the host, dataset.json) of a run; `which` as in `load_weights`."""
+    config, description = configs.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
+    if description is None:
+        raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
+    config.devices = 1
+    shape = len(description['classes']), description['image_size']
+    population = Population(config, *shape, make_mesh(config))
+    weights, _ = load_weights(config, population, workdir, which)
+    return config, population.disassemble(tuple(zip(*weights))), description
+
+
 def load_calibrated(config: ConfigDict, population: Population, workdir: Path):
     """((params, stats), steps [K], temperatures [K]) that `jaxcifar.calibrate` left behind."""
     weights = BestWeights(workdir, 'calibrated')
@@ -116,12 +129,19 @@ def load_calibrated(config: ConfigDict, population: Population, workdir: Path):
 class Evaluation:
     """A run's images and its networks, ready to be evaluated with whatever weights."""
 
-    def __init__(self, workdir: Path, flip: bool = False, poll: Callable = lambda: None):
+    def __init__(
+        self,
+        workdir: Path,
+        flip: bool = False,
+        poll: Callable = lambda: None,
+        config: ConfigDict | None = None,
+    ):
         self.workdir, self.poll = workdir, poll
-        self.config = configs.load(workdir / 'config.json')
+        self.config = config or configs.load(workdir / 'config.json')
         self.config.eval.flip = self.config.eval.flip or flip
         self.config.devices = None
-        self.dataset = load_dataset(self.config.dataset, self.config.data.root, self.config.data.image_size)
+        root = self.config.data.root or configs.data_root()
+        self.dataset = load_dataset(self.config.dataset, root, self.config.data.image_size)
         self.split = make_split(self.dataset, self.config)
         self.images = evaluation_images(self.dataset, self.split)
         self.names = member_names(self.config)
@@ -161,10 +181,16 @@ def evaluate(
     baseline: Path | None = None,
 ) -> dict:
     """What the command prints."""
-    run = Evaluation(workdir, flip)
+    exported = portable.read(workdir) if portable.is_portable(workdir) else None
+    config = exported and portable.config_of(workdir, exported)
+    run = Evaluation(workdir, flip, config=config)
     chosen = lookup('split', run.images, split)
     temperatures = np.ones(len(run.names))
-    if which == 'calibrated':
+    if exported:
+        if which:
+            raise UserError(f'{workdir} holds one set of weights: leave out --checkpoint {which}')
+        weights, step = portable.assemble(exported, run.population), None
+    elif which == 'calibrated':
         weights, step, temperatures = load_calibrated(run.config, run.population, workdir)
     else:
         weights, step = load_weights(run.config, run.population, workdir, which)
@@ -197,7 +223,8 @@ def evaluate(
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(prog='python -m jaxcifar.evaluate', description=__doc__)
-    parser.add_argument('--workdir', type=Path, required=True)
+    where = 'of a run; or a folder or file of jaxcifar.export, as float or packed weights'
+    parser.add_argument('--workdir', type=Path, required=True, help=where)
     parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')
     splits = 'train | validation | test, or a part of the split (test)'
     parser.add_argument('--split', default='test', help=splits)

@@ -99,7 +99,7 @@ def _pool(operation: str, **attributes) -> Callable:
         y = graph.add(operation, x.name, **shape, **attributes)
         if operation == 'MaxPool':
             return y
-        return graph.add('Mul', y, graph.constant(np.float32(np.prod(window))))  # a sum, not a mean
+        return graph.add('Mul', y, graph.constant(np.array(np.prod(window), np.float32)))  # a sum, not a mean
 
     return translate
 

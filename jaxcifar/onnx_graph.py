@@ -60,16 +60,16 @@ class Graph:
         if not isinstance(value, Ternary):
             return self.constant(np.asarray(value).transpose(axes))
         codes, positive, negative = (np.asarray(part) for part in value)
-        codes = self.constant(codes.transpose(axes).astype(CODES[self.bits][0]))
+        quantised = self.constant(codes.transpose(axes).astype(CODES[self.bits][0]))
 
         def floats(scale: np.ndarray) -> str:
             if len(scale) == 1:
-                return self.add('DequantizeLinear', codes, self.constant(scale.reshape(())))
+                return self.add('DequantizeLinear', quantised, self.constant(scale.reshape(())))
             axis = axes.index(len(axes) - 1)
-            return self.add('DequantizeLinear', codes, self.constant(scale), axis=axis)
+            return self.add('DequantizeLinear', quantised, self.constant(scale), axis=axis)
 
         if np.array_equal(positive, negative):
             return floats(positive)
         above = self.add('Relu', floats(positive))
-        below = self.add('Min', floats(negative), self.constant(np.float32(0)))
+        below = self.add('Min', floats(negative), self.constant(np.array(0, np.float32)))
         return self.add('Add', above, below)
