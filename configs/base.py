@@ -14,11 +14,11 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.dataset = 'cifar10'  # digits | cifar10 | cifar100 | npz:FILE | folder:… | imagenet:… | stream:FOLDER
     c.network = 'resnet20'  # a name of jaxcifar.models; resnet20+resnet8 is one member of each
-    c.members = placeholder(int)  # K, how many networks are trained together [auto: 1 per name]
+    c.members = placeholder(int)  # K, how many networks are trained together [auto: 1 per name or split]
     c.member_ids = placeholder(object)  # train these of a larger population [auto: 0,1,…,K-1]
-    c.split = 'shared'  # which images each member sees: shared | long_tail | long_tail_standard
+    c.split = 'shared'  # who sees what: shared | overlap | disjoint | fusion | file | long_tail[_standard]
     c.loss = 'cross_entropy'  # cross_entropy | logit_adjustment | balanced_softmax; a+b is one of each
-    c.coupling = 'none'  # what members do to each other: none | mutual
+    c.coupling = 'none'  # what members do to each other: none | mutual | fusion
     c.update_order = 'simultaneous'  # simultaneous: all from one forward pass; sequential: members take turns
     c.view = 'none'  # what the forward pass sees of the weights: none
     c.seed = number_or_list(0)  # data order and augmentation; with a member's id its init too [K]
@@ -44,16 +44,42 @@ def get_config() -> ConfigDict:
     c.mutual = ConfigDict()
     c.mutual.temperature = 1.0  # T of the softmax that members compare, and T² times their divergence
 
+    c.fusion = ConfigDict()
+    c.fusion.rule = 'multiplicative'  # multiplicativeAddition | TransformerBase | concatenation are others
+    c.fusion.alpha = 1.0  # the loss is that of the fused prediction and α times the sum of the members'
+    c.fusion.residual = False  # the global head begins at 0, and adds to the mean of the members' logits
+    c.fusion.dropout = 0.2  # within the fusion module
+    c.fusion.heads = 8  # of TransformerBase's attention
+    c.fusion.lr = placeholder(float)  # of the fusion module [auto: by rule and features; so optimizer.lr]
+    c.fusion.lr_head = placeholder(float)  # of the global head [auto: fusion.lr]
+    c.fusion.weight_decay = 1e-4  # of both; optimizer.name, momentum and decay are the members'
+    c.fusion.clip = 1.0  # largest norm of the gradient of both; 0 is off
+    c.fusion.clip_all = 0.0  # … of both and all members together, before their own; 0 is off
+    c.fusion.schedule = 'cosine'  # of both: a name of schedule.name, with that one's other fields
+    c.fusion.freeze_epochs = 0  # epochs at the start in which members keep weights and batch statistics
+
     c.data = ConfigDict()
     c.data.root = placeholder(str)  # where datasets are kept [auto: $JAXCIFAR_DATA or data] [resumable]
     c.data.loader = 'host'  # host: a PyTorch DataLoader; device: all in device memory [resumable]
-    c.data.validation = 'holdout'  # holdout: out of train; none: last epoch; test; val_lt of long_tail
-    c.data.validation_size = 0.1  # share of the training images, or a number of images
+    c.data.validation = 'holdout'  # holdout, fusion_holdout, fusion_validation, file, val_lt, test, none
+    c.data.validation_size = 0.1  # of holdout: share of the training images, or a number of images
     c.data.split_seed = 0  # which images are held out; not the run's seed, so that runs compare
     c.data.order = 'shared'  # shared: members see the same batches; member: each its own
     c.data.drop_last = False  # leave out an epoch's last, shorter batch
     c.data.image_size = placeholder(int)  # digits and image files get this [auto: 224 of imagenet, or 32]
     c.data.workers = 0  # processes that read batches; images on disk want one a core, others none [resumable]
+
+    c.experts = ConfigDict()
+    c.experts.count = 4  # members whom the images of split=overlap and disjoint are parted for
+    c.experts.seed = 42  # draws all of these parts
+    c.experts.holdout = 0.2  # share or number of images that no expert sees: the fusion holdout
+    c.experts.validation = 0.1  # share or number of those that fusion does not train on
+    c.experts.shared = 0.4  # overlap: share of the rest, the pool, that all experts see
+    c.experts.unique = 0.15  # overlap: share of the pool that each expert sees alone
+
+    c.files = ConfigDict()
+    c.files.train = ''  # split=file: FILE, or one a member: FILE,FILE; .npy, .json or .txt [resumable]
+    c.files.validation = ''  # data.validation=file: indices in the training images [resumable]
 
     c.long_tail = ConfigDict()
     c.long_tail.imbalance = 100.0  # images of the largest class for one of the smallest
@@ -76,7 +102,7 @@ def get_config() -> ConfigDict:
     c.schedule.per = 'step'  # the learning rate moves every step, or every epoch
     c.schedule.warmup_steps = 0  # the factor is multiplied by min(1, (step+1)/warmup_steps)
     c.schedule.final = 0.0  # cosine, warm_restarts: lowest learning rate as a share of lr
-    c.schedule.period = 10  # warm_restarts: epochs of the first cycle
+    c.schedule.period = 10  # warm_restarts: epochs of the first cycle; 0 is a quarter of all
     c.schedule.multiplier = 2  # warm_restarts: each cycle is this many times the one before
     c.schedule.milestones = (60, 120, 160)  # multistep: epochs at which lr is multiplied by gamma
     c.schedule.step_size = 30  # step: every this many epochs lr is multiplied by gamma
@@ -107,6 +133,7 @@ def get_config() -> ConfigDict:
     c.profile = ConfigDict()
     c.profile.steps = (0, 0)  # trace the steps from the first up to the second number [resumable]
 
+    c.init_from = ''  # begin with weights of WORKDIR, WORKDIR@last or a PyTorch file; a+b: of each in turn
     c.resume_from = ''  # start a new workdir from another run's checkpoint: WORKDIR or WORKDIR@STEP
     c.compile_cache = ''  # folder in which XLA keeps compiled programs for the next run [resumable]
     return c

@@ -124,7 +124,7 @@ class Runner:
 
 def weights_that_count(results: dict) -> str:
     """Those that held-out images chose; otherwise, and never those that test images chose, the last."""
-    return 'best' if results['selection'] in ('holdout', 'val_lt') else 'last'
+    return 'last' if results['selection'] in ('test', 'none') else 'best'
 
 
 def score(workdir: Path) -> str:

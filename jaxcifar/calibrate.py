@@ -113,7 +113,7 @@ def calibrate(workdir: Path, poll: Callable = lambda: None) -> dict:
     }
     for which in [*chosen, 'last']:
         weights, steps = load_weights(run.config, run.population, workdir, which)
-        logits = {part: run.logits(weights, part) for part in run.images}
+        logits = {part: run.logits(weights, part)[: len(run.names)] for part in run.images}
         report = fit(logits, run.images, run.names)
         for member, loss in zip(report['members'], member_losses(run.config)):
             member['loss'] = loss
@@ -157,7 +157,7 @@ def _export(run: Evaluation, logits: dict[str, np.ndarray], report: dict):
 def _save_weights(run: Evaluation, weights, steps: list[int], report: dict):
     kept = BestWeights(run.workdir, 'calibrated')
     kept.forget_after(-1)
-    members = run.population.disassemble(tuple(zip(*weights)))
+    members = run.population.disassemble(tuple(zip(weights.params, weights.stats)))
     for member, step, (params, stats) in zip(report['members'], steps, members):
         kept.save(member['name'], step, params, stats, member['temperature'])
 

@@ -194,7 +194,10 @@ def write_atomically(path: Path, write):
 
 
 class BestWeights:
-    """Each member's best (params, batch statistics), one file a member and step."""
+    """Each member's best (params, batch statistics), one file a member and step.
+
+    So are the parts of a coupling's head, which have no batch statistics.
+    """
 
     def __init__(self, workdir: Path, folder: str = 'best'):
         self.folder = workdir / folder
@@ -209,7 +212,7 @@ class BestWeights:
     def load(self, member: str, upto: float = math.inf) -> tuple[dict, dict, int]:
         """(params, batch statistics, step) of the newest stamp not after step `upto`."""
         tree, stamp = self._read(member, upto)
-        return tree['params'], tree['batch_stats'], stamp
+        return tree['params'], tree.get('batch_stats', {}), stamp
 
     def temperature(self, member: str) -> float:
         """What was saved with the newest weights."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcifar import couplings, losses, optim, views
+from jaxcifar import couplings, fusion, losses, optim, views
 from jaxcifar.data import augment, splits
 from jaxcifar.data.datasets import is_streamed
 from jaxcifar.errors import UserError, lookup, unknown
-from jaxcifar.members import PER_MEMBER, flatten, get, per_member
-from jaxcifar.models import NETWORKS
+from jaxcifar.members import PER_MEMBER, flatten, get, member_networks, per_member
+from jaxcifar.models import NETWORKS, build
 
 PRECISIONS = ('float32', 'bfloat16')
 LOADERS = ('host', 'device')
@@ -33,9 +33,15 @@ RANGES = {
     **dict.fromkeys(('optimizer.momentum', 'optimizer.b1', 'optimizer.b2', 'ema'), (0, 1)),
     **dict.fromkeys(('model.dropout', 'model.drop_path'), (0, 0.99)),
     'mutual.temperature': (0.01, ANY),
+    **dict.fromkeys(('fusion.alpha', 'fusion.lr', 'fusion.lr_head', 'fusion.weight_decay'), (0, ANY)),
+    **dict.fromkeys(('fusion.clip', 'fusion.clip_all', 'fusion.freeze_epochs', 'schedule.period'), (0, ANY)),
+    'fusion.dropout': (0, 0.99),
+    'fusion.heads': (1, ANY),
     **dict.fromkeys(('label_smoothing', 'schedule.final'), (0, 1)),
     **dict.fromkeys(('schedule.gamma', 'schedule.warmup_steps', 'data.split_seed', 'tau'), (0, ANY)),
-    'long_tail.imbalance': (1, ANY),
+    **dict.fromkeys(('experts.count', 'long_tail.imbalance'), (1, ANY)),
+    **dict.fromkeys(('experts.seed', 'experts.holdout', 'experts.validation'), (0, ANY)),
+    **dict.fromkeys(('experts.shared', 'experts.unique'), (0, 1)),
     'long_tail.seed': (0, 2**32 - 1),
     **dict.fromkeys(('early_stopping.patience', 'early_stopping.min_epochs'), (0, ANY)),
 }
@@ -47,6 +53,7 @@ RESUMABLE = (
     'data.root',
     'data.loader',
     'data.workers',
+    'files',  # a run remembers which images they named
     'early_stopping',
     'eval.batch_size',
     'checkpoint',
@@ -69,14 +76,16 @@ def finalize(config: ConfigDict) -> ConfigDict:
         if field not in fields:
             raise unknown('field', field, fields)
     names, loss_names = config.network.split('+'), config.loss.split('+')
-    config.members = config.members or max(len(names), len(loss_names))
+    ids = config.member_ids
+    if ids is not None and not isinstance(ids, tuple):
+        ids = (ids,)
+    parted_for = splits.population(config) or 0
+    config.members = config.members or len(ids or ()) or max(parted_for, len(names), len(loss_names))
     for kind, found in (('networks', names), ('losses', loss_names)):
         if len(found) not in (1, config.members):
             listed = '+'.join(found)
             raise UserError(f'{listed} names {len(found)} {kind} for members={config.members}')
-    if config.member_ids is None:
-        config.member_ids = tuple(range(config.members))
-    ids = config.member_ids if isinstance(config.member_ids, tuple) else (config.member_ids,)
+    ids = tuple(range(config.members)) if ids is None else ids
     if len(set(ids)) != config.members or not all(isinstance(i, int) and i >= 0 for i in ids):
         raise UserError(f'member_ids={ids} are not {config.members} different numbers of members')
     config.member_ids = ids
@@ -86,6 +95,8 @@ def finalize(config: ConfigDict) -> ConfigDict:
     imagenet = config.dataset.startswith('imagenet:')
     config.data.image_size = config.data.image_size or (224 if imagenet else 32)
     config.data.root = config.data.root or data_root()
+    if config.coupling == 'fusion':
+        _finalize_fusion(config)
     _check(config, names)
     return config
 
@@ -95,6 +106,15 @@ def data_root() -> str:
     return os.environ.get('JAXCIFAR_DATA') or 'data'
 
 
+def _finalize_fusion(config: ConfigDict):
+    """Learning rates by rule and features, and what fusion cannot be with."""
+    lookup('fusion.rule', fusion.RULES, config.fusion.rule)
+    if config.update_order == 'sequential':
+        raise UserError('coupling=fusion has one forward pass: set update_order=simultaneous')
+    sizes = {name: build(name, 2).feature_size() for name in config.network.split('+')}
+    fusion.fill_rates(config, [sizes[name] for name in member_networks(config)])
+
+
 def _check(config: ConfigDict, names: list[str]):
     for field, values in _choices():
         lookup(field, dict.fromkeys(values), get(config, field))
@@ -102,7 +122,7 @@ def _check(config: ConfigDict, names: list[str]):
         lookup('network', NETWORKS, name)
     for name in config.loss.split('+'):
         lookup('loss', losses.LOSSES, name)
-    splits.check_validation(config)
+    splits.check(config)
     for field in PER_MEMBER:
         per_member(config, field)
     if not all(isinstance(s, int) and s >= 0 for s in per_member(config, 'seed')):
@@ -123,6 +143,8 @@ def _check(config: ConfigDict, names: list[str]):
         raise UserError('update_order=sequential needs whole batches: set optimizer.accumulate=1')
     if config.early_stopping.patience and config.data.validation == 'none':
         raise UserError('early_stopping needs validation images: set data.validation=holdout')
+    if config.init_from and config.resume_from:
+        raise UserError('init_from takes weights and resume_from whole states: give one of them')
     if len(config.profile.steps) != 2:
         raise UserError(f'profile.steps={config.profile.steps} is not a pair (first, end)')
     if config.log.wandb != 'disabled' and not importlib.util.find_spec('wandb'):
@@ -146,6 +168,8 @@ def _choices() -> list[tuple[str, Any]]:
         ('data.order', ORDERS),
         ('optimizer.name', optim.OPTIMIZERS),
         ('schedule.name', optim.SCHEDULES),
+        ('fusion.rule', fusion.RULES),
+        ('fusion.schedule', optim.SCHEDULES),
         ('schedule.per', PERIODS),
         ('log.wandb', WANDB_MODES),
     ]

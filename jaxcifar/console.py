@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jaxcifar.optim import last_restart
+
 SETTLED = 10  # steps after which a rate means something
 HEARTBEAT = 300.0  # seconds between lines within an epoch, in a log file
 COLUMNS = ('epoch', 'lr', 'train loss', 'train %', 'validation %', 'best %', 'seconds', 'images/s')
@@ -43,15 +45,31 @@ class Console:
         config, mesh, order = run.config, run.population.mesh, run.order
         self.say(
             f'{config.network} x {config.members} on {config.dataset}: '
-            f'{order.train.shape[-1]} training images, {order.steps_per_epoch} steps an epoch, '
+            f'{_images(order.rows)}, {order.steps_per_epoch} steps an epoch, '
             f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
         )
         if order.trimmed:
             self.say(f'{order.trimmed} images of the last batch are left out to split it evenly')
         if run.chooses_on == 'test':
             self.say('data.validation=test: weights are chosen on the TEST images, which flatters them')
+        if config.schedule.name == 'warm_restarts':
+            start, end = last_restart(config, config.epochs - 1)
+            rate = _spread(run.learning_rates(run.total - 1), '{:.3g}')
+            self.say(
+                f'the last epoch is number {config.epochs - start} of {end - start} since the warm restart '
+                f'before it; the learning rate is {rate} at its end'
+            )
         if run.step:
             self.say(f'resumed at step {run.step}, epoch {run.step / order.steps_per_epoch:.2f}')
+
+    def stopped(self, run, members: np.ndarray, epoch: int):
+        """Say which members [K] bool end with this epoch, for want of a new best."""
+        for k in np.flatnonzero(members):
+            line = f'{run.names[k]} stops at epoch {epoch}; its best is epoch {run.selection.best_epoch[k]}'
+            if run.config.schedule.name == 'warm_restarts':
+                start, _ = last_restart(run.config, epoch - 1)
+                line += f', the last warm restart was after epoch {start}' if start else ''
+            self.say(line)
 
     def step(self, step: int, images_per_second: float):
         """A step is done; cheap enough for every one."""
@@ -106,6 +124,12 @@ def _spread(values, form: str) -> str:
     if len(values) == 1 or np.ptp(values) == 0:
         return mean
     return f'{mean} ± {form.format(values.std(ddof=1))}'
+
+
+def _images(rows: list[np.ndarray]) -> str:
+    """How many images there are to train on, for each of K members or for all."""
+    low, high = min(map(len, rows)), max(map(len, rows))
+    return f'{low if low == high else f"{low} to {high}"} training images{" each" * (len(rows) > 1)}'
 
 
 def _percent(values) -> str:

@@ -7,6 +7,9 @@ A coupling is made from the config and is a function of one step's outputs:
 The step minimises the scalar `total`. Members share no parameters, so the gradient of a sum is each
 member's own gradient, where what a member shows the others goes through `stop_gradient`. The columns
 are logged for each member; one named 'loss' is logged instead of its own loss.
+
+A coupling may have a head: parameters of its own, and from them and all members' outputs one more
+prediction. Then own, logits, targets and columns have K+1 rows, the head's the last.
 """
 
 from collections.abc import Callable
@@ -16,8 +19,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxcifar import fusion
 from jaxcifar.data.mixing import Targets
 from jaxcifar.errors import UserError
+from jaxcifar.members import member_names
 
 
 class Coupling(NamedTuple):
@@ -26,6 +31,7 @@ class Coupling(NamedTuple):
     make: Callable  # config -> the function
     columns: tuple[str, ...] = ()  # what it logs, beside 'loss'
     same_images: bool = True  # members must see the same batch, or their outputs do not compare
+    head: Callable | None = None  # (config, the members' D_k, classes) -> `fusion.Head`
 
 
 def none(config: ConfigDict) -> Callable:
@@ -66,15 +72,52 @@ def divergence_from_peers(logits: jax.Array) -> jax.Array:
     return (mean_of_peers((p * taught).sum(-1)) - (mean_of_peers(p) * log_p).sum(-1)).mean(-1)
 
 
+def dual_path(config: ConfigDict) -> Callable:
+    """The fused prediction learns, and so does every member: L = L_fused + α·Σ_k L_k."""
+    alpha = config.fusion.alpha
+
+    def coupling(own: jax.Array, logits: jax.Array, features: list[jax.Array], targets: Targets):
+        individual = own[:-1].sum()
+        total = own[-1] + alpha * individual
+        parts = {
+            'loss_global': own[-1],
+            'loss_individual': individual,
+            'loss_total': total,
+            'alpha': alpha,
+        }
+        return total, {name: jnp.broadcast_to(value, own.shape) for name, value in parts.items()}
+
+    return coupling
+
+
 COUPLINGS = {
     'none': Coupling(none, same_images=False),
     'mutual': Coupling(mutual, ('ce', 'kl')),
+    'fusion': Coupling(
+        dual_path, ('loss_global', 'loss_individual', 'loss_total', 'alpha'), head=fusion.make_head
+    ),
 }
 
 
 def columns(config: ConfigDict) -> tuple[str, ...]:
     """What the coupling logs; () where it is not known, as your own is not in evaluation."""
     return COUPLINGS[config.coupling].columns if config.coupling in COUPLINGS else ()
+
+
+def has_head(config: ConfigDict) -> bool:
+    """Whether the coupling has parameters and a prediction of its own."""
+    return config.coupling in COUPLINGS and COUPLINGS[config.coupling].head is not None
+
+
+def make_head(config: ConfigDict, population) -> fusion.Head | None:
+    """The coupling's head for a `Population`, None where it has none."""
+    make = COUPLINGS[config.coupling].head if has_head(config) else None
+    return make and make(config, population.feature_sizes(), population.num_classes)
+
+
+def output_names(config: ConfigDict) -> list[str]:
+    """The names of all that predicts: the members and, as the last, the coupling's head."""
+    return member_names(config) + [fusion.NAME] * has_head(config)
 
 
 def check_columns(config: ConfigDict, logged: dict):

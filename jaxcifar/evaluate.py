@@ -1,7 +1,8 @@
 """Evaluate a run's weights: python -m jaxcifar.evaluate --workdir DIR
 
 Prints JSON: accuracy, top-5, negative log-likelihood (nats) and calibration error of each member,
-their mean and standard deviation, and of the ensemble (the mean of the members' probabilities).
+their mean and standard deviation, and of the ensemble (the mean of the members' probabilities). Of a
+fused run also those of the fused prediction, the mean of the logits, and the best single member.
 """
 
 import argparse
@@ -20,24 +21,28 @@ from jaxcifar import config as configs
 from jaxcifar import portable
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.cli import run_command
+from jaxcifar.couplings import has_head
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images, evaluation_images, make_split, train_counts
 from jaxcifar.errors import UserError, lookup
 from jaxcifar.logs import read_json
-from jaxcifar.losses import log_priors
+from jaxcifar.losses import log_priors, of_outputs
 from jaxcifar.members import member_losses, member_names, member_networks
-from jaxcifar.metrics import log_probabilities, mean_of_probabilities, summarise
+from jaxcifar.metrics import compare_fused, log_probabilities, mean_of_probabilities, summarise
+from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.population import Population, make_mesh
-from jaxcifar.state import eval_weights, init_state
+from jaxcifar.state import Weights, eval_weights, init_state
 from jaxcifar.step import make_eval_step
 
 
 def predict_logits(
-    eval_step, weights, images, config: ConfigDict, mesh: Mesh, poll: Callable = lambda: None
+    eval_step, weights: Weights, images, config: ConfigDict, mesh: Mesh, poll: Callable = lambda: None
 ) -> np.ndarray:
-    """Logits [K,N,C] of images [N,H,W,C] or of files; `poll()` is called between batches."""
-    params, stats = weights
+    """Logits [K,N,C] of images [N,H,W,C] or of files, [K+1,N,C] where the coupling has a head.
+
+    `poll()` is called between batches.
+    """
     shards = mesh.shape['data']
     batch = math.ceil(min(config.eval.batch_size, len(images)) / shards) * shards
     sharding = NamedSharding(mesh, PartitionSpec('data'))
@@ -47,7 +52,7 @@ def predict_logits(
             poll()
             # A last, shorter batch is filled up: evaluation has no batch statistics to disturb.
             filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
-            logits = eval_step(params, stats, jax.device_put(filled, sharding))
+            logits = eval_step(weights, jax.device_put(filled, sharding))
             outputs.append(jax.device_get(logits)[:, : len(part)])
     return np.concatenate(outputs, 1)
 
@@ -66,6 +71,11 @@ def evaluate_logits(logits: np.ndarray, images: Images) -> tuple[list[dict], dic
     return [summarise(member, images.labels, images.class_counts) for member in log_p], ensemble
 
 
+def compare(run, logits: np.ndarray, images: Images) -> dict:
+    """The fused prediction of a run's logits [K+1,N,C], and what it has to beat."""
+    return compare_fused(logits, run.names, images.labels, images.class_counts)
+
+
 def mean_and_std(members: list[dict]) -> tuple[dict, dict]:
     """Over members; the standard deviation is the sample's, and 0 for one member."""
     values = {k: np.array([m[k] for m in members]) for k in members[0]}
@@ -75,7 +85,7 @@ def mean_and_std(members: list[dict]) -> tuple[dict, dict]:
 
 
 def load_weights(config: ConfigDict, population: Population, workdir: Path, which: str | None):
-    """((params, stats), step) of `last`, `best` or a step; each member's own best step for `best`.
+    """(`Weights`, step) of `last`, `best` or a step; each member's own best step for `best`.
 
     None is `best`, or `last` where nothing was chosen.
     """
@@ -97,16 +107,23 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, whic
 
 
 def load_best(config: ConfigDict, population: Population, workdir: Path, upto: int):
-    """((params, stats), steps [K]) of every member's best weights not after step `upto`."""
+    """(`Weights`, steps [K]) of every member's best weights not after step `upto`."""
     if config.data.validation == 'none':
         raise UserError('data.validation=none chose no best weights; use --checkpoint last')
     best = BestWeights(workdir)
     params, stats, steps = zip(*(best.load(m, upto) for m in member_names(config)))
-    return (population.assemble(params), population.assemble(stats)), list(steps)
+    head = {part: best.load(part, upto)[0] for part in HEAD_PARTS} if has_head(config) else None
+    return _assemble(population, params, stats, head), list(steps)
 
 
-def load_members(workdir: Path, which: str | None = None) -> tuple[ConfigDict, list[tuple[dict, dict]], dict]:
-    """(config, members' (params, stats) on the host, dataset.json) of a run; `which` as in `load_weights`."""
+def _assemble(population: Population, params, stats, head=None) -> Weights:
+    """K members' trees and a head's on the host -> weights on the devices."""
+    placed = head and jax.device_put(head, population.sharding())
+    return Weights(population.assemble(params), population.assemble(stats), placed)
+
+
+def load_members(workdir: Path, which: str | None = None) -> tuple[ConfigDict, list[tuple[dict, dict]]]:
+    """(config, the members' (params, stats) on the host) of a run; `which` as in `load_weights`."""
     config, description = configs.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
     if description is None:
         raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
@@ -114,16 +131,18 @@ def load_members(workdir: Path, which: str | None = None) -> tuple[ConfigDict, l
     shape = len(description['classes']), description['image_size']
     population = Population(config, *shape, make_mesh(config))
     weights, _ = load_weights(config, population, workdir, which)
-    return config, population.disassemble(tuple(zip(*weights))), description
+    return config, population.disassemble(tuple(zip(weights.params, weights.stats)))
 
 
 def load_calibrated(config: ConfigDict, population: Population, workdir: Path):
-    """((params, stats), steps [K], temperatures [K]) that `jaxcifar.calibrate` left behind."""
+    """(`Weights`, steps [K], temperatures [K]) that `jaxcifar.calibrate` left behind."""
+    if has_head(config):
+        raise UserError('a fused run calibrates its members alone; use --checkpoint best')
     weights = BestWeights(workdir, 'calibrated')
     names = member_names(config)
     params, stats, steps = zip(*(weights.load(name) for name in names))
     temperatures = np.array([weights.temperature(name) for name in names])
-    return (population.assemble(params), population.assemble(stats)), list(steps), temperatures
+    return _assemble(population, params, stats), list(steps), temperatures
 
 
 class Evaluation:
@@ -151,7 +170,7 @@ class Evaluation:
         self.eval_step = make_eval_step(self.config, self.population, self.dataset)
 
     def logits(self, weights, name: str) -> np.ndarray:
-        """Logits [K,N,C] of the images called `name` with the weights (params, stats)."""
+        """Logits of the images called `name`, [K,N,C], or [K+1,N,C] where the coupling has a head."""
         images = self.images[name].images
         return predict_logits(self.eval_step, weights, images, self.config, self.mesh, self.poll)
 
@@ -185,11 +204,11 @@ def evaluate(
     config = exported and portable.config_of(workdir, exported)
     run = Evaluation(workdir, flip, config=config)
     chosen = lookup('split', run.images, split)
-    temperatures = np.ones(len(run.names))
+    temperatures = np.ones(1)
     if exported:
         if which:
             raise UserError(f'{workdir} holds one set of weights: leave out --checkpoint {which}')
-        weights, step = portable.assemble(exported, run.population), None
+        weights, step = _assemble(run.population, *portable.dense(exported)), None
     elif which == 'calibrated':
         weights, step, temperatures = load_calibrated(run.config, run.population, workdir)
     else:
@@ -197,10 +216,10 @@ def evaluate(
     logits = run.logits(weights, split) / temperatures[:, None, None]
     if posthoc_tau:
         # Members whose loss was adjusted in training are not adjusted again.
-        plain = np.array(member_losses(run.config)) == 'cross_entropy'
-        log_prior = log_priors(train_counts(run.dataset, run.split))[..., None, :]
-        logits = logits - posthoc_tau * plain[:, None, None] * log_prior
-    members, ensemble = evaluate_logits(logits, chosen)
+        plain = of_outputs(run.config, np.array(member_losses(run.config)) == 'cross_entropy')
+        log_prior = of_outputs(run.config, log_priors(train_counts(run.dataset, run.split)))
+        logits = logits - posthoc_tau * plain[:, None, None] * log_prior[:, None]
+    members, ensemble = evaluate_logits(logits[: len(run.names)], chosen)
     mean, std = mean_and_std(members)
     rows = [{'name': n, **m} for n, m in zip(run.names, members)]
     if baseline is not None:
@@ -217,6 +236,7 @@ def evaluate(
         'mean': mean,
         'std': std,
         'ensemble': ensemble,
+        **({'fusion': compare(run, logits, chosen)} if has_head(run.config) else {}),
     }
 
 

@@ -128,29 +128,31 @@ def export(
     which = which or ('last' if config.data.validation == 'none' else 'best')
     members = from_workdir(workdir, which, member)
     folder = output or workdir / 'exports' / kind
-    _clear(folder)
-    files = [_write(folder, how, one, options) for one in members]
+    _check_free(folder)
+    new = folder.with_name(f'.{folder.name}.new')
+    shutil.rmtree(new, ignore_errors=True)
+    files = [_write(new, how, one, options) for one in members]
     together = released(config) if len(members) > 1 else members[0].config
-    write_json(folder / 'config.json', configs.to_dict(together))
+    write_json(new / 'config.json', configs.to_dict(together))
     for name in ('dataset.json', 'metrics.csv', 'results.json') if kind == 'release' else ():
         if (workdir / name).exists():
-            shutil.copy(workdir / name, folder / name)
+            shutil.copy(workdir / name, new / name)
     card = make_card(workdir, which, kind, members, files)
-    write_json(folder / CARD, card)
-    write_atomically(folder / 'README.md', lambda file: file.write(to_markdown(card).encode()))
-    write_sums(folder)
+    write_json(new / CARD, card)
+    write_atomically(new / 'README.md', lambda file: file.write(to_markdown(card).encode()))
+    write_sums(new)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
     return folder
 
 
-def _clear(folder: Path):
-    """Delete an export that is there already; `UserError` where there is anything else."""
+def _check_free(folder: Path):
+    """Raise `UserError` where there is anything but an export."""
     sums = folder / SUMS
     names = [line.split()[1] for line in sums.read_text().splitlines()] if sums.exists() else []
     others = {path.name for path in folder.glob('*')} - {SUMS, *names}
     if others:
         raise UserError(f'{folder} holds other files ({sorted(others)[0]}): choose a new --output')
-    for name in (SUMS, *names):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:

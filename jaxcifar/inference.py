@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from jaxcifar import config as configs
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import load_members
+from jaxcifar.logs import read_json
 from jaxcifar.members import alone, member_names
 from jaxcifar.metrics import log_probabilities, mean_of_probabilities
 from jaxcifar.portable import Portable, is_portable, read
@@ -56,7 +57,8 @@ class Classifier:
 
 def from_workdir(workdir: Path, which: str | None = None, member: str = 'all') -> list[Portable]:
     """The members of a run with their best, last or a step's weights, all or one by its name or id."""
-    config, members, description = load_members(workdir, which)
+    config, members = load_members(workdir, which)
+    description = read_json(workdir / 'dataset.json')
     names, ids = member_names(config), [str(i) for i in config.member_ids]
     if member not in ('all', *names, *ids):
         raise UserError(f'{workdir} has no member {member!r}; it has all, {", ".join(names)}')

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxcifar.couplings import has_head
 from jaxcifar.members import member_losses, per_member
 
 
@@ -47,15 +48,23 @@ def log_priors(counts: np.ndarray) -> np.ndarray:
     return np.log(counts / counts.sum(-1, keepdims=True))
 
 
+def of_outputs(config: ConfigDict, values) -> np.ndarray:
+    """Numbers [K,...], or [1,...] for all, of each output: a coupling's head has the first member's."""
+    values = np.asarray(values)
+    rows = np.broadcast_to(values, (config.members, *values.shape[1:]))
+    return np.concatenate([rows, rows[:1]]) if has_head(config) else rows
+
+
 def make_loss(config: ConfigDict, counts: np.ndarray):
     """(logits [K,B,C], labels [K,B]) -> [K,B]: each member's own loss, with its own numbers.
 
+    A row more, the prediction of the coupling's head, has the loss of the first member.
     counts: training images of each class, [C] or [K,C].
     """
-    names = np.array(member_losses(config))
-    smoothing, tau = (jnp.array(per_member(config, f), jnp.float32) for f in ('label_smoothing', 'tau'))
-    log_prior = np.broadcast_to(log_priors(counts), (len(names), counts.shape[-1]))
-    numbers = smoothing, tau, jnp.array(log_prior, jnp.float32)
+    names = of_outputs(config, member_losses(config))
+    smoothing, tau = (of_outputs(config, per_member(config, f)) for f in ('label_smoothing', 'tau'))
+    log_prior = of_outputs(config, np.atleast_2d(log_priors(counts)))
+    numbers = [jnp.array(n, jnp.float32) for n in (smoothing, tau, log_prior)]
 
     def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
         first, *others = dict.fromkeys(names.tolist())

@@ -30,6 +30,29 @@ def summarise(
     }
 
 
+def compare_fused(
+    logits: np.ndarray, names: list[str], labels: np.ndarray, class_counts: np.ndarray | None = None
+) -> dict:
+    """A fused prediction, the last of logits [K+1,N,C], beside what the K members give without it.
+
+    The best member is the best on these very images, which is hard on the fused one. `beats_mean` says
+    whether that has a higher accuracy than both means.
+    """
+    members, log_p = logits[:-1], log_probabilities(logits)
+    predictions = {
+        'fused': log_p[-1],
+        'mean_of_logits': log_probabilities(members.mean(0)),
+        'mean_of_probabilities': mean_of_probabilities(log_p[:-1]),
+    }
+    found: dict = {name: summarise(p, labels, class_counts) for name, p in predictions.items()}
+    scores = [summarise(p, labels, class_counts) for p in log_p[:-1]]
+    best = max(range(len(scores)), key=lambda k: scores[k]['accuracy'])
+    found['best_expert'] = {'name': names[best], **scores[best]}
+    means = found['mean_of_logits'], found['mean_of_probabilities']
+    found['beats_mean'] = all(found['fused']['accuracy'] > mean['accuracy'] for mean in means)
+    return found
+
+
 def class_recalls(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """The share of each class's images that are right, [C]; NaN of a class without images."""
     images = np.bincount(labels, minlength=classes)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from jaxcifar.couplings import has_head
 from jaxcifar.errors import UserError
 from jaxcifar.members import per_member
 
@@ -39,6 +40,7 @@ def adamw(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransforma
 
 
 OPTIMIZERS = {'sgd': sgd, 'adamw': adamw}
+HEAD_PARTS = ('fusion', 'global_head')  # of a coupling's own parameters: each has its learning rate
 
 
 def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:
@@ -47,6 +49,35 @@ def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransf
     if config.optimizer.clip:
         chain.insert(0, optax.clip_by_global_norm(config.optimizer.clip))
     return optax.chain(*chain)
+
+
+def _head_optimizers(config: ConfigDict, rates) -> dict[str, optax.GradientTransformation]:
+    """A chain for each part of a coupling's head."""
+    make = OPTIMIZERS[config.optimizer.name]
+    decay = config.fusion.weight_decay
+    return {part: optax.chain(*make(config, lr, decay)) for part, lr in zip(HEAD_PARTS, rates)}
+
+
+def init_head_optimizer(config: ConfigDict, params) -> dict:
+    """The states of the parts' optimisers before the first step."""
+    chains = _head_optimizers(config, (0.0, 0.0))
+    return {part: chain.init(params[part]) for part, chain in chains.items()}
+
+
+def update_head(config: ConfigDict, grads, opt, params, rates: jax.Array):
+    """New (params, optimiser states) of a coupling's head at the parts' learning rates [2]."""
+    if config.fusion.clip:
+        grads = clip(grads, config.fusion.clip)
+    new_params, new_opt = {}, {}
+    for part, chain in _head_optimizers(config, rates).items():
+        updates, new_opt[part] = chain.update(grads[part], opt[part], params[part])
+        new_params[part] = optax.apply_updates(params[part], updates)
+    return new_params, new_opt
+
+
+def clip(grads, norm: float):
+    """Gradients whose norm over all leaves is `norm` at most."""
+    return optax.clip_by_global_norm(norm).update(grads, optax.EmptyState())[0]
 
 
 def _decay_mask(pattern: str) -> Callable:
@@ -78,9 +109,8 @@ def cosine(s: ConfigDict, epochs: int) -> optax.Schedule:
 
 def warm_restarts(s: ConfigDict, epochs: int) -> optax.Schedule:
     """Cosine cycles of period, period·m, period·m², … epochs (SGDR, the same paper)."""
-    _at_least_one(s, 'period')
     _at_least_one(s, 'multiplier')
-    lengths = [s.period]
+    lengths = [first_cycle(s, epochs)]
     while sum(lengths) < epochs:
         lengths.append(lengths[-1] * s.multiplier)
     cycles = [optax.cosine_decay_schedule(1.0, length, s.final) for length in lengths]
@@ -118,15 +148,38 @@ SCHEDULES = {
 }
 
 
+def first_cycle(s: ConfigDict, epochs: int) -> int:
+    """Epochs of the first cycle of warm restarts."""
+    return s.period or max(1, epochs // 4)
+
+
+def last_restart(config: ConfigDict, epoch: int) -> tuple[int, int]:
+    """Of warm restarts: (the epoch at which the cycle of this epoch began, and that of its end)."""
+    start, length = 0, first_cycle(config.schedule, config.epochs)
+    while start + length <= epoch:
+        start, length = start + length, length * config.schedule.multiplier
+    return start, start + length
+
+
 def make_learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
-    """step (an integer) -> the members' learning rates [K].
+    """step (an integer) -> the members' learning rates [K] and, of a coupling's head, its parts' [K+2]."""
+    members = _follow(config, config.schedule.name, per_member(config, 'optimizer.lr'), steps_per_epoch)
+    if not has_head(config):
+        return members
+    parts = [config.fusion.lr, config.fusion.lr_head]
+    head = _follow(config, config.fusion.schedule, parts, steps_per_epoch)
+    return lambda step: jnp.concatenate([members(step), head(step)])
+
+
+def _follow(config: ConfigDict, schedule: str, initial: list[float], steps_per_epoch: int) -> Callable:
+    """step -> these learning rates on the schedule of this name.
 
     The warm-up multiplies the schedule rather than delaying it, so that milestones stay where they
     are written.
     """
     s = config.schedule
-    rates = jnp.array(per_member(config, 'optimizer.lr'), jnp.float32)
-    factor = SCHEDULES[s.name](s, config.epochs)
+    rates = jnp.array(initial, jnp.float32)
+    factor = SCHEDULES[schedule](s, config.epochs)
 
     def learning_rates(step) -> jax.Array:
         step = jnp.asarray(step)

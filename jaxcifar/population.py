@@ -63,6 +63,7 @@ class Population:
     def __init__(self, config: ConfigDict, num_classes: int, image_size: int, mesh: Mesh):
         self.mesh = mesh
         self.size = config.members
+        self.num_classes = num_classes
         self._seeds = member_seeds(config)
         self._shards = mesh.shape['data']
         self._sync_norm = config.sync_norm and self._shards > 1
@@ -82,6 +83,16 @@ class Population:
         """Fresh (params, batch statistics) of all members, as numpy arrays."""
         drawn = [stack([g.network.init(self._seeds[k]) for k in g.members]) for g in self.groups]
         return tuple(v['params'] for v in drawn), tuple(v['batch_stats'] for v in drawn)
+
+    def shapes(self) -> list:
+        """The members' variables' shapes, {'params': …, 'batch_stats': …} of each."""
+        shapes = {k: g.network.shapes() for g in self.groups for k in g.members}
+        return [shapes[k] for k in range(self.size)]
+
+    def feature_sizes(self) -> list[int]:
+        """The members' numbers of features, D_k."""
+        sizes = {k: g.network.feature_size() for g in self.groups for k in g.members}
+        return [sizes[k] for k in range(self.size)]
 
     def member_keys(self) -> jax.Array:
         """The members' own random keys, [K]."""
@@ -148,8 +159,10 @@ class Population:
             group_keys = keys[np.array(group.members)] if keys is not None else None
             run = partial(self._forward_group, group.network, train, own)
             z, f, s = self._shard(run, own, group_keys is not None)(params[i], stats[i], x, group_keys)
-            # The one exchange between members. All that follows is computed on every device alike.
-            logits.append(jax.lax.with_sharding_constraint(z, self.sharding(None, 'data')))
+            # The one exchange between members, of features only where they are used. All that follows is
+            # computed on every device alike.
+            z, f = jax.lax.with_sharding_constraint((z, f), self.sharding(None, 'data'))
+            logits.append(z)
             features += list(f)
             new_stats.append(s)
         joined = jnp.concatenate(logits) if len(logits) > 1 else logits[0]

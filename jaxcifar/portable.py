@@ -24,7 +24,6 @@ from jaxcifar.data.augment import normalise
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json
 from jaxcifar.models import build
-from jaxcifar.population import Population
 
 SUMS = 'SHA256SUMS'  # as of `sha256sum -c`
 CARD = 'card.json'
@@ -79,10 +78,10 @@ def config_of(path: Path, members: list[Portable]) -> ConfigDict:
     return configs.load(path / 'config.json') if path.is_dir() else members[0].config
 
 
-def assemble(members: list[Portable], population: Population) -> tuple:
-    """Their (params, stats) as floats, where the population's members live."""
-    dense = [packed.to_dense(member.variables) for member in members]
-    return tuple(population.assemble([d[kind] for d in dense]) for kind in ('params', 'batch_stats'))
+def dense(members: list[Portable]) -> tuple[list[dict], list[dict]]:
+    """Their params and their batch statistics as floats."""
+    trees = [packed.to_dense(member.variables) for member in members]
+    return [tree['params'] for tree in trees], [tree['batch_stats'] for tree in trees]
 
 
 def _read_file(path: Path) -> Portable:

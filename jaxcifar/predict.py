@@ -1,6 +1,7 @@
 """Name what is on images: python -m jaxcifar.predict --workdir DIR IMAGE…
 
-Prints each image's most probable classes with the mean of the members' probabilities.
+Prints each image's most probable classes with the mean of the members' probabilities, or of a fused run
+with its prediction.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxcifar import config as configs
 from jaxcifar.cli import run_command
+from jaxcifar.couplings import has_head
 from jaxcifar.data.datasets import is_streamed
 from jaxcifar.data.vision import read_image
 from jaxcifar.errors import UserError
@@ -42,7 +44,8 @@ def predict(workdir: Path, images: list[Path], which: str = 'best') -> tuple[np.
     pixels = np.stack([_read(path, read) for path in images])
     step = make_eval_step(config, population, dataset)
     logits = predict_logits(step, weights, pixels, config, mesh)
-    return np.exp(mean_of_probabilities(log_probabilities(logits))), dataset.classes
+    log_p = log_probabilities(logits)
+    return np.exp(log_p[-1] if has_head(config) else mean_of_probabilities(log_p)), dataset.classes
 
 
 def _reader(dataset: str, size: int) -> Callable:

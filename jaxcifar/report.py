@@ -17,6 +17,9 @@ from jaxcifar.report_runs import NONE, Run, load, show, to_float
 SELECTION = {
     'holdout': 'best on hold-out',
     'val_lt': 'best on val_lt',
+    'fusion_holdout': 'best on the fusion holdout',
+    'fusion_validation': 'best on the fusion validation images',
+    'file': 'best on images of a file',
     'none': 'none (last epoch)',
     'test': ON_TEST,
 }

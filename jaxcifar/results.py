@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.checkpoint import write_atomically
-from jaxcifar.evaluate import evaluate_logits, mean_and_std, member_metrics
+from jaxcifar.couplings import has_head
+from jaxcifar.data.expert_splits import rows_of
+from jaxcifar.evaluate import compare, evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
 from jaxcifar.members import member_losses
 from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities
@@ -36,11 +38,15 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     Mean, std and ensemble are of the images called test; those of others stand under their name.
     """
     chosen = run.selection
-    members: list[dict] = [{'name': name} for name in run.names]
+    sizes = [len(row) for row in rows_of(run.split.train)]
+    own_images = run.split.train.ndim == 2
+    sizes = sizes if own_images else sizes * len(run.names)
+    members: list[dict] = [{'name': n, 'train_images': size} for n, size in zip(run.names, sizes)]
     found: dict = {
         'step': run.step,
         'epoch': run.step // run.epoch_steps,
         'selection': run.config.data.validation,
+        'own_images': own_images,
         'members': members,
         'mean': {},
         'std': {},
@@ -48,7 +54,10 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     }
     for which, of_tests in logits.items():
         for name, z in of_tests.items():
-            scores, ensemble = evaluate_logits(z, run.tests[name])
+            scores, ensemble = evaluate_logits(z[: len(members)], run.tests[name])
+            if has_head(run.config):
+                fused = found.setdefault('fusion', {}).setdefault(which, {})
+                fused[name] = compare(run, z, run.tests[name])
             mean, std = mean_and_std(scores)
             top = found if name == 'test' else found.setdefault(name, {'mean': {}, 'std': {}, 'ensemble': {}})
             top['mean'][which], top['std'][which], top['ensemble'][which] = mean, std, ensemble
@@ -58,6 +67,7 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     for k, member in enumerate(members):
         if len(set(losses)) > 1:
             member['loss'] = losses[k]
+        # Where there is a fused prediction, its accuracy has chosen, and this is that.
         if 'best' in member:
             member['best']['epoch'] = int(chosen.best_epoch[k])
             member['best']['validation_accuracy'] = float(chosen.best[k])
@@ -101,25 +111,44 @@ def lines(results: dict) -> list[str]:
     how = {'last': 'last epoch', 'best': f'chosen on {results["selection"]}'}
     how['best'] = {'test': 'chosen on the TEST images'}.get(results['selection'], how['best'])
     text = []
-    # A ± over different networks or losses would look like an error bar.
+    # A ± over different networks, losses or images would look like an error bar.
     kinds = {(m['name'].partition('_')[2], m.get('loss')) for m in results['members']}
-    alike = len(kinds) == 1
+    own_images = results.get('own_images')
+    alike = len(kinds) == 1 and not own_images
     for which in results['mean']:
         mean, std = results['mean'][which], results['std'][which]
         ensemble, several = results['ensemble'][which], len(results['members']) > 1
         line = f'test accuracy {100 * mean["accuracy"]:.2f}'
         if several and alike:
             line += f' ± {100 * std["accuracy"]:.2f}'
-        line += f' % ({how[which]}{"" if alike else ", mean of different members"})'
+        line += f' % ({how[which]}{", mean of different members" if several and not alike else ""})'
         if 'mean_recall' in mean:
             line += f', mean recall {100 * mean["mean_recall"]:.2f} %'
         line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
         if several:
             line += f'; ensemble {100 * ensemble["accuracy"]:.2f} %'
         text.append(line)
+        if 'fusion' in results:
+            text += fusion_lines(results['fusion'][which]['test'])
         for member in results['members'] if not alike or 'loss' in results['members'][0] else ():
-            score = member[which]['test']
+            score_of = member[which]
+            score = score_of['test']
             shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
             numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
-            text.append(f'  {member["name"]} {member.get("loss", "")}'.rstrip() + f': {numbers} %')
+            line = f'  {member["name"]} {member.get("loss", "")}'.rstrip() + f': {numbers} %'
+            line += f', {member["train_images"]:,} training images' if own_images else ''
+            text.append(line + (f', epoch {score_of["epoch"]}' if 'epoch' in score_of else ''))
     return text
+
+
+def fusion_lines(scores: dict) -> list[str]:
+    """A fused prediction beside what it has to beat, and whether it does."""
+    text = []
+    for name in ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert'):
+        score = scores[name]
+        label = name.replace('_', ' ') + (f' ({score["name"]})' if 'name' in score else '')
+        text.append(
+            f'  {label}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
+        )
+    verdict = 'beats' if scores['beats_mean'] else 'does NOT beat'
+    return [*text, f'  the learned rule {verdict} the mean of the experts']

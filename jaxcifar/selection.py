@@ -23,8 +23,11 @@ class Selection:
     def update(self, accuracy: np.ndarray, epoch: int, config: ConfigDict) -> np.ndarray:
         """Take in an evaluation [K]; returns which members are at a new best [K].
 
-        Stopped members' numbers stay as they are. Ties keep the earlier weights.
+        Stopped members' numbers stay as they are. Ties keep the earlier weights. A number more is that of
+        a fused prediction, which then chooses for all members.
         """
+        if len(accuracy) > len(self.best):
+            accuracy = np.repeat(accuracy[-1], len(self.best))
         active = self.active(config)
         better = active & (accuracy > self.best)
         self.best = np.where(better, accuracy, self.best)
@@ -40,9 +43,16 @@ class Selection:
         return self.patience < limit if limit else np.ones(len(self.best), bool)
 
     def diverged(self, values, config: ConfigDict) -> np.ndarray:
-        """Of those members, the ones with a number in their tree of `values` that is not finite, [K]."""
+        """Of those members, the ones with a number in their tree of `values` that is not finite, [K].
+
+        Or [K+1] with a fused prediction, which goes on as long as they do.
+        """
         finite = [all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)) for tree in values]
-        return self.active(config) & ~np.array(finite)
+        return np.resize(self.active(config), len(finite)) & ~np.array(finite)
+
+    def columns(self, outputs: int) -> dict[str, np.ndarray]:
+        """What metrics.csv shows: a number for each output, the fused one's being the members'."""
+        return {name: np.resize(getattr(self, name), outputs) for name in ('best', 'patience')}
 
     def to_json(self) -> dict:
         """Lists, exact."""

@@ -1,6 +1,6 @@
 """All that a run is, between two steps."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,26 @@ import optax
 from flax.struct import PyTreeNode
 from ml_collections import ConfigDict
 
-from jaxcifar.couplings import columns
-from jaxcifar.optim import make_optimizer
+from jaxcifar.couplings import columns, make_head, output_names
+from jaxcifar.members import run_seed
+from jaxcifar.optim import init_head_optimizer, make_optimizer, update_head
 from jaxcifar.population import Population
+
+
+class HeadState(PyTreeNode):
+    """What the coupling's head is; the same on all devices."""
+
+    params: Any
+    opt: Any
+    ema: Any  # averaged params, or None
+
+
+class Weights(NamedTuple):
+    """What can be evaluated: the members', and the head's parameters where the coupling has one."""
+
+    params: Any
+    stats: Any
+    head: Any = None
 
 
 class TrainState(PyTreeNode):
@@ -22,19 +39,22 @@ class TrainState(PyTreeNode):
     opt: Any
     ema: Any  # averaged (params, stats), or None
     active: jax.Array  # [K] bool: members that have not been stopped
-    sums: dict[str, jax.Array]  # [K] each, over the epoch's images so far: see `new_sums`
+    sums: dict[str, jax.Array]  # one number an output, over the epoch's images so far: see `new_sums`
+    head: HeadState | None = None
 
 
 def new_sums(config: ConfigDict) -> dict[str, jax.Array]:
-    """The start of an epoch's sums: of what is logged for each member, and of images."""
-    return {name: jnp.zeros(config.members) for name in ('loss', 'accuracy', *columns(config), 'count')}
+    """The start of an epoch's sums: of what is logged for each output, and of images."""
+    outputs = len(output_names(config))
+    return {name: jnp.zeros(outputs) for name in ('loss', 'accuracy', *columns(config), 'count')}
 
 
 def init_state(config: ConfigDict, population: Population) -> TrainState:
     """The state before the first step, on the devices."""
     params, stats = population.init()
+    head = make_head(config, population)
 
-    def create(params, stats):
+    def create(params, stats, head):
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -43,11 +63,14 @@ def init_state(config: ConfigDict, population: Population) -> TrainState:
             ema=(params, stats) if config.ema else None,
             active=jnp.ones(population.size, bool),
             sums=new_sums(config),
+            head=head and HeadState(head, init_head_optimizer(config, head), head if config.ema else None),
         )
 
-    shapes = jax.eval_shape(create, params, stats)
+    head_params = head and head.init((run_seed(config),))
+    shapes = jax.eval_shape(create, params, stats, head_params)
     placed = jax.device_put((params, stats), population.sharding('member'))
-    return jax.jit(create, out_shardings=_sharding(shapes, population))(*placed)
+    alike = jax.device_put(head_params, population.sharding())
+    return jax.jit(create, out_shardings=_sharding(shapes, population))(*placed, alike)
 
 
 def _sharding(state: TrainState, population: Population) -> TrainState:
@@ -58,28 +81,38 @@ def _sharding(state: TrainState, population: Population) -> TrainState:
     return placed.replace(**jax.tree.map(lambda _: member, trees))
 
 
-def eval_weights(state: TrainState):
-    """The (params, stats) that are evaluated: the averaged ones where there is an average."""
-    return state.ema if state.ema is not None else (state.params, state.stats)
+def eval_weights(state: TrainState) -> Weights:
+    """What is evaluated: the averaged weights where there is an average."""
+    if state.ema is None:
+        return Weights(state.params, state.stats, state.head and state.head.params)
+    params, stats = state.ema
+    return Weights(params, stats, state.head and state.head.ema)
 
 
-def average(decay: float, state: TrainState, params, stats):
-    """The exponential moving average of weights and statistics, faster while the run is young."""
+def average(decay: float, step: jax.Array, old, new):
+    """The exponential moving average of a tree, faster while the run is young; None where there is none."""
     if not decay:
         return None
-    now = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-    return optax.incremental_update((params, stats), state.ema, 1 - now)
+    now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(new, old, 1 - now)
 
 
-def keep_stopped(population: Population, new: TrainState, old: TrainState) -> TrainState:
-    """`new`, but a member that has been stopped keeps its weights, optimiser, statistics and average."""
+def advance_head(config: ConfigDict, state: TrainState, grads, rates: jax.Array) -> HeadState:
+    """The coupling's head after a step with these gradients and its parts' learning rates [2]."""
+    head: Any = state.head
+    params, opt = update_head(config, grads, head.opt, head.params, rates)
+    return HeadState(params, opt, average(config.ema, state.step, head.ema, params))
 
-    def choose(active):
-        return lambda n, o: jnp.where(active.reshape(-1, *[1] * (n.ndim - 1)), n, o)
+
+def keep_still(population: Population, moving: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """`new`, but members that are not `moving` [K] keep their weights, optimiser, statistics and average."""
+
+    def choose(mask):
+        return lambda n, o: jnp.where(mask.reshape(-1, *[1] * (n.ndim - 1)), n, o)
 
     def over_groups(new_trees, old_trees):
-        groups = zip(population.split_by_group(old.active), new_trees, old_trees)
-        return tuple(jax.tree.map(choose(active), n, o) for active, n, o in groups)
+        groups = zip(population.split_by_group(moving), new_trees, old_trees)
+        return tuple(jax.tree.map(choose(mask), n, o) for mask, n, o in groups)
 
     ema = None
     if new.ema is not None:

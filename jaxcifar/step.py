@@ -9,24 +9,25 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxcifar.couplings import COUPLINGS, check_columns
+from jaxcifar.couplings import COUPLINGS, check_columns, make_head
 from jaxcifar.data.augment import Augmentation, normalise
 from jaxcifar.data.mixing import Targets
+from jaxcifar.fusion import join
 from jaxcifar.losses import make_loss
 from jaxcifar.members import per_member, run_seed
-from jaxcifar.optim import make_learning_rates, make_optimizer
+from jaxcifar.optim import clip, make_learning_rates, make_optimizer
 from jaxcifar.population import Population
-from jaxcifar.state import TrainState, average, keep_stopped
+from jaxcifar.state import TrainState, Weights, advance_head, average, keep_still
 from jaxcifar.views import VIEWS
 
 # Keys are fold_in(fold_in(seed, purpose), step): no draw depends on what was drawn before.
-DROPOUT, AUGMENT = 0, 1
+DROPOUT, AUGMENT, HEAD_DROPOUT = 0, 1, 2
 
 
 class TrainStep:
     """(state, batch) -> (state, {'loss', 'accuracy', 'lr' and the coupling's columns: [K] each}).
 
-    All members are updated from the same forward pass.
+    All members are updated from the same forward pass. A coupling's head is a row more, the last.
 
     batch: 'image' uint8 [B,H,W,C], 'label' and 'index' [B], or [K,B,...] where members have their own.
     """
@@ -38,6 +39,8 @@ class TrainStep:
         self.augment = Augmentation(config.augment, dataset.mean, dataset.std)
         self.epoch_steps = steps_per_epoch
         self.coupling = COUPLINGS[config.coupling].make(config)
+        self.head = make_head(config, population)
+        self.frozen_steps = config.fusion.freeze_epochs * steps_per_epoch if self.head else 0
         self.view = VIEWS[config.view]
         counts = np.bincount(dataset.y_train, minlength=dataset.num_classes) if counts is None else counts
         self.example_loss = make_loss(config, counts)
@@ -48,22 +51,26 @@ class TrainStep:
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]):
         images, targets = self.see(batch, state.step)
-        dropout_keys = self._keys(DROPOUT, state.step, of_members=True)
         lr = self.learning_rates(state.step)
-        params, stats, opt, numbers = self._advance(state, images, targets, dropout_keys, lr)
+        new, numbers = self._advance(state, images, targets, self.dropout_keys(state.step), lr)
         check_columns(self.config, numbers)
         count = batch['label'].shape[-1]
         sums = {name: state.sums[name] + value * count for name, value in numbers.items()}
         sums['count'] = state.sums['count'] + count
-        ema = average(self.config.ema, state, params, stats)
-        new = TrainState(state.step + 1, params, stats, opt, ema, state.active, sums)
-        return keep_stopped(self.population, new, state), {**numbers, 'lr': lr}
+        ema = average(self.config.ema, state.step, state.ema, (new.params, new.stats))
+        new = new.replace(step=state.step + 1, ema=ema, sums=sums)
+        moving = state.active & (state.step >= self.frozen_steps)
+        row = {**numbers, 'lr': lr[: len(numbers['loss'])]}
+        return keep_still(self.population, moving, new, state), row
 
     def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
-        """New (params, batch statistics, optimiser states) and what is logged, {name: [K]}."""
-        grads, stats, numbers = self._gradients(state, images, targets, dropout_keys)
+        """The state with new weights and optimisers, and what is logged, {name: [K]}."""
+        (grads, head_grads), stats, numbers = self.gradients(state, images, targets, dropout_keys)
+        if self.head and self.config.fusion.clip_all:
+            grads, head_grads = clip((grads, head_grads), self.config.fusion.clip_all)
         params, opt = self._update(self.population, grads, state.opt, state.params, lr, self.weight_decay)
-        return params, stats, opt, numbers
+        head = self.head and advance_head(self.config, state, head_grads, lr[self.population.size :])
+        return state.replace(params=params, stats=stats, opt=opt, head=head), numbers
 
     def see(self, batch: dict[str, jax.Array], step: jax.Array):
         """(normalised images, `Targets`) that the networks get of a batch in this step."""
@@ -83,6 +90,11 @@ class TrainStep:
 
         return jax.vmap(at)(self.member_keys) if of_members else at(self.run_key)
 
+    def dropout_keys(self, step: jax.Array) -> jax.Array:
+        """A key for each member, and as the last the coupling's head's: [K+1]."""
+        of_head = self._keys(HEAD_DROPOUT, step, of_members=False)
+        return jnp.append(self._keys(DROPOUT, step, of_members=True), of_head)
+
     def _outputs(self, population: Population, params, stats, images, dropout_keys):
         """(logits [K,B,C], features) of normalised images, and batch statistics."""
         shown = tuple(self.view(p) for p in params)
@@ -90,9 +102,14 @@ class TrainStep:
         return (logits, features), stats
 
     def _loss(self, params, stats, images, targets: Targets, dropout_keys):
-        """The coupled loss of normalised images, and (batch statistics, what is logged)."""
-        outputs, stats = self._outputs(self.population, params, stats, images, dropout_keys)
-        total, numbers = self._couple(outputs, targets)
+        """The coupled loss of normalised images, and (batch statistics, what is logged).
+
+        params: the members', and the head's.
+        """
+        params, head = params
+        (logits, features), stats = self._outputs(self.population, params, stats, images, dropout_keys)
+        logits = join(self.head, head, logits, features, dropout_keys[-1])
+        total, numbers = self._couple((logits, features), targets)
         return total, (stats, numbers)
 
     def _couple(self, outputs, targets: Targets):
@@ -104,20 +121,21 @@ class TrainStep:
         total, columns = self.coupling(own, logits, features, targets)
         return total, {'loss': own, 'accuracy': correct, **columns}
 
-    def _gradients(self, state: TrainState, images, targets: Targets, dropout_keys):
-        """(gradients, batch statistics, what is logged), means over a batch's parts.
+    def gradients(self, state: TrainState, images, targets: Targets, dropout_keys):
+        """((members' gradients, the head's), batch statistics, what is logged), means over a batch's parts.
 
         The parts go through one after the other, so that only one's activations are in memory.
         They are unrolled: XLA's loops make convolution gradients 30 times slower on CPU.
         """
         gradient = jax.grad(self._loss, has_aux=True)
         parts, stats = self.config.optimizer.accumulate, state.stats
+        params = state.params, state.head and state.head.params
         total: Any = None
         for i in range(parts):
             split = partial(jnp.split, indices_or_sections=parts, axis=targets.first.ndim - 1)
             keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
             x, y = jax.tree.map(lambda batch, split=split, i=i: split(batch)[i], (images, targets))
-            grads, (stats, numbers) = gradient(state.params, stats, x, y, keys)
+            grads, (stats, numbers) = gradient(params, stats, x, y, keys)
             part = jax.tree.map(lambda value: value / parts, (grads, numbers))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
             # The next part waits for this one, or XLA would be free to run them side by side.
@@ -179,7 +197,8 @@ class SequentialStep(TrainStep):
             if k < everyone.size - 1:
                 outputs[k], _ = forward(k, params[k])
         logged = jax.tree.map(lambda *values: jnp.stack(values), *numbers)
-        return everyone.join(params), everyone.join(stats), everyone.join(opt), logged
+        new = [everyone.join(trees) for trees in (params, stats, opt)]
+        return state.replace(**dict(zip(('params', 'stats', 'opt'), new))), logged
 
 
 UPDATES = {'simultaneous': TrainStep, 'sequential': SequentialStep}
@@ -202,17 +221,22 @@ def make_train_step(
 
 
 def make_eval_step(config: ConfigDict, population: Population, dataset):
-    """(params, stats, uint8 images [B,H,W,C]) -> logits [K,B,C] of the weights in the config's view."""
-    view = VIEWS[config.view]
+    """(`Weights`, uint8 images [B,H,W,C]) -> logits [K,B,C] of the weights in the config's view.
 
-    def eval_step(params, stats, images: jax.Array) -> jax.Array:
-        shown = tuple(view(p) for p in params)
+    [K+1,B,C] where the coupling has a head, whose prediction is the last.
+    """
+    view, head = VIEWS[config.view], make_head(config, population)
+
+    def eval_step(weights: Weights, images: jax.Array) -> jax.Array:
+        shown = tuple(view(p) for p in weights.params)
+
+        def predict(images: jax.Array) -> jax.Array:
+            logits, features, _ = population.forward(shown, weights.stats, images, False)
+            return join(head, weights.head, logits, features)
+
         images = normalise(images, dataset.mean, dataset.std)
-        logits, _, _ = population.forward(shown, stats, images, False)
-        if config.eval.flip:
-            mirrored, _, _ = population.forward(shown, stats, images[:, :, ::-1], False)
-            logits = (logits + mirrored) / 2
-        return logits
+        logits = predict(images)
+        return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
 
     return jax.jit(eval_step, compiler_options=compiler_options())
 

@@ -24,8 +24,8 @@ from jaxcifar.checkpoint import Checkpoints, write_atomically
 from jaxcifar.cli import run_command
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.errors import UserError
-from jaxcifar.evaluate import load_weights
-from jaxcifar.logs import Logger, read_json
+from jaxcifar.evaluate import load_members
+from jaxcifar.logs import Logger
 from jaxcifar.members import member_names
 from jaxcifar.models import build
 from jaxcifar.population import Population, make_mesh
@@ -135,10 +135,7 @@ def import_weights(path: Path, workdir: Path, network: str, dataset: str | None 
     """
     state = read(path)
     classes = _count_classes(state, network, options)
-    try:
-        variables = from_torch(state, build(network, classes, **options).shapes())
-    except UserError as error:
-        raise UserError(f'{path} does not fit {network}: {error}') from None
+    variables = _fit(state, build(network, classes, **options).shapes(), path, network)
     dataset = dataset or BY_CLASSES.get(classes)
     if dataset is None:
         raise UserError(f'{path} tells {classes} classes apart: name their --dataset')
@@ -150,6 +147,18 @@ def import_weights(path: Path, workdir: Path, network: str, dataset: str | None 
         if (workdir / 'config.json').exists():
             raise UserError(f'{workdir} holds a run: choose a new --workdir')
         _write_workdir(workdir, config, data, variables)
+
+
+def read_as(path: Path, shapes) -> dict:
+    """A file's weights as variables on the host with the structure of `shapes`; `UserError` otherwise."""
+    return _fit(read(path), shapes, path, 'the network')
+
+
+def _fit(state, shapes, path: Path, network: str) -> dict:
+    try:
+        return from_torch(state, shapes)
+    except UserError as error:
+        raise UserError(f'{path} does not fit {network}: {error}') from None
 
 
 def _count_classes(state, network: str, options: dict) -> int:
@@ -195,17 +204,13 @@ def export_weights(workdir: Path, path: Path, member: int | None = None, which: 
     """Write one member's weights as a state_dict; `which` is best, last or a step, as in evaluation."""
     import torch
 
-    config = configs.load(workdir / 'config.json')
+    config, members = load_members(workdir, which)
     ids = list(config.member_ids)
     if member is None and len(ids) == 1:
         member = ids[0]
     if member not in ids:
         raise UserError(f'{workdir} has {", ".join(member_names(config))}: choose by --member, one of {ids}')
-    config.devices = 1
-    dataset = read_json(workdir / 'dataset.json')
-    population = Population(config, len(dataset['classes']), dataset['image_size'], make_mesh(config))
-    weights, _ = load_weights(config, population, workdir, which)
-    params, stats = population.disassemble(tuple(zip(*weights)))[ids.index(member)]
+    params, stats = members[ids.index(member)]
     state = to_torch({'params': params, 'batch_stats': stats})
     write_atomically(path, lambda file: torch.save(state, file))
 

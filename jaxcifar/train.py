@@ -12,11 +12,12 @@ from jaxcifar import calibrate, evaluate, process, results, workdirs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.config import finalize
 from jaxcifar.console import Clock, Console
-from jaxcifar.couplings import check_images
+from jaxcifar.couplings import check_images, has_head, output_names
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.data.splits import evaluation_images, make_split, train_counts, validation_split
 from jaxcifar.errors import Preempted, UserError
+from jaxcifar.init import begin_from
 from jaxcifar.logs import Logger
 from jaxcifar.members import member_names
 from jaxcifar.metrics import group_names
@@ -51,7 +52,7 @@ class Run:
     def __init__(self, config: ConfigDict, workdir: Path, terminated, stack: contextlib.ExitStack):
         self.config, self.workdir, self.terminated, self.stack = config, workdir, terminated, stack
         workdirs.check_config(workdir, config)
-        self.names = member_names(config)
+        self.names, self.outputs = member_names(config), output_names(config)
         self.dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
         mesh = make_mesh(config)
         check_batch(config, mesh)
@@ -92,6 +93,8 @@ class Run:
             if not self.pending:
                 self.results = results.read(self.workdir, self.step)
             self.metrics_length = (self.results or meta)['metrics_length']
+        elif self.config.init_from:
+            self.state = begin_from(self.config, self.population, self.state)
         if not self.checkpoints.set_aside:  # which was said
             workdirs.warn_of_losses(self.workdir, self.step, self.epoch_steps)
         self.best.forget_after(self.step)
@@ -119,7 +122,7 @@ class Run:
         """What only a run that goes on needs: logs and compiled programs."""
         config = self.config
         groups = group_names(self.split.class_counts)
-        self.logger = Logger(config, self.workdir, self.names, self.step, self.metrics_length, groups)
+        self.logger = Logger(config, self.workdir, self.outputs, self.step, self.metrics_length, groups)
         self.stack.callback(self.logger.close)
         workdirs.record(self.workdir, config, self.dataset, self.state.params, self.split)
         self.console = Console(self.chooses_on, self.step, self.total)
@@ -127,12 +130,12 @@ class Run:
         say = self.console.say
         self.tracer = Tracer(config.profile.steps, self.workdir, self.step, self.total, say)
         self.stack.callback(self.tracer.stop)
+        self.learning_rates = make_learning_rates(config, self.epoch_steps)
         self.console.greet(self)
         counts = train_counts(self.dataset, self.split)
         step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state, counts)
         self.train_step = Compiled(step, say, self._poll)
         self.eval_step = make_eval_step(config, self.population, self.dataset)
-        self.learning_rates = make_learning_rates(config, self.epoch_steps)
         self.clock = Clock(self.train_step)
 
     def _train(self):
@@ -177,7 +180,7 @@ class Run:
         seconds, rate = self.clock.stop()
         row = {
             **{name: value / sums['count'] for name, value in sums.items() if name != 'count'},
-            'lr': self.learning_rates(self.step - 1),
+            'lr': self.learning_rates(self.step - 1)[: len(self.outputs)],
         }
         self._require_finite(row['loss'])
         due = epoch % config.eval.every_epochs == 0 or self.step >= self.total
@@ -194,20 +197,27 @@ class Run:
             self.logger.write_timing(epoch, self.step, seconds, rate)
         best = self.selection.best if self.selection.best_epoch.all() else None
         row |= {'validation': metrics and metrics['accuracy'], 'best': best}
+        if has_head(config):  # the fused prediction's numbers are the run's
+            row = {name: value if value is None else value[-1:] for name, value in row.items()}
         self.console.epoch(epoch, config.epochs, row, seconds, rate)
         if epoch % config.checkpoint.every_epochs == 0 or not self.going_on():
             self._save()
         self.clock.start()
 
     def _choose(self, metrics: dict[str, np.ndarray], epoch: int):
-        """Take in all members' validation metrics and keep the weights that are new bests."""
+        """Take in all outputs' validation metrics and keep the weights that are new bests."""
+        going_on = self.selection.active(self.config)
         better = self.selection.update(metrics['accuracy'], epoch, self.config)
+        self.console.stopped(self, going_on & ~self.selection.active(self.config), epoch)
         if better.any():
-            members = self.population.disassemble(tuple(zip(*eval_weights(self.state))))
+            weights = eval_weights(self.state)
+            members = self.population.disassemble(tuple(zip(weights.params, weights.stats)))
             self._require_finite(members)
             for k in np.flatnonzero(better):
                 self.best.save(self.names[k], self.step, *members[k])
-        row = {**metrics, 'best': self.selection.best, 'patience': self.selection.patience}
+            for part, params in jax.device_get(weights.head or {}).items():
+                self.best.save(part, self.step, params, {})
+        row = {**metrics, **self.selection.columns(len(self.outputs))}
         self.logger.write(epoch, self.step, str(self.chooses_on), row)
 
     def _put(self, **fields):
@@ -222,7 +232,8 @@ class Run:
         if self.saved == (self.step, self.pending):
             return
         weights = self.population.disassemble(tuple(zip(self.state.params, self.state.stats, self.state.opt)))
-        self._require_finite(zip(weights, jax.device_get(self.state.sums['loss'])))
+        trees = *weights, jax.device_get(self.state.head)
+        self._require_finite(zip(trees, jax.device_get(self.state.sums['loss'])))
         meta = {
             'step': self.step,
             'pending': self.pending,
@@ -242,11 +253,11 @@ class Run:
             raise Preempted(f'saved at step {self.step}; the same command goes on from there')
 
     def _require_finite(self, values):
-        """`UserError` unless the numbers of all members that go on, K trees, are finite."""
+        """`UserError` unless the numbers of all outputs that go on, a tree of each, are finite."""
         diverged = self.selection.diverged(values, self.config)
         if diverged.any():
             self.checkpoints.wait()
-            names = ', '.join(np.array(self.names)[diverged])
+            names = ', '.join(np.array(self.outputs)[np.flatnonzero(diverged)])
             raise UserError(
                 f'{names} diverged: not all numbers are finite at step {self.step}; try a smaller '
                 f'optimizer.lr, or optimizer.clip; kept checkpoints: {self.checkpoints.steps()}'

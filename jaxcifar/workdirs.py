@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
+from jaxcifar.couplings import has_head
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json, write_json
 from jaxcifar.members import flatten, get, member_names
+from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.profile import share_of_peak
 
 PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections',
@@ -29,7 +31,9 @@ PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'm
 # What gives a run's steps and scores their meaning.
 SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_size', 'optimizer.accumulate',
               'data.drop_last', 'data.validation', 'data.validation_size', 'data.split_seed',
-              'long_tail.imbalance', 'long_tail.seed')  # fmt: skip
+              'long_tail.imbalance', 'long_tail.seed', 'experts.count', 'experts.seed',
+              'experts.holdout', 'experts.validation', 'experts.shared', 'experts.unique',
+              'files.train', 'files.validation')  # fmt: skip
 
 
 def check_config(workdir: Path, config: ConfigDict):
@@ -181,7 +185,7 @@ def take_over(config: ConfigDict, like, workdir: Path):
         if old != new:
             raise UserError(f'resume_from: {source} has {field}={old}, not {new}')
     shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
-    for member in member_names(config):
+    for member in [*member_names(config), *(HEAD_PARTS if has_head(config) else ())]:
         stamps = [s for s in BestWeights(source).steps(member) if s <= meta['step']]
         if stamps:
             (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,8 @@ from jaxcifar.train import train
 GOLDEN = Path(__file__).parent / 'golden'
 SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cifar100', 'mutual',
            'mutual:resnet32+wideresnet28_2', 'mutual:strong', 'long_tail',
-           'long_tail:cifar10,standard', 'long_tail:strong']  # fmt: skip
+           'long_tail:cifar10,standard', 'long_tail:strong', 'expert',
+           'expert:wideresnet28_10,strong,pool']  # fmt: skip
 
 
 def shipped(name: str):
@@ -45,7 +46,8 @@ def parse(monkeypatch):
 @pytest.mark.parametrize('name', SHIPPED)
 def test_resolved_configs_are_as_reviewed(name, monkeypatch):
     """A changed default shows up here. To accept it: rm tests/golden/NAME.json and run again."""
-    monkeypatch.delenv('JAXCIFAR_DATA', raising=False)
+    for name in ('JAXCIFAR_DATA', 'MODEL_TYPE', 'EXPERT_ID', 'EPOCHS'):
+        monkeypatch.delenv(name, raising=False)
     resolved = json.dumps(configs.to_dict(configs.finalize(shipped(name))), indent=1) + '\n'
     path = GOLDEN / f'{re.sub("[:,+]", "-", name)}.json'
     if not path.exists():

@@ -140,7 +140,7 @@ def test_other_factors_and_data_sets(tmp_path):
         make_split(labels_only(4, 100, 40), tail_config(tmp_path, imbalance=200.0))
     for name, validation, words in (
         ('long_tail', 'holdout', 'set data.validation=val_lt'),
-        ('shared', 'val_lt', 'is a part of split=long_tail'),
+        ('shared', 'val_lt', 'set data.validation=holdout'),
     ):
         config = tail_config(tmp_path, name)
         config.data.validation = validation

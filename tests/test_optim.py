@@ -185,9 +185,12 @@ def test_warmup_multiplies():
     np.testing.assert_allclose(warm, plain * factor[:, None], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    'name, field', [('warm_restarts', 'period'), ('warm_restarts', 'multiplier'), ('step', 'step_size')]
-)
+def test_a_cycle_of_no_length_is_a_quarter_of_the_run():
+    quarter = learning_rates(name='warm_restarts', period=0, multiplier=2)
+    np.testing.assert_array_equal(quarter, learning_rates(name='warm_restarts', period=EPOCHS // 4, multiplier=2))
+
+
+@pytest.mark.parametrize('name, field', [('warm_restarts', 'multiplier'), ('step', 'step_size')])
 def test_cycles_of_no_length_are_refused(name, field):
     with pytest.raises(UserError, match=rf'schedule\.{field}=0 must be at least 1'):
         learning_rates(name=name, **{field: 0})
@@ -200,11 +203,11 @@ def test_average_against_a_loop():
     ema, expected = (params, stats), values[0].astype(np.float64)
     for t in range(20):
         params, stats = {'a': values[t + 1, 0]}, {'b': values[t + 1, 1]}
-        ema = average(0.5, SimpleNamespace(step=jnp.int32(t), ema=ema), params, stats)
+        ema = average(0.5, jnp.int32(t), ema, (params, stats))
         decay = min(0.5, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * values[t + 1]
     np.testing.assert_allclose([ema[0]['a'], ema[1]['b']], expected, rtol=1e-5, atol=1e-6)
-    assert average(0.0, SimpleNamespace(step=0, ema=None), params, stats) is None
+    assert average(0.0, jnp.int32(0), None, (params, stats)) is None
 
 
 def test_early_stopping():

@@ -56,9 +56,8 @@ def config(folder):
 
 def read(files, indices, **options):
     """One batch of the files, without workers."""
-    return files.noted(Reader(files, np.arange(len(files)), **options).__getitems__((0, np.array(indices))))[
-        'image'
-    ]
+    reader = Reader(files, [np.arange(len(files))], **options)
+    return files.noted(reader.__getitems__((0, np.array(indices))))['image']
 
 
 @pytest.mark.parametrize('order', ['shared', 'member'])
@@ -83,7 +82,7 @@ def test_draws_are_torchvisions_and_of_seed_epoch_and_index_alone(folder):
     transforms = import_torchvision().transforms
     reference = transforms.Compose([transforms.RandomResizedCrop(8), transforms.RandomHorizontalFlip()])
     files = load_dataset(f'stream:{folder}', '', 8).x_train
-    reader = Reader(files, np.arange(len(files)), seeds=[(5,)])
+    reader = Reader(files, [np.arange(len(files))], seeds=[(5,)])
     torch.manual_seed(1)
     before = torch.get_rng_state()
     images = reader.__getitems__((3, np.array([7, 2, 7])))['image']
@@ -122,10 +121,16 @@ def test_a_broken_image_is_replaced_by_the_next_of_its_class_that_may_be_seen(fo
     told = capsys.readouterr().err
     assert all(told.count(name) == 1 for name in BROKEN[:2]) and 'Truncated' in told
     visible = np.array([in_class['n02'] + 3, last, middle])
-    alone = files.noted(Reader(files, visible).__getitems__((0, visible[1:2])))['image']
+    alone = files.noted(Reader(files, [visible]).__getitems__((0, visible[1:2])))['image']
     np.testing.assert_array_equal(alone, read(files, visible[:1]))
+    pools = [visible, np.array([last, in_class['n02'] + 5])]  # of two members, who see other images
+    request = 0, np.array([[last], [last]])
+    of_two = Reader(files, pools, [(0,), (1,)]).__getitems__(request)['image']
+    for k, pool in enumerate(pools):
+        single = Reader(files, [pool], [(k,)]).__getitems__((0, request[1][k]))['image']
+        np.testing.assert_array_equal(of_two[k], single)
     with pytest.raises(UserError, match=r'no image of the class of .*n03/04\.jpg can be read: Truncated'):
-        files.noted(Reader(files, visible).__getitems__((0, visible)))
+        files.noted(Reader(files, [visible]).__getitems__((0, visible)))
 
 
 @pytest.fixture(scope='module')
@@ -208,7 +213,7 @@ def test_a_second_thread_changes_no_training_image(folder):
     """Reading draws from torch's one global generator."""
     files, _ = ImageFiles.listed(folder / 'train', 8)
     indices = np.array([i for i in range(len(files)) if not files.path(i).endswith(BROKEN)])
-    readers = [Reader(files, indices, [(seed,)]) for seed in (0, 1)] * 4
+    readers = [Reader(files, [indices], [(seed,)]) for seed in (0, 1)] * 4
     alone = readers[0].__getitems__((0, indices))['image']
     with ThreadPoolExecutor(2) as pool:
         batches = list(pool.map(lambda reader: reader.__getitems__((0, indices))['image'], readers))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.data.gather import Gather, data_loader
 from jaxcifar.errors import UserError
 from jaxcifar.members import member_seeds, run_seed
@@ -25,7 +26,7 @@ class Order:
     """Which images each step sees: a new shuffle every epoch, drawn from (seed, epoch)."""
 
     def __init__(self, config: ConfigDict, train: np.ndarray, multiple: int):
-        self.train = train  # [n] or [K,n]
+        self.train = train  # [n] or [K,n] as in `splits.Split`
         self.batch = config.batch_size
         images = train.shape[-1]
         rest = 0 if config.data.drop_last else images % self.batch
@@ -36,9 +37,11 @@ class Order:
             raise UserError(f'{images} training images do not fill a batch of {self.batch}')
         own_order = config.data.order == 'member'
         self.own = train.ndim == 2 or own_order
+        members = config.members if self.own else 1
         seeds: list = member_seeds(config)
-        self._seeds = seeds if own_order else [(run_seed(config),)]
-        self._shape = (config.members, images)
+        self._seeds = seeds if own_order else [(run_seed(config),)] * members
+        rows = rows_of(train)
+        self.rows = rows * (members // len(rows))
         self._epoch, self._shuffled = -1, np.empty(0)
 
     def indices(self, step: int) -> np.ndarray:
@@ -50,12 +53,15 @@ class Order:
         return self._shuffled[..., i * self.batch : i * self.batch + size]
 
     def _shuffle(self, epoch: int) -> np.ndarray:
+        """[n] or [K,n]: an epoch is one shuffle; a member with fewer images than others begins another."""
         n = self.train.shape[-1]
-        orders = np.stack([np.random.default_rng((epoch, *s)).permutation(n) for s in self._seeds])
-        if not self.own:
-            return self.train[orders[0]]
-        train, orders = (np.broadcast_to(a, self._shape) for a in (self.train, orders))
-        return np.take_along_axis(train, orders, 1)
+
+        def shuffles(seed: tuple[int, ...], images: np.ndarray) -> np.ndarray:
+            rng, rounds = np.random.default_rng((epoch, *seed)), -(-n // len(images))
+            return np.concatenate([images[rng.permutation(len(images))] for _ in range(rounds)])[:n]
+
+        orders = [shuffles(seed, images) for seed, images in zip(self._seeds, self.rows)]
+        return np.stack(orders) if self.own else orders[0]
 
 
 def batches(config: ConfigDict, dataset, order: Order, population: Population, steps: range):
@@ -75,7 +81,7 @@ def _host_batches(config, dataset, order: Order, sharding: NamedSharding, steps:
     from jaxcifar.data.stream import Reader
 
     seeds: list = member_seeds(config)
-    reader = Reader(images, np.unique(order.train), seeds if order.own else [(run_seed(config),)])
+    reader = Reader(images, order.rows, seeds if order.own else [(run_seed(config),)])
     loader = data_loader(reader, requests, config.data.workers)
     return prefetch(loader, lambda batch: jax.device_put(images.noted(batch), sharding))
 
@@ -104,7 +110,7 @@ def in_order(images, size: int, workers: int) -> Generator[np.ndarray]:
 
     everything = np.arange(len(images))
     requests = ((0, everything[start : start + size]) for start in starts)
-    loader = data_loader(Reader(images, everything), requests, workers)
+    loader = data_loader(Reader(images, [everything]), requests, workers)
     with contextlib.closing(prefetch(loader, lambda batch: images.noted(batch)['image'])) as source:
         yield from source
 

@@ -47,13 +47,18 @@ def read(path: str, transform) -> np.ndarray:
 class Reader:
     """A PyTorch dataset of whole batches, decoded from files.
 
-    A file that cannot be read is replaced by the next of its class within `pool`, the indices that
+    A file that cannot be read is replaced by the next of its class within its pool, the indices that
     may be seen: its label stays, nothing held out comes in, and all processes agree.
     """
 
-    def __init__(self, files: ImageFiles, pool: np.ndarray, seeds: Sequence[tuple[int, ...]] | None = None):
-        """`seeds`: one for a batch [B], K for [K,B]; None reads as evaluation does."""
-        self.files, self.pool, self.seeds = files, pool, seeds
+    def __init__(
+        self,
+        files: ImageFiles,
+        pools: Sequence[np.ndarray],
+        seeds: Sequence[tuple[int, ...]] | None = None,
+    ):
+        """`pools` and `seeds`: one for a batch [B], K for [K,B]; no seeds read as evaluation does."""
+        self.files, self.pools, self.seeds = files, pools, seeds
         size = files.shape[1]
         self.transform = eval_transform(size) if seeds is None else train_transform(size)
 
@@ -64,8 +69,8 @@ class Reader:
         faults: dict[int, str] = {}
         try:
             images = [
-                self._read(index, (*seed, epoch, index), faults)
-                for seed, row in zip(self.seeds or [()], rows)
+                self._read(index, pool, (*seed, epoch, index), faults)
+                for seed, pool, row in zip(self.seeds or [()], self.pools, rows, strict=True)
                 for index in row
             ]
         except UserError as error:  # raised again by `noted`: torch would add a worker's traceback
@@ -74,8 +79,10 @@ class Reader:
         labels, index = self.files.labels[indices], indices.astype(np.int32)
         return {'image': image, 'label': labels, 'index': index, 'faults': faults}
 
-    def _read(self, index: int, seed: tuple[int, ...], faults: dict[int, str]) -> np.ndarray:
-        for candidate in self._candidates(index):
+    def _read(
+        self, index: int, pool: np.ndarray, seed: tuple[int, ...], faults: dict[int, str]
+    ) -> np.ndarray:
+        for candidate in self._candidates(index, pool):
             try:
                 return self._transform(decode(self.files.path(candidate)), seed)
             except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
@@ -92,8 +99,8 @@ class Reader:
             torch.default_generator.manual_seed(state)
             return np.asarray(self.transform(image))
 
-    def _candidates(self, index: int) -> Iterator[int]:
+    def _candidates(self, index: int, pool: np.ndarray) -> Iterator[int]:
         """The index itself, then the others of its class in order, the first after the last."""
         yield index
-        alike = self.pool[self.files.labels[self.pool] == self.files.labels[index]]
+        alike = np.sort(pool[self.files.labels[pool] == self.files.labels[index]])
         yield from np.concatenate([alike[alike > index], alike[alike < index]]).tolist()

@@ -46,11 +46,13 @@ class Network(NamedTuple):
         {'params': …, 'batch_stats': …}.
     apply(variables, images, train, key) -> (logits [B,C], features [B,D]), batch_stats: images
         [B,H,W,3] float32, normalised; `key` feeds dropout, and is needed where that is on.
+    feature_size() -> D.
     """
 
     shapes: Callable
     init: Callable
     apply: Callable
+    feature_size: Callable
 
 
 def has_choice(name: str, option: str) -> bool:
@@ -94,9 +96,14 @@ def build(
     if zero_init and zeroed is None:
         raise UserError(f'the blocks of {name} do not end in a norm: model.zero_init is not for it')
 
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+
     def shapes():
-        image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
         return jax.eval_shape(module(train=False).init, jax.random.key(0), image)
+
+    def feature_size() -> int:
+        (_, features), _ = jax.eval_shape(lambda v, x: apply(v, x, False), shapes(), image)
+        return features.shape[-1]
 
     def draw(seed: tuple[int, ...]):
         return initialise(shapes(), seed, scheme, zeroed)
@@ -109,4 +116,4 @@ def build(
         outputs, updated = network.apply(variables, images, mutable=['batch_stats'], rngs=keys)
         return outputs, updated['batch_stats']
 
-    return Network(shapes, draw, apply)
+    return Network(shapes, draw, apply, feature_size)
