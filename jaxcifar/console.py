@@ -54,7 +54,7 @@ class Console:
             self.say('data.validation=test: weights are chosen on the TEST images, which flatters them')
         if config.schedule.name == 'warm_restarts':
             start, end = last_restart(config, config.epochs - 1)
-            rate = _spread(run.learning_rates(run.total - 1), '{:.3g}')
+            rate = _spread(run.learning_rates(run.total - 1)[: len(run.names)], '{:.3g}')
             self.say(
                 f'the last epoch is number {config.epochs - start} of {end - start} since the warm restart '
                 f'before it; the learning rate is {rate} at its end'

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcifar import calibrate, evaluate, process, results, workdirs
+from jaxcifar import calibrate, evaluate, fusion_log, process, results, workdirs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.config import finalize
 from jaxcifar.console import Clock, Console
@@ -241,6 +241,8 @@ class Run:
             'selection': self.selection.to_json(),
             'metrics_length': self.logger.flush(),
         }
+        if has_head(self.config):
+            fusion_log.write(self.workdir, self.config, self.learning_rates)
         self.checkpoints.save(self.step, self.state, meta)
         self.saved = self.step, self.pending
         self.best.prune(self.checkpoints.steps())

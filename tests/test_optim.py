@@ -187,7 +187,9 @@ def test_warmup_multiplies():
 
 def test_a_cycle_of_no_length_is_a_quarter_of_the_run():
     quarter = learning_rates(name='warm_restarts', period=0, multiplier=2)
-    np.testing.assert_array_equal(quarter, learning_rates(name='warm_restarts', period=EPOCHS // 4, multiplier=2))
+    np.testing.assert_array_equal(
+        quarter, learning_rates(name='warm_restarts', period=EPOCHS // 4, multiplier=2)
+    )
 
 
 @pytest.mark.parametrize('name, field', [('warm_restarts', 'multiplier'), ('step', 'step_size')])

@@ -1,0 +1,353 @@
+"""Fusion: the rules against PyTorch, what is counted and logged, devices, and the chain from experts on."""
+
+import csv
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from configs import base, expert, fusion
+from experiments.members import Case
+from jaxcifar.checkpoint import BestWeights, write_atomically
+from jaxcifar.config import finalize
+from jaxcifar.errors import UserError
+from jaxcifar.evaluate import Evaluation, evaluate, load_members, load_weights
+from jaxcifar.fusion import RULES, adaptive_rates, make_head
+from jaxcifar.metrics import compare_fused
+from jaxcifar.models import build
+from jaxcifar.optim import init_head_optimizer, update_head
+from jaxcifar.step import TrainStep
+from jaxcifar.torch_weights import to_torch
+from jaxcifar.train import train
+from tests.processes import assert_same
+from tests.steps import Run, distance
+
+
+def head_config(rule: str, members: int = 4, **changes):
+    """A config whose head can be made."""
+    c = base.get_config()
+    c.members, c.fusion.rule = members, rule
+    c.update_from_flattened_dict({f'fusion.{field}': value for field, value in changes.items()})
+    return c
+
+
+def count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(('rule', 'parameters'), [
+    ('multiplicative', 2_107_392),
+    ('multiplicativeAddition', 2_107_396),
+    ('TransformerBase', 6_305_792),
+    ('concatenation', 5_253_120),
+])  # fmt: skip
+def test_parameters_are_those_of_the_definition(rule, parameters):
+    params = make_head(head_config(rule), [1024] * 4, 100).init((0,))
+    assert (count(params['fusion']), count(params['global_head'])) == (parameters, 102_500)
+    if rule == 'multiplicative':
+        assert 4 * count(build('densenet121', 100).shapes()['params']) + count(params) == 30_404_596
+
+
+class Reference(nn.Module):
+    """The rules as they are written, by PyTorch's own layers."""
+
+    def __init__(self, rule: str, members: int, width: int, heads: int, classes: int):
+        super().__init__()
+        self.rule = rule
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(members))
+        self.a = nn.Parameter(torch.ones(members))
+        self.attention = nn.MultiheadAttention(width, heads)
+        wide = members * width if rule == 'concatenation' else width
+        self.mlp = nn.Sequential(nn.Linear(wide, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, width))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, features):
+        n = torch.stack([norm(f) for norm, f in zip(self.norms, features)])
+        product = n.prod(0)
+        x = {
+            'multiplicative': lambda: product,
+            'multiplicativeAddition': lambda: product + (self.a.softmax(0)[:, None, None] * n).sum(0),
+            'TransformerBase': lambda: self.attention(n, n, n)[0].mean(0),
+            'concatenation': lambda: torch.cat(list(n), 1),
+        }[self.rule]()
+        return self.head(self.mlp(x))
+
+
+def copy_linear(layer, params):
+    layer.weight.copy_(torch.tensor(params['kernel'].T))
+    layer.bias.copy_(torch.tensor(params['bias']))
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_rule_is_what_pytorch_makes_of_it(rule):
+    """Values and gradients, with K=3 and parameters that are nowhere at their beginnings."""
+    head = make_head(head_config(rule, 3, heads=2), [8] * 3, 5)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + rng.normal(0, 0.3, p.shape).astype(np.float32), head.init((0,)))
+    features = rng.normal(0, 2, (3, 6, 8)).astype(np.float32)
+    slope = rng.normal(size=(6, 5)).astype(np.float32)
+    reference, f = Reference(rule, 3, 8, 2, 5).eval(), params['fusion']
+    with torch.no_grad():
+        for k, norm in enumerate(reference.norms):
+            norm.weight.copy_(torch.tensor(f[f'norm{k}']['scale']))
+            norm.bias.copy_(torch.tensor(f[f'norm{k}']['bias']))
+        copy_linear(reference.mlp[0], f['fc1'])
+        copy_linear(reference.mlp[3], f['fc2'])
+        copy_linear(reference.head, params['global_head'])
+        if rule == 'multiplicativeAddition':
+            reference.a.copy_(torch.tensor(f['scale']))
+        if rule == 'TransformerBase':
+            reference.attention.in_proj_weight.copy_(torch.tensor(f['in_proj']['kernel'].T))
+            reference.attention.in_proj_bias.copy_(torch.tensor(f['in_proj']['bias']))
+            copy_linear(reference.attention.out_proj, f['out_proj'])
+    theirs = torch.tensor(features, requires_grad=True)
+    expected = reference(theirs)
+    expected.backward(torch.tensor(slope))
+    ours, pullback = jax.vjp(lambda f: head.apply(params, jnp.zeros((3, 6, 5)), list(f)), features)
+    np.testing.assert_allclose(ours, expected.detach(), atol=1e-5)
+    np.testing.assert_allclose(pullback(slope)[0], theirs.grad, atol=1e-5)
+    dropped = head.apply(params, jnp.zeros((3, 6, 5)), list(features), jax.random.key(0))
+    assert np.abs(dropped - ours).max() > 1e-2
+
+
+def test_a_residual_head_begins_as_the_mean_of_the_members():
+    head = make_head(head_config('multiplicative', 2, residual=True), [8] * 2, 5)
+    logits = np.random.default_rng(0).normal(size=(2, 6, 5)).astype(np.float32)
+    fused = head.apply(head.init((0,)), logits, [np.ones((6, 8), np.float32)] * 2)
+    np.testing.assert_allclose(fused, logits.mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(('rule', 'width', 'rates'), [
+    ('multiplicative', 1024, (7e-5, 4e-4)),  # DenseNet-121
+    ('multiplicativeAddition', 512, (1e-4, 1e-3)),  # ResNet-18
+    ('TransformerBase', 640, (4e-5, 2e-4)),  # WRN-28-10
+    ('concatenation', 1024, (7e-5, 8e-4)),  # ResNeXt-29
+    ('multiplicative', 64, (1.43e-4, 6e-4)),
+])  # fmt: skip
+def test_learning_rates_by_rule_and_features(rule, width, rates):
+    assert adaptive_rates(rule, width) == pytest.approx(rates)
+
+
+def test_learning_rates_are_filled_in_for_the_network_and_only_where_unset():
+    c = finalize(fusion.get_config('densenet121,multiplicative'))
+    assert [c.optimizer.lr, c.fusion.lr, c.fusion.lr_head] == pytest.approx([7e-5, 4e-4, 4e-4])
+    c = fusion.get_config('wideresnet28_10,TransformerBase')
+    c.fusion.lr, c.network = 0.5, 'resnet18'
+    c = finalize(c)
+    assert [c.optimizer.lr, c.fusion.lr, c.fusion.lr_head] == pytest.approx([4e-5, 0.5, 0.5])
+
+
+def test_the_head_is_updated_as_by_pytorch():
+    """Two groups with learning rates of their own, one clip over both, Nesterov momentum and decay."""
+    c = base.get_config()
+    rng = np.random.default_rng(0)
+    params = {part: {'kernel': rng.normal(size=(3, 2))} for part in ('fusion', 'global_head')}
+    theirs = [torch.tensor(p['kernel'], requires_grad=True) for p in params.values()]
+    groups = [{'params': [p], 'lr': lr} for p, lr in zip(theirs, (0.1, 0.4))]
+    sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    with jax.enable_x64(True):
+        opt = init_head_optimizer(c, params)
+        for _ in range(3):
+            grads = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
+            for p, g in zip(theirs, grads.values()):
+                p.grad = torch.tensor(g['kernel'])
+            nn.utils.clip_grad_norm_(theirs, c.fusion.clip)
+            sgd.step()
+            params, opt = update_head(c, grads, opt, params, jnp.array([0.1, 0.4]))
+    for ours, p in zip(params.values(), theirs):
+        np.testing.assert_allclose(ours['kernel'], p.detach(), rtol=1e-5)
+
+
+@pytest.fixture
+def fused(config, tiny_networks):
+    """Four tiny members, attention between their six features each, mixed labels."""
+    config.network, config.members, config.coupling = 'tiny', 4, 'fusion'
+    config.fusion.rule, config.fusion.heads = 'TransformerBase', 2
+    config.augment, config.label_smoothing = 'cutmix', 0.1
+    config.optimizer.lr, config.fusion.lr = 0.1, 0.2
+    return config
+
+
+def raw_gradients(config, dataset):
+    """((the members' gradients, the head's), what is logged) of the first step."""
+    run = Run(config, dataset)
+    step = TrainStep(run.config, run.population, dataset, run.order.steps_per_epoch)
+
+    @jax.jit
+    def gradients(state, batch):
+        images, targets = step.see(batch, state.step)
+        grads, _, numbers = step.gradients(state, images, targets, step.dropout_keys(state.step))
+        return grads, numbers
+
+    return jax.device_get(gradients(run.state, next(iter(run.batches(1)))))
+
+
+def test_four_devices_have_the_gradients_of_one(fused, dataset):
+    """Before clipping and the optimiser, which would hide a factor; α weighs the members' losses."""
+    fused.fusion.alpha = 0.5
+    one, numbers = raw_gradients(fused, dataset)
+    fused.devices = 4
+    assert dict(Run(fused, dataset).mesh.shape) == {'member': 4, 'data': 1}
+    four, _ = raw_gradients(fused, dataset)
+    assert distance(one, four) <= 1e-6 and max(np.abs(leaf).max() for leaf in jax.tree.leaves(one)) > 0.01
+    own = numbers['loss']
+    np.testing.assert_allclose(numbers['loss_individual'], own[:4].sum(), rtol=1e-6)
+    np.testing.assert_allclose(numbers['loss_global'], own[4], rtol=1e-6)
+    np.testing.assert_allclose(numbers['loss_total'], own[4] + 0.5 * own[:4].sum(), rtol=1e-6)
+
+
+def test_devices_exchange_logits_and_features_once_a_step(tiny_networks):
+    case = Case('tiny', batch=32, size=8, members=4, devices=4, coupling='fusion')
+    assert case.collectives() == ('2 all-gather', 4 * 32 * (100 + 6) * 4)
+
+
+def test_frozen_members_stay_as_they_are_while_the_head_learns(fused, dataset):
+    run = Run(fused, dataset)
+    before, head = run.weights(), jax.device_get(run.state.head.params)
+    fused.fusion.freeze_epochs, fused.ema = 1, 0.5
+    run = Run(fused, dataset)
+    step = run.compiled()
+    for number, batch in enumerate(run.batches(4)):  # an epoch has three
+        run.state, _ = step(run.state, batch)
+        assert (distance(before, run.weights()) == 0) == (number < 3)
+        assert distance(head, run.state.head.params) > 1e-4
+        head = jax.device_get(run.state.head.params)
+    assert 1e-6 < distance(head, run.state.head.ema)
+
+
+def test_a_fused_prediction_is_compared_with_what_it_must_beat():
+    labels = np.array([0, 0, 1, 1])
+    sure, right = np.array([[0, 9.0]] * 4), np.array([[2.0, 0], [2, 0], [0, 2], [2, 0]])
+    logits = np.stack([sure, right, right, np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])])
+    found = compare_fused(logits, ['a', 'b', 'c'], labels)
+    accuracies = [found[name]['accuracy'] for name in ('fused', 'mean_of_logits', 'mean_of_probabilities')]
+    assert accuracies == [1.0, 0.5, 0.75] and found['beats_mean']
+    assert (found['best_expert']['name'], found['best_expert']['accuracy']) == ('b', 0.75)
+    assert not compare_fused(logits[[0, 1, 2, 1]], ['a', 'b', 'c'], labels)['beats_mean']  # equal is not more
+
+
+def shrunk(c, npz, epochs: int):
+    """A shipped config of CIFAR-100 and ResNet-18, made small."""
+    c.dataset, c.network, c.devices, c.epochs, c.batch_size = f'npz:{npz}', 'tiny', 1, epochs, 24
+    c.augment, c.log.tensorboard, c.eval.batch_size = 'cutmix', False, 40
+    return c
+
+
+def rows_of(path) -> list[dict]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, capsys):
+    """400 images: experts on overlapping parts, then fusion on 72 of those that they have not seen."""
+    c = shrunk(expert.get_config('resnet18'), tail_npz, 2)
+    c.model.dropout = 0.0
+    train(c, tmp_path / 'experts')
+    c = shrunk(fusion.get_config('resnet18,TransformerBase'), tail_npz, 3)
+    c.fusion.heads, c.init_from, c.checkpoint.keep = 2, str(tmp_path / 'experts'), 9
+    c.checkpoint.every_steps = 2
+    workdir = tmp_path / 'fused'
+    results = train(c, workdir)
+
+    # The experts began as the experts' run had them; three epochs at these rates hardly move them.
+    _, began = load_members(tmp_path / 'experts')
+    _, ended = load_members(workdir, 'last')
+    assert 0 < distance([p for p, _ in began], [p for p, _ in ended]) < 0.01
+
+    # The table: on the test images once, and by evaluation the same.
+    table = results['fusion']['best']['test']
+    assert evaluate(workdir, 'best', 'test', flip=False)['fusion'] == table
+    assert table['mean_of_probabilities'] == results['ensemble']['best']
+    scores = [m['best']['test'] for m in results['members']]
+    assert table['best_expert']['accuracy'] == max(s['accuracy'] for s in scores)
+    assert 'the learned rule ' in capsys.readouterr().out
+    rows = rows_of(workdir / 'metrics.csv')
+    validation = [r for r in rows if r['split'] == 'validation']
+    best = max(float(r['accuracy']) for r in validation if r['member'] == 'fused')
+    assert {m['best']['validation_accuracy'] for m in results['members']} == {pytest.approx(best)}
+
+    # Components of one step, each loadable on its own, make the same predictions.
+    kept = BestWeights(workdir)
+    parts = {p.name: kept.load(p.name) for p in (workdir / 'best').iterdir()}
+    assert parts.keys() == {f'{k}_tiny' for k in range(4)} | {'fusion', 'global_head'}
+    assert len({step for _, _, step in parts.values()}) == 1
+    run = Evaluation(workdir)
+    whole = run.logits(load_weights(run.config, run.population, workdir, 'best')[0], 'test')
+    network = build('tiny', 4, 8)
+    images = (run.images['test'].images / 255 - run.dataset.mean) / run.dataset.std
+    variables = [{'params': p, 'batch_stats': s} for p, s, _ in (parts[f'{k}_tiny'] for k in range(4))]
+    outputs = [network.apply(v, images.astype(np.float32), False)[0] for v in variables]
+    logits, features = zip(*outputs)
+    head = {name: parts[name][0] for name in ('fusion', 'global_head')}
+    fused = make_head(run.config, [6] * 4, 4).apply(head, jnp.stack(logits), list(features))
+    np.testing.assert_allclose(whole, [*logits, fused], atol=1e-5)
+
+    # The log of the run has a row an epoch, and all columns.
+    log = rows_of(workdir / 'tiny_TransformerBase_training_log.csv')
+    assert [r['epoch'] for r in log] == ['1', '2', '3'] and all(all(r.values()) for r in log)
+    first = {r['member']: r for r in rows if r['split'] == 'train' and r['epoch'] == '1'}
+    assert log[0]['expert_2_loss'] == first['2_tiny']['loss']
+    assert float(log[0]['loss_total']) == pytest.approx(sum(float(r['loss']) for r in first.values()))
+    assert [float(log[0][f'{group}_lr']) for group in ('experts', 'fusion', 'global_head')] == pytest.approx(
+        [6.5e-5, 2.4e-4, 2.4e-4]
+    )
+
+    # From a step in the middle of an epoch it ends in the same bits.
+    again = shutil.copytree(workdir, tmp_path / 'again')
+    (again / 'results.json').unlink()
+    for folder in (again / 'checkpoints').iterdir():
+        if int(folder.name) > 4:
+            shutil.rmtree(folder)
+    train(c, again)
+    assert_same(again, workdir)
+
+
+def test_experts_come_from_pytorch_files_and_from_several_runs(fused, dataset, tmp_path):
+    run = Run(fused, dataset)
+    fused.fusion.lr, fused.epochs = 0.0, 1
+    files = []
+    for k, (params, stats) in enumerate(run.weights()):
+        state = {'model_state_dict': to_torch({'params': params, 'batch_stats': stats})}
+        files.append(tmp_path / f'{k}.pth')
+        write_atomically(files[-1], lambda file, state=state: torch.save(state, file))
+    fused.optimizer.lr = 0.0
+    fused.seed = 5  # others than the files', had they been drawn
+    fused.init_from = '+'.join(map(str, files))
+    train(fused, tmp_path / 'files')
+    _, members = load_members(tmp_path / 'files', 'last')
+    assert distance([p for p, _ in members], [p for p, _ in run.weights()]) == 0
+    fused.init_from = f'{tmp_path}/files+{files[0]}'
+    with pytest.raises(UserError, match='holds 5 members, not 4'):
+        train(fused, tmp_path / 'five')
+    fused.init_from = str(tmp_path)
+    with pytest.raises(UserError, match='is not a workdir'):
+        train(fused, tmp_path / 'none')
+    fused.network, fused.init_from = 'resnet8', f'{tmp_path}/files@last'
+    with pytest.raises(UserError, match='the weights for 0_resnet8 are not of a resnet8'):
+        train(fused, tmp_path / 'other')
+
+
+@pytest.mark.parametrize(('changes', 'words'), [
+    ({'update_order': 'sequential'}, 'coupling=fusion has one forward pass'),
+    ({'network': 'tiny+linear+tiny+tiny'}, 'equally many features, not 0_tiny: 6, 1_linear: 3, 2_tiny: 6'),
+    ({'fusion.heads': 4}, '6 features of tiny do not split over fusion.heads=4'),
+    ({'fusion.rule': 'multiplicativ'}, "did you mean 'multiplicative'"),
+    ({'init_from': 'a', 'resume_from': 'b'}, 'give one of them'),
+])  # fmt: skip
+def test_what_cannot_be_fused_is_said(fused, changes, words):
+    fused.update_from_flattened_dict(changes)
+    with pytest.raises(UserError) as caught:
+        finalize(fused)
+    assert words in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_words_of_the_fusion_config():
+    c = finalize(fusion.get_config('concatenation,strong'))
+    assert (c.network, c.fusion.rule, c.fusion.residual) == ('resnet18', 'concatenation', True)
+    for argument, words in (('resnet18,resnet34', 'takes one network'), ('sum', 'unknown word')):
+        with pytest.raises(UserError, match=words):
+            fusion.get_config(argument)
