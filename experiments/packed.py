@@ -8,6 +8,7 @@ GPU of one core's CPU time.
 
 import statistics
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +28,16 @@ CALLS = 3
 def member(network: str, form: str) -> Portable:
     """Fresh weights: 'float32', 'bfloat16', or ternary in one of `packed.CODES`."""
     names, mean, std = CIFAR['cifar10']
-    about = {'name': f'0_{network}', 'network': network, 'options': {}, 'classes': names.split()}
-    about |= {'image_size': 32, 'mean': mean, 'std': std}
-    about['precision'] = form if form == 'bfloat16' else 'float32'
+    about = {
+        'name': f'0_{network}',
+        'network': network,
+        'options': {},
+        'precision': form if form == 'bfloat16' else 'float32',
+        'classes': names.split(),
+        'image_size': 32,
+        'mean': mean,
+        'std': std,
+    }
     variables = build(network, 10).init((0, 0))
     if form == 'bfloat16':
         cast = jax.tree.map(lambda leaf: leaf.astype(form) if leaf.ndim > 1 else leaf, variables)
@@ -46,7 +54,7 @@ def measure(network: str, form: str, batch: int) -> dict:
     model = Classifier([member(network, form)])
     images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)
     program = model.function.lower(model.weights, images).compile()
-    memory = program.memory_analysis()
+    memory: Any = program.memory_analysis()
     clocks = []
     for _ in range(CALLS + 1):
         start = results.clock()

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.struct import PyTreeNode, field
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxcifar.checkpoint import write_atomically
 from jaxcifar.errors import UserError, lookup
@@ -32,6 +33,7 @@ from jaxcifar.quantize import Ternary, from_floats, to_floats
 MAGIC, VERSION = b'jaxcifar', 1
 START = struct.Struct('<8sII32s')
 CODES = {'2bit': (4, 4), 'trits': (3, 5)}  # base, codes in a byte
+TRITS = (np.arange(256)[:, None] // 3 ** np.arange(5) % 3).astype(np.uint8)  # of a byte; 243 and more: none
 REST = {'float32': '<f4', 'float16': '<f2'}
 
 
@@ -45,8 +47,10 @@ def pack(codes: np.ndarray, how: str) -> np.ndarray:
 
 def unpack(data, how: str, shape: tuple[int, ...], xp=np):
     """The inverse of `pack`, int8; `xp` is numpy, or jax.numpy within a compiled function."""
-    base, count = CODES[how]
-    digits = xp.stack([data // np.uint8(base**i) % np.uint8(base) for i in range(count)], -1)
+    if how == '2bit':
+        digits = data[:, None] >> xp.arange(0, 8, 2, dtype=np.uint8) & np.uint8(3)
+    else:
+        digits = xp.asarray(TRITS)[data]  # twice as fast as dividing
     return (digits.ravel()[: int(np.prod(shape))].astype(np.int8) - np.int8(1)).reshape(shape)
 
 
@@ -58,6 +62,7 @@ class Packed(PyTreeNode):
     negative: Any
     shape: tuple[int, ...] = field(pytree_node=False)
     how: str = field(pytree_node=False)
+    dtype: np.dtype = field(pytree_node=False, default=np.dtype(np.float32))
 
     def ternary(self, xp=np) -> Ternary:
         """The codes and scales."""
@@ -89,9 +94,54 @@ def to_dense(tree):
     return map_packed(lambda leaf: np.asarray(to_floats(leaf.ternary())), tree)
 
 
-def unpack_within(tree):
-    """The same, within a compiled function: only the bytes stay in memory between its calls."""
-    return map_packed(lambda leaf: to_floats(leaf.ternary(jnp)), tree)
+def unpack_where_used(function: Callable) -> Callable:
+    """`function(variables, images)` for variables with `Packed` kernels, to be compiled.
+
+    Each kernel becomes floats right before its layer and is gone after it, so that neither between calls
+    nor within one there is ever more than one in memory.
+    """
+
+    def run(variables, images: jax.Array):
+        leaves = jax.tree.leaves(variables, is_leaf=_is_packed)
+        kinds = [(leaf.shape, np.float32 if _is_packed(leaf) else leaf.dtype) for leaf in leaves]
+        structure = jax.tree.structure(variables, is_leaf=_is_packed)
+        shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
+        jaxpr = jax.make_jaxpr(function)(shapes, jax.ShapeDtypeStruct(images.shape, images.dtype))
+        (output,) = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*leaves, images])
+        return output
+
+    return run
+
+
+def _is_packed(leaf) -> bool:
+    return isinstance(leaf, Packed)
+
+
+def _evaluate(jaxpr: Jaxpr, consts, values) -> list:
+    """The outputs of a jaxpr of which some inputs are `Packed`."""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *values]))
+    for eqn in jaxpr.eqns:
+        inputs = [a.val if isinstance(a, Literal) else known[a] for a in eqn.invars]
+        inner = eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
+        if isinstance(inner, ClosedJaxpr):
+            outputs = _evaluate(inner.jaxpr, inner.consts, inputs)
+        elif eqn.primitive.name == 'convert_element_type' and _is_packed(inputs[0]):
+            outputs = [inputs[0].replace(dtype=np.dtype(eqn.params['new_dtype']))]
+        else:
+            after = max((v for v in inputs if not _is_packed(v)), key=np.size, default=0)
+            inputs = [_to_floats(v, after) if _is_packed(v) else v for v in inputs]
+            found = eqn.primitive.bind(*inputs, **eqn.params)
+            outputs = found if eqn.primitive.multiple_results else [found]
+        known.update(zip(eqn.outvars, outputs))
+    return [a.val if isinstance(a, Literal) else known[a] for a in jaxpr.outvars]
+
+
+def _to_floats(kernel: Packed, after) -> jax.Array:
+    """The kernel, not before `after` is known."""
+    # XLA would make floats of all kernels at the start, and has dropped its own barriers by the time it
+    # orders what it does. It cannot know that nothing is more than infinite.
+    wait = (jnp.ravel(after)[0] > jnp.inf).astype(np.uint8)
+    return to_floats(kernel.replace(data=kernel.data + wait).ternary(jnp), kernel.dtype)
 
 
 def fold_norms(variables: dict) -> dict:

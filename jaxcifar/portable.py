@@ -54,10 +54,10 @@ class Portable(NamedTuple):
 
         def run(variables, images: jax.Array) -> jax.Array:
             images = normalise(images, tuple(about['mean']), tuple(about['std']))
-            (logits, _), _ = network.apply(packed.unpack_within(variables), images, False)
+            (logits, _), _ = network.apply(variables, images, False)
             return logits.astype(jnp.float32)
 
-        return run
+        return packed.unpack_where_used(run)
 
 
 def read(path: Path) -> list[Portable]:
