@@ -77,7 +77,7 @@ def to_markdown(card: dict) -> str:
         for m in card['members']
     ]
     return '\n'.join([
-        f'# {recipe["network"]} for {data["name"]}',
+        f'# {recipe["network"]} for {Path(data["name"]).name}',
         '',
         f'Names the class of {size}x{size} RGB images, one of {len(data["classes"])}: {classes}.',
         '',

@@ -28,7 +28,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxcifar.checkpoint import write_atomically
 from jaxcifar.errors import UserError, lookup
 from jaxcifar.models.batch_norm import BatchNorm
-from jaxcifar.quantize import Ternary, from_floats, to_floats
+from jaxcifar.quantize import Ternary, to_floats
 
 MAGIC, VERSION = b'jaxcifar', 1
 START = struct.Struct('<8sII32s')
@@ -75,12 +75,19 @@ def pack_tree(tree, how: str):
 
 
 def _pack_leaf(leaf: np.ndarray, how: str):
-    for per in ('tensor', 'channel') if leaf.ndim > 1 else ():
-        ternary = from_floats(jnp.asarray(leaf), per)
-        if np.array_equal(to_floats(ternary), leaf):
-            codes, positive, negative = map(np.asarray, ternary)
+    # numpy, where `quantize.from_floats` would be compiled for the shape of each kernel.
+    for per_channel in (False, True) if leaf.ndim > 1 else ():
+        axes = tuple(range(leaf.ndim - per_channel))
+        positive, negative = (np.atleast_1d(np.maximum(v, 0).max(axes)) for v in (leaf, -leaf))
+        if np.array_equal(_on_host(leaf, positive, negative), leaf):
+            codes = np.sign(leaf).astype(np.int8)
             return Packed(pack(codes, how), positive, negative, leaf.shape, how)
     return leaf
+
+
+def _on_host(codes: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """`quantize.to_floats`, to the bit."""
+    return np.where(codes > 0, positive, np.where(codes < 0, -negative, np.float32(0)))
 
 
 def map_packed(function: Callable, tree):
@@ -91,7 +98,7 @@ def map_packed(function: Callable, tree):
 
 def to_dense(tree):
     """The tree with floats for `Packed` kernels: on the host exactly the weights that were packed."""
-    return map_packed(lambda leaf: np.asarray(to_floats(leaf.ternary())), tree)
+    return map_packed(lambda leaf: _on_host(*leaf.ternary()), tree)
 
 
 def unpack_where_used(function: Callable) -> Callable:
@@ -103,6 +110,8 @@ def unpack_where_used(function: Callable) -> Callable:
 
     def run(variables, images: jax.Array):
         leaves = jax.tree.leaves(variables, is_leaf=_is_packed)
+        if not any(map(_is_packed, leaves)):
+            return function(variables, images)
         kinds = [(leaf.shape, np.float32 if _is_packed(leaf) else leaf.dtype) for leaf in leaves]
         structure = jax.tree.structure(variables, is_leaf=_is_packed)
         shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
