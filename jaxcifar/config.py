@@ -77,8 +77,8 @@ def finalize(config: ConfigDict) -> ConfigDict:
             raise unknown('field', field, fields)
     names, loss_names = config.network.split('+'), config.loss.split('+')
     ids = config.member_ids
-    if ids is not None and not isinstance(ids, tuple):
-        ids = (ids,)
+    if ids is not None:
+        ids = tuple(ids) if isinstance(ids, (tuple, list)) else (ids,)
     parted_for = splits.population(config) or 0
     config.members = config.members or len(ids or ()) or max(parted_for, len(names), len(loss_names))
     for kind, found in (('networks', names), ('losses', loss_names)):

@@ -56,8 +56,8 @@ class Console:
             start, end = last_restart(config, config.epochs - 1)
             rate = _spread(run.learning_rates(run.total - 1)[: len(run.names)], '{:.3g}')
             self.say(
-                f'the last epoch is number {config.epochs - start} of {end - start} since the warm restart '
-                f'before it; the learning rate is {rate} at its end'
+                f'the last epoch is number {config.epochs - start} in a cycle of {end - start}: warm '
+                f'restarts leave the learning rate at {rate}'
             )
         if run.step:
             self.say(f'resumed at step {run.step}, epoch {run.step / order.steps_per_epoch:.2f}')

@@ -46,8 +46,8 @@ def parse(monkeypatch):
 @pytest.mark.parametrize('name', SHIPPED)
 def test_resolved_configs_are_as_reviewed(name, monkeypatch):
     """A changed default shows up here. To accept it: rm tests/golden/NAME.json and run again."""
-    for name in ('JAXCIFAR_DATA', 'MODEL_TYPE', 'EXPERT_ID', 'EPOCHS'):
-        monkeypatch.delenv(name, raising=False)
+    for variable in ('JAXCIFAR_DATA', 'MODEL_TYPE', 'EXPERT_ID', 'EPOCHS'):
+        monkeypatch.delenv(variable, raising=False)
     resolved = json.dumps(configs.to_dict(configs.finalize(shipped(name))), indent=1) + '\n'
     path = GOLDEN / f'{re.sub("[:,+]", "-", name)}.json'
     if not path.exists():
@@ -56,7 +56,7 @@ def test_resolved_configs_are_as_reviewed(name, monkeypatch):
     assert resolved == path.read_text()
 
 
-@pytest.mark.parametrize('name', [*SHIPPED[1:5], 'mutual:strong'])  # test_long_tail runs its own
+@pytest.mark.parametrize('name', [*SHIPPED[1:5], 'mutual:strong'])  # others run theirs
 def test_every_shipped_config_runs_shrunk(name, config, tmp_path):
     """As shipped but for size: the small images, a small network, two epochs."""
     c = shipped(name)
