@@ -64,6 +64,12 @@ def rows(workdir: Path):
             'ensemble': round(found['ensemble'][weights]['accuracy'], 5) if several else '',
         }
         yield {**common, 'weights': weights, **numbers}
+        if 'fusion' in found:
+            fused = found['fusion'][weights]['test']['fused']
+            rounded = {'accuracy': round(fused['accuracy'], 5), 'std': '', 'nll': round(fused['nll'], 4),
+                       'ece': round(fused['ece'], 4)}  # fmt: skip
+            network = f'{config["network"]} fused by {config["fusion"]["rule"]}'
+            yield {**common, 'weights': weights, **numbers, **rounded, 'network': network}
 
 
 def append(workdirs: list[Path]) -> list[dict]:

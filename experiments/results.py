@@ -12,7 +12,7 @@ import torch
 
 from jaxcifar.workdirs import git_commit
 
-FOLDER = Path(__file__).parent / 'results'
+FOLDER = Path(os.environ.get('JAXCIFAR_RESULTS') or Path(__file__).parent / 'results')
 ON_GPU = Path('/dev/nvidiactl').exists()  # known before jax starts
 clock = time.perf_counter if ON_GPU else time.process_time  # of a process that `pin` has run in
 PINNED = '' if ON_GPU else ', one core, CPU time'

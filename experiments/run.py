@@ -1,73 +1,46 @@
-"""Run a table of experiments: python -m experiments.run SWEEP.py[:ARGUMENT] [--jobs N] [--workdir FOLDER]
+"""Run a table of experiments: python -m experiments.run SWEEP.py[:ARGUMENT] [--jobs N | --slurm]
 
 A sweep file has a function `get_sweep(argument)` that returns a `Sweep`. Its runs go one after the
-other, or N at a time, each in FOLDER/NAME with what it prints in FOLDER/NAME.log. Finished runs are
-skipped and others resumed: after a stop, the same command goes on. Each new result is appended to
-experiments/results/accuracy.csv, and at the end the table is printed in Markdown.
+other, or N at a time with a GPU each, in FOLDER/NAME, with what they print in FOLDER/NAME.log.
+Finished runs are skipped and others resumed: after a stop, the same command goes on. Each new result is
+appended to experiments/results/accuracy.csv; at the end the table is printed in Markdown, and FOLDER
+has results.csv and a page about all runs. With --slurm, jobs of a cluster do all that.
 """
 
 import argparse
-import json
+import csv
 import os
-import runpy
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-
-from experiments import record
+from experiments import record, slurm
+from experiments.display import Display
+from experiments.sweep import Run, Sweep, has_ended, is_finished, keep, load, score, table
+from jaxcifar import report
 from jaxcifar.cli import run_command
 from jaxcifar.errors import EXIT_PREEMPTED, Preempted, UserError
-from jaxcifar.logs import read_json, write_json
 
-GPUS = sorted(Path('/dev').glob('nvidia[0-9]*'))
-KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
-
-
-class Run(NamedTuple):
-    """One training: a config file, and what is different from it."""
-
-    name: str  # of its workdir
-    row: str  # of the table; runs of one row are its seeds
-    config: str  # FILE[:ARGUMENT]
-    changes: dict[str, Any]  # field -> value
-
-    def arguments(self, folder: Path) -> list[str]:
-        """What follows `python -m jaxcifar.main`."""
-        changes = [f'--config.{field}={value}' for field, value in self.changes.items()]
-        return ['--config', self.config, '--workdir', str(folder / self.name), *changes]
-
-
-class Sweep(NamedTuple):
-    """Runs that are one table."""
-
-    title: str  # printed above it: what was done, and what was shortened
-    runs: list[Run]
-    baseline: str = ''  # the row that the others are compared with, network by network
-
-
-def is_finished(run: Run, folder: Path) -> bool:
-    """Whether this very run came to its end, and its numbers are in the table of results."""
-    kept = read_json(folder / run.name / KEPT)
-    return kept == run.arguments(folder)
+GPUS = [path.name.removeprefix('nvidia') for path in sorted(Path('/dev').glob('nvidia[0-9]*'))]
 
 
 class Runner:
     """Runs trainings as processes, and stops them all where one was stopped."""
 
-    def __init__(self, sweep: Sweep, folder: Path, jobs: int):
-        self.sweep, self.folder, self.jobs, self._started = sweep, folder, jobs, 0
+    def __init__(self, sweep: Sweep, folder: Path, jobs: int, retries: int, display: Display):
+        self.sweep, self.folder, self.jobs, self.retries = sweep, folder, jobs, retries
+        self.display = display
         self.failed, self.stopped = list[str](), False
-        self._processes, self._lock = (
-            set[subprocess.Popen](),
-            threading.RLock(),
-        )  # of a signal that comes while it is held, too
+        self._processes = set[subprocess.Popen]()
+        self._lock = threading.RLock()  # of a signal that comes while it is held, too
+        self._slots: queue.Queue[int] = queue.Queue()
+        for slot in range(jobs):
+            self._slots.put(slot)
 
     def stop(self, *_):
         """Ask all trainings to save and leave."""
@@ -76,102 +49,136 @@ class Runner:
             for process in self._processes:
                 process.terminate()
 
-    def __call__(self, number: int):
-        """Run the training of this number, if it is not finished, and say so in a line."""
-        run, start = self.sweep.runs[number], time.monotonic()
-        where = f'[{number + 1}/{len(self.sweep.runs)}] {run.name}'
+    def run(self):
+        """All runs, each when those that it comes after are finished."""
+        waiting, going = list(enumerate(self.sweep.runs)), set[Future]()
+        with ThreadPoolExecutor(self.jobs) as pool:
+            while waiting or going:
+                for number, run in list(waiting):
+                    missing = [n for n in run.after if not is_finished(self._named(n), self.folder)]
+                    lost = [name for name in missing if name in self.failed]
+                    if lost:
+                        self.failed.append(run.name)
+                        self.display.say(number, run.name, f'not begun, as {", ".join(lost)} failed')
+                    elif not missing:
+                        going.add(pool.submit(self._one, number, run))
+                    if lost or not missing:
+                        waiting.remove((number, run))
+                if self.stopped:
+                    waiting.clear()
+                done, going = wait(going, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+
+    def _named(self, name: str) -> Run:
+        return next(run for run in self.sweep.runs if run.name == name)
+
+    def _one(self, number: int, run: Run):
+        """A run, if it is not finished, and a line about it."""
+        start = time.monotonic()
+        say = lambda text: self.display.say(number, run.name, text)  # noqa: E731
+        workdir = self.folder / run.name
         if self.stopped:
             return
         if is_finished(run, self.folder):
-            print(f'{where}: finished before, {score(self.folder / run.name)}', flush=True)
+            say(f'finished before, {score(workdir)}')
             return
-        status = self._train(run)
+        status = 0 if has_ended(run, self.folder) else self._train(number, run)
+        for retry in range(self.retries):
+            if status in (0, EXIT_PREEMPTED) or self.stopped:
+                break
+            say(f'failed with exit status {status}; try {retry + 2} of {self.retries + 1}')
+            status = self._train(number, run)
         if status == 0:
             with self._lock:
-                record.append([self.folder / run.name])
-                write_json(self.folder / run.name / KEPT, run.arguments(self.folder))
-            seconds = time.monotonic() - start
-            print(f'{where}: {score(self.folder / run.name)} after {seconds:,.0f} s', flush=True)
+                keep(run, self.folder)
+            say(f'{score(workdir)} after {time.monotonic() - start:,.0f} s')
         elif status == EXIT_PREEMPTED or self.stopped:
             self.stop()
-            print(f'{where}: stopped, to be resumed', flush=True)
+            say('stopped, to be resumed')
         else:
             self.failed.append(run.name)
             log = self.folder / f'{run.name}.log'
             last = (log.read_text(errors='replace').splitlines() or [''])[-1]
-            print(f'{where}: failed with exit status {status}: {last} ({log})', flush=True)
+            say(f'failed with exit status {status}: {last} ({log})')
 
-    def _device(self) -> dict[str, str]:
-        """The environment of a training: all GPUs, or one of them where several run at a time."""
-        if self.jobs == 1 or 'CUDA_VISIBLE_DEVICES' in os.environ or not GPUS:
-            return dict(os.environ)
-        self._started += 1
-        return {**os.environ, 'CUDA_VISIBLE_DEVICES': str(self._started % len(GPUS))}
-
-    def _train(self, run: Run) -> int:
+    def _train(self, number: int, run: Run) -> int:
         command = [sys.executable, '-m', 'jaxcifar.main', *run.arguments(self.folder)]
-        with open(self.folder / f'{run.name}.log', 'a') as log:
-            with self._lock:
-                if self.stopped:
-                    return EXIT_PREEMPTED
-                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._device())
-                self._processes.add(process)
-            status = process.wait()
-            with self._lock:
-                self._processes.discard(process)
-            return status
+        slot = self._slots.get()
+        try:
+            with open(self.folder / f'{run.name}.log', 'a') as log:
+                with self._lock:
+                    if self.stopped:
+                        return EXIT_PREEMPTED
+                    process = subprocess.Popen(
+                        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                        errors='replace', env=self._device(slot),
+                    )  # fmt: skip
+                    self._processes.add(process)
+                assert process.stdout is not None
+                with process.stdout as lines:
+                    for line in lines:
+                        log.write(line)
+                        log.flush()
+                        self.display.line(number, run.name, line.rstrip())
+                status = process.wait()
+                with self._lock:
+                    self._processes.discard(process)
+                return status
+        finally:
+            self._slots.put(slot)
+
+    def _device(self, slot: int) -> dict[str, str]:
+        """The environment of a training: all GPUs, or one of them where several run at a time."""
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+        gpus = visible.split(',') if visible else GPUS
+        if self.jobs == 1 or not gpus:
+            return dict(os.environ)
+        return {**os.environ, 'CUDA_VISIBLE_DEVICES': gpus[slot % len(gpus)]}
 
 
-def weights_that_count(results: dict) -> str:
-    """Those that held-out images chose; otherwise, and never those that test images chose, the last."""
-    return 'last' if results['selection'] in ('test', 'none') else 'best'
+def write_results(sweep: Sweep, folder: Path):
+    """FOLDER/results.csv and FOLDER/report of the finished runs, and the table on stdout."""
+    workdirs = [folder / run.name for run in sweep.runs if is_finished(run, folder)]
+    rows = [{'run': workdir.name, **row} for workdir in workdirs for row in record.rows(workdir)]
+    lines = table(sweep, folder)
+    with open(folder / 'results.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, ['run', *record.COLUMNS], lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / 'table.md').write_text('\n'.join(lines) + '\n')
+    print('', *lines, '', sep='\n')
+    print(folder / 'table.md', folder / 'results.csv', sep='\n')
+    if workdirs:
+        print(*report.write(workdirs, folder / 'report'), sep='\n')
 
 
-def score(workdir: Path) -> str:
-    """A finished run's test accuracy."""
-    results = json.loads((workdir / 'results.json').read_text())
-    return f'test {100 * results["mean"][weights_that_count(results)]["accuracy"]:.2f} %'
+def run_here(sweep: Sweep, folder: Path, jobs: int, retries: int, follow: bool):
+    """Run what is not finished, and write the results."""
+    with Display(sweep, follow) as display:
+        runner = Runner(sweep, folder, jobs, retries, display)
+        before = {number: signal.signal(number, runner.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            runner.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    write_results(sweep, folder)
+    if runner.stopped:
+        raise Preempted('stopped; the same command goes on from there')
+    if runner.failed:
+        raise UserError(f'failed: {", ".join(runner.failed)}; the same command tries them again')
 
 
-def table(sweep: Sweep, folder: Path) -> list[str]:
-    """The finished runs in Markdown: a line for each row and network."""
-    seeds: dict[tuple[str, str], list[float]] = {}  # a number for each seed
-    nodes: dict[tuple[str, str], list[float]] = {}  # … and each node
-    ensembles: dict[tuple[str, str], list[float]] = {}
+def collect(sweep: Sweep, folder: Path):
+    """Keep the numbers of what jobs have finished, and write the results."""
     for run in sweep.runs:
-        if not is_finished(run, folder):
-            continue
-        config, results = (
-            json.loads((folder / run.name / f'{name}.json').read_text()) for name in ('config', 'results')
-        )
-        weights = weights_that_count(results)
-        of_network: dict[str, list[float]] = {}
-        for member in results['members']:
-            network = member['name'].partition('_')[2]
-            of_network.setdefault(network, []).append(100 * member[weights]['test']['accuracy'])
-        for network, values in of_network.items():
-            nodes.setdefault((run.row, network), []).extend(values)
-            # Members that know nothing of each other are as many seeds.
-            alone = config['coupling'] == 'none'
-            seeds.setdefault((run.row, network), []).extend(values if alone else [float(np.mean(values))])
-        if len(results['members']) > 1:
-            ensemble = 100 * results['ensemble'][weights]['accuracy']
-            for network in of_network:
-                ensembles.setdefault((run.row, network), []).append(ensemble)
-    lines = [sweep.title, '', '| experiment | network | seeds | test % | nodes | ensemble % | improvement |',
-             '|---|---|---|---|---|---|---|']  # fmt: skip
-    for (row, network), values in seeds.items():
-        spread = f' ± {np.std(values, ddof=1):.2f}' if len(values) > 1 else ''
-        lowest, highest = min(nodes[row, network]), max(nodes[row, network])
-        several = len(nodes[row, network]) > 1
-        base = seeds.get((sweep.baseline, network))
-        better = f'{np.mean(values) - np.mean(base):+.2f}' if base and row != sweep.baseline else ''
-        together = f'{np.mean(ensembles[row, network]):.2f}' if (row, network) in ensembles else ''
-        lines.append(
-            f'| {row} | {network} | {len(values)} | {np.mean(values):.2f}{spread} | '
-            f'{f"{lowest:.2f} to {highest:.2f}" if several else ""} | {together} | {better} |'
-        )
-    return lines
+        if not is_finished(run, folder) and has_ended(run, folder):
+            keep(run, folder)
+    write_results(sweep, folder)
+    missing = [run.name for run in sweep.runs if not is_finished(run, folder)]
+    if missing:
+        raise UserError(f'not finished: {", ".join(missing)}; their .log files in {folder} say why')
 
 
 def main():
@@ -179,25 +186,22 @@ def main():
     parser = argparse.ArgumentParser(prog='python -m experiments.run', description=__doc__)
     parser.add_argument('sweep', metavar='SWEEP.py[:ARGUMENT]')
     parser.add_argument('--jobs', type=int, default=1, help='how many runs at a time (1)')
+    parser.add_argument('--retries', type=int, default=0, help='how often a failed run is resumed (0)')
+    parser.add_argument('--follow', action='store_true', help='print their lines, with [task-NUMBER-NAME]')
+    parser.add_argument('--collect', action='store_true', help='only gather what is finished')
     parser.add_argument('--workdir', type=Path, help='(runs/SWEEP)')
+    slurm.add_flags(parser)
     args = parser.parse_args()
-    path, _, argument = args.sweep.partition(':')
-    if not Path(path).is_file():
-        raise UserError(f'there is no sweep file {path}')
-    sweep = runpy.run_path(path)['get_sweep'](argument)
+    sweep = load(args.sweep)
+    path = args.sweep.partition(':')[0]
     folder = args.workdir or Path('runs') / args.sweep.replace(path, Path(path).stem).replace(':', '-')
     folder.mkdir(parents=True, exist_ok=True)
-    runner = Runner(sweep, folder, args.jobs)
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, runner.stop)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for done in [pool.submit(runner, i) for i in range(len(sweep.runs))]:
-            done.result()
-    print('', *table(sweep, folder), sep='\n')
-    if runner.stopped:
-        raise Preempted('stopped; the same command goes on from there')
-    if runner.failed:
-        raise UserError(f'failed: {", ".join(runner.failed)}; the same command tries them again')
+    if args.slurm:
+        slurm.submit(sweep, folder, args)
+    elif args.collect:
+        collect(sweep, folder)
+    else:
+        run_here(sweep, folder, args.jobs, args.retries, args.follow)
 
 
 if __name__ == '__main__':

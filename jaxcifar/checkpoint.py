@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
+from jaxcifar import hosts
 from jaxcifar.errors import UserError
 from jaxcifar.state import TrainState
 
@@ -79,7 +80,7 @@ class Checkpoints:
         self._manager.save(step, args=args)
         if again:
             self.wait()
-            shutil.rmtree(self._replaced)
+            shutil.rmtree(self._replaced, ignore_errors=not hosts.is_first())
 
     def _seal(self):
         """Called when a checkpoint's items are written and before it gets its name."""
@@ -100,7 +101,7 @@ class Checkpoints:
         sums = dict(like.sums)
         for name in sums.keys() & meta['sums'].keys():
             value = np.array(meta['sums'][name], sums[name].dtype)
-            sums[name] = jax.device_put(value, sums[name].sharding)
+            sums[name] = hosts.put(value, sums[name].sharding)
         del meta['sums']
         like = like.replace(sums=None)
         if meta.pop('shapes') != _shapes(like):
@@ -118,9 +119,11 @@ class Checkpoints:
         A damaged one is set aside with a line on stderr, and the one before it is taken. Only for the
         process that trains: what another left behind that was killed while saving is cleared away.
         """
-        for unfinished in self.folder.glob('*.orbax-checkpoint-tmp*'):
-            shutil.rmtree(unfinished)
-        self._put_back()
+        if hosts.is_first():
+            for unfinished in self.folder.glob('*.orbax-checkpoint-tmp*'):
+                shutil.rmtree(unfinished)
+            self._put_back()
+        hosts.wait('cleared')
         self._manager.reload()
         steps = sorted(self._manager.all_steps())
         while steps:
@@ -129,27 +132,32 @@ class Checkpoints:
                 return self.restore(like, step)
             except Damaged as error:
                 instead = f'going on from step {steps[-1]}' if steps else 'starting from the beginning'
-                print(f'warning: {error}; {instead}', file=sys.stderr)
+                if hosts.is_first():
+                    print(f'warning: {error}; {instead}', file=sys.stderr)
                 self._set_aside(step, self._damaged)
                 self.set_aside.append(step)
         return None
 
     def _check(self, step: int):
         """Raise `Damaged` unless all files of a checkpoint are as they were when it was sealed."""
-        name = SEAL
+        name, damage = SEAL, ''
         try:
             for name, sha256 in json.loads(self._file(step, SEAL).read_text()).items():
                 if _sha256(self._file(step, name)) != sha256:
                     raise ValueError('other bytes than were written')
         except (OSError, ValueError, AttributeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise Damaged(f'checkpoint {self._file(step)} is damaged: {name}: {reason}') from None
+            damage = f'{name}: {reason}'
+        if hosts.anywhere(bool(damage)):
+            raise Damaged(f'checkpoint {self._file(step)} is damaged: {damage or "as another host sees it"}')
 
     def _set_aside(self, step: int, folder: Path):
         self._manager.close()
-        folder.mkdir(exist_ok=True)
-        shutil.rmtree(folder / str(step), ignore_errors=True)
-        os.replace(self._file(step), folder / str(step))
+        if hosts.is_first():
+            folder.mkdir(exist_ok=True)
+            shutil.rmtree(folder / str(step), ignore_errors=True)
+            os.replace(self._file(step), folder / str(step))
+        hosts.wait('set aside')
         self._manager = self._open()
 
     def _put_back(self):
@@ -179,8 +187,11 @@ def _sha256(path: Path) -> str:
 def write_atomically(path: Path, write):
     """Call `write(file)` on a temporary binary file that then becomes `path`, whole or not at all.
 
-    One process at a time: the next one to write `path` takes over what a killed one left.
+    One process at a time: the next one to write `path` takes over what a killed one left. Of several
+    hosts, which all call this, the first writes.
     """
+    if not hosts.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.tmp')
     try:
@@ -239,14 +250,14 @@ class BestWeights:
         for member in self.folder.glob('*'):
             for stamp in self.steps(member.name):
                 if stamp > step:
-                    self._file(member.name, stamp).unlink()
+                    self._file(member.name, stamp).unlink(missing_ok=True)
 
     def prune(self, checkpoints: list[int]):
         """Delete what none of these checkpoints can come back to."""
         oldest = min(checkpoints, default=0)
         for member in self.folder.glob('*'):
             for stamp in [s for s in self.steps(member.name) if s <= oldest][:-1]:
-                self._file(member.name, stamp).unlink()
+                self._file(member.name, stamp).unlink(missing_ok=True)
 
     def _file(self, member: str, step: int) -> Path:
         return self.folder / member / f'{step}.npz'

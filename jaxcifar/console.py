@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jaxcifar import hosts
 from jaxcifar.optim import last_restart
 
 SETTLED = 10  # steps after which a rate means something
@@ -21,13 +22,13 @@ class Console:
     """Prints epochs as they come; made for `total` steps of which `step` are done."""
 
     def __init__(self, validation: str | None, step: int, total: int):
-        self._terminal = Terminal()
+        self._terminal = Terminal(quiet=not hosts.is_first())
         self._columns = [c.replace('validation', validation or 'validation') for c in COLUMNS]
         self._rows: deque[list[str]] = deque(maxlen=20)
         self._total = total
         self._last_line = time.monotonic()
         self._live: Live | None = None
-        if self._terminal.is_terminal:
+        if self._terminal.is_terminal and hosts.is_first():
             self._progress = Progress(
                 TextColumn('step'), BarColumn(), MofNCompleteColumn(),
                 TimeRemainingColumn(), TextColumn('{task.fields[rate]}'), console=self._terminal,

@@ -12,13 +12,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
-from jaxcifar import portable
+from jaxcifar import hosts, portable
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.cli import run_command
 from jaxcifar.couplings import has_head
@@ -52,8 +51,8 @@ def predict_logits(
             poll()
             # A last, shorter batch is filled up: evaluation has no batch statistics to disturb.
             filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
-            logits = eval_step(weights, jax.device_put(filled, sharding))
-            outputs.append(jax.device_get(logits)[:, : len(part)])
+            logits = eval_step(weights, hosts.put(filled, sharding))
+            outputs.append(hosts.fetch(logits)[:, : len(part)])
     return np.concatenate(outputs, 1)
 
 
@@ -118,7 +117,7 @@ def load_best(config: ConfigDict, population: Population, workdir: Path, upto: i
 
 def _assemble(population: Population, params, stats, head=None) -> Weights:
     """K members' trees and a head's on the host -> weights on the devices."""
-    placed = head and jax.device_put(head, population.sharding())
+    placed = head and hosts.put(head, population.sharding())
     return Weights(population.assemble(params), population.assemble(stats), placed)
 
 

@@ -2,11 +2,16 @@
 
 The same command again resumes; a finished run says so. Change a field with --config.FIELD=VALUE,
 for example --config.optimizer.lr=.05 or, one number a member, --config.optimizer.lr=.1,.05
+
+On several hosts each runs the command, with --coordinator HOST:PORT (of the first) --processes N
+--process I (from 0) added; under Slurm's srun without. They must see the same workdir.
 """
 
+import argparse
 import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -38,6 +43,15 @@ def parse(argv: list[str]):
     return config, Path(workdir)
 
 
+def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What the flags say of several hosts, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--coordinator', default='')
+    parser.add_argument('--processes', type=int, default=1)
+    parser.add_argument('--process', type=int, default=0)
+    return parser.parse_known_args(argv)
+
+
 def _explain(error: Exception, argv: list[str]) -> UserError:
     """What absl, ml_collections and the config file meant."""
     from configs import base
@@ -65,6 +79,12 @@ def usage() -> str:
         doc = ast.get_docstring(ast.parse((ROOT / name).read_text())) or ''
         lines.append(f'  {name:24}{doc.splitlines()[0]}')
     lines += ['', 'Fields (configs/base.py):']
+    lines += [f'  {field} = {default}\n      {comment}' for field, default, comment in documented_fields()]
+    return '\n'.join(lines)
+
+
+def documented_fields() -> Iterator[tuple[str, str, str]]:
+    """(field, its default, its comment) of configs/base.py, in its order."""
     for line in (ROOT / 'configs/base.py').read_text().splitlines():
         code, mark, comment = line.strip().partition('  # ')
         if mark and code.startswith('c.'):
@@ -72,8 +92,7 @@ def usage() -> str:
             for maker in ('number_or_list', 'placeholder'):
                 default = default.removeprefix(maker)
             default = 'unset' if '(int' in default or '(str' in default or '(object' in default else default
-            lines.append(f'  {field} = {default.strip("()")}\n      {comment}')
-    return '\n'.join(lines)
+            yield field, default.strip('()') if default.count(',') == 0 else default, comment
 
 
 def main():
@@ -82,10 +101,13 @@ def main():
     if {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
         print(usage())
         return
-    config, workdir = parse(sys.argv)
-    from jaxcifar.train import train  # JAX takes a second: not before the command line is right
+    place, argv = which_host(sys.argv)
+    config, workdir = parse(argv)
+    from jaxcifar import hosts  # JAX takes a second: not before the command line is right
+    from jaxcifar.train import train
 
-    train(config, workdir)
+    with hosts.joined(**vars(place)):
+        train(config, workdir)
 
 
 if __name__ == '__main__':

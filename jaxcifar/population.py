@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from jaxcifar import hosts
 from jaxcifar.errors import UserError
 from jaxcifar.members import member_networks, member_seeds
 from jaxcifar.models import Network, build
@@ -36,6 +37,8 @@ def make_mesh(config: ConfigDict) -> Mesh:
     count = config.devices or len(devices)
     if count > len(devices):
         raise UserError(f'devices={count}, but there are {len(devices)}')
+    if count < len(devices) and not hosts.alone():
+        raise UserError(f'devices={count}, but the hosts have {len(devices)}: they take part with all')
     names = member_networks(config)
     if config.update_order == 'sequential':  # members that take turns have nothing to do side by side
         names = list(dict.fromkeys(names))
@@ -132,12 +135,12 @@ class Population:
     def assemble(self, members: list) -> tuple:
         """K members' trees on the host -> stacked groups on the devices."""
         groups = tuple(stack([members[k] for k in g.members]) for g in self.groups)
-        return jax.device_put(groups, self.sharding('member'))
+        return hosts.put(groups, self.sharding('member'))
 
     def disassemble(self, groups) -> list:
         """Stacked groups on the devices -> K members' trees of numpy arrays."""
         members: list = [None] * self.size
-        for group, tree in zip(self.groups, jax.device_get(groups)):
+        for group, tree in zip(self.groups, hosts.fetch(groups)):
             for i, k in enumerate(group.members):
                 members[k] = jax.tree.map(lambda leaf, i=i: leaf[i], tree)
         return members

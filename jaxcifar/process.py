@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from jaxcifar import hosts
 from jaxcifar.errors import Preempted, UserError
 
 
@@ -16,13 +17,17 @@ from jaxcifar.errors import Preempted, UserError
 def locked(workdir: Path):
     """Make the workdir and hold it; `UserError` while another process does."""
     workdir.mkdir(parents=True, exist_ok=True)
+    taken = False
     with open(workdir / '.lock', 'a') as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if hosts.is_first():  # for all
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f'another process is training in {workdir}') from None
+            taken = True
         except OSError:  # a file system without locks
             pass
+        if hosts.anywhere(taken):
+            raise UserError(f'another process is training in {workdir}')
         file.truncate(0)
         file.write(f'{os.getpid()}\n')
         file.flush()
@@ -48,6 +53,18 @@ class Terminated(threading.Event):
             raise Preempted('stopped before the first step; the same command starts again')
 
 
+class TerminatedAnywhere(Terminated):
+    """Set on all hosts between the same two steps, when SIGTERM came to one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self._stop = hosts.Stop()
+
+    def is_set(self) -> bool:
+        """To be asked equally often on all hosts."""
+        return self._stop()
+
+
 @contextlib.contextmanager
 def signals():
     """A `Terminated`; the handlers before it are put back afterwards.
@@ -55,11 +72,13 @@ def signals():
     Ctrl-C gets a handler too, though Python's own does the same: where it stands, asyncio, within
     orbax, puts one in its place that can lose the interrupt.
     """
-    terminated = Terminated()
+    terminated = Terminated() if hosts.alone() else TerminatedAnywhere()
     if threading.current_thread() is not threading.main_thread():
         yield terminated  # only the main thread may have handlers
         return
-    handlers = {signal.SIGTERM: terminated.handle, signal.SIGINT: _interrupt}
+    handlers: dict = {signal.SIGINT: _interrupt}
+    if hosts.alone():  # or JAX has its own, which tells the other hosts
+        handlers[signal.SIGTERM] = terminated.handle
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield terminated

@@ -105,6 +105,12 @@ def notes(runs: list[Run]) -> list[str]:
             'Members of one run with different losses or networks: their ± is a spread over these, and '
             'no error bar.'
         )
+    found += [
+        f'{show(run.name)}: the learned rule {run.beats_mean()} the mean of its experts; "test %" is the '
+        'mean of their own, and the fused prediction is in the section of the run.'
+        for run in runs
+        if 'fusion' in run.results
+    ]
     if not all(run.results for run in runs):
         found.append(
             f'{UNFINISHED}: no final test figures yet. The latest accuracy on the split that is '
@@ -151,10 +157,14 @@ def member_table(run: Run) -> Table:
         rows.append(['mean ± std', *(spread(v, f) for (_, f), v in columns.items())])
     if any(run.ensemble(*key) for key in columns):
         rows.append(['ensemble', *(spread(run.ensemble(*key), key[1]) for key in columns)])
+    for name in run.fusion('last'):
+        scores = [run.fusion(w).get(name, {}).get(f) for w, f in columns]
+        cells = (spread([] if s is None else [s], f) for s, (_, f) in zip(scores, columns))
+        rows.append([name.replace('_', ' '), *cells])
     chosen = [m.get('best') or {} for m in run.results.get('members', [])]
     if any(chosen):
         head += ['best epoch', f'{run.watched} % then']
-        for row, best in zip(rows, chosen + [{}, {}]):
+        for row, best in zip(rows, chosen + [{}] * len(rows)):
             then = best.get('validation_accuracy')
             row += [show(best.get('epoch')), spread([then] if then is not None else [])]
     return [['member', *head], *rows] if head else []

@@ -14,6 +14,7 @@ from jaxcifar.errors import UserError
 from jaxcifar.members import flatten
 
 NONE = '—'  # stands for a number or a setting that is not there
+FUSED = 'fused'  # the name that a fused prediction has in metrics.csv
 GROUPS = ('mean_recall', 'many', 'medium', 'few', 'head', 'tail')
 COLUMNS = {
     'metrics.csv': {'epoch', 'member', 'split', 'checkpoint', 'loss', 'accuracy', 'lr'},
@@ -36,7 +37,7 @@ class Run:
     rejection: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.members = list(dict.fromkeys(r['member'] for r in self.rows if r['member']))
+        self.members = list(dict.fromkeys(r['member'] for r in self.rows if r['member'] not in ('', FUSED)))
         self.epoch = max((to_float(r['epoch']) for r in self.rows), default=0.0)
         if self.epoch > self.results.get('epoch', self.epoch):
             self.results = {}  # trained on since they were written
@@ -72,6 +73,16 @@ class Run:
         """Test scores (K,) of the 'last' or 'best' weights; empty where there are none."""
         found = [m.get(weights) for m in self.results.get('members', [])]
         return np.array([f['test'].get(field) for f in found if f], float)
+
+    def fusion(self, weights: str) -> dict[str, dict]:
+        """Test scores of a fused prediction and of what it has to beat; {} of other runs."""
+        found = (self.results.get('fusion', {}).get(weights) or {}).get('test', {})
+        return {name: scores for name, scores in found.items() if isinstance(scores, dict)}
+
+    def beats_mean(self) -> str:
+        """What the fused prediction of the chosen weights, or else the last, does to the mean."""
+        found = self.results['fusion']
+        return 'beats' if found.get('best', found['last'])['test']['beats_mean'] else 'does NOT beat'
 
     def ensemble(self, weights: str, field: str) -> list[float]:
         """The members' joint test score, in a list that is empty where there is none."""

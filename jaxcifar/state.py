@@ -8,6 +8,7 @@ import optax
 from flax.struct import PyTreeNode
 from ml_collections import ConfigDict
 
+from jaxcifar import hosts
 from jaxcifar.couplings import columns, make_head, output_names
 from jaxcifar.members import run_seed
 from jaxcifar.optim import init_head_optimizer, make_optimizer, update_head
@@ -68,8 +69,8 @@ def init_state(config: ConfigDict, population: Population) -> TrainState:
 
     head_params = head and head.init((run_seed(config),))
     shapes = jax.eval_shape(create, params, stats, head_params)
-    placed = jax.device_put((params, stats), population.sharding('member'))
-    alike = jax.device_put(head_params, population.sharding())
+    placed = hosts.put((params, stats), population.sharding('member'))
+    alike = hosts.put(head_params, population.sharding())
     return jax.jit(create, out_shardings=_sharding(shapes, population))(*placed, alike)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcifar import calibrate, evaluate, fusion_log, process, results, workdirs
+from jaxcifar import calibrate, evaluate, fusion_log, hosts, process, results, workdirs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.config import finalize
 from jaxcifar.console import Clock, Console
@@ -18,7 +18,7 @@ from jaxcifar.data.loader import Order, batches
 from jaxcifar.data.splits import evaluation_images, make_split, train_counts, validation_split
 from jaxcifar.errors import Preempted, UserError
 from jaxcifar.init import begin_from
-from jaxcifar.logs import Logger
+from jaxcifar.logs import Logger, Silence
 from jaxcifar.members import member_names
 from jaxcifar.metrics import group_names
 from jaxcifar.optim import make_learning_rates
@@ -106,7 +106,8 @@ class Run:
     def run(self) -> dict:
         """Epochs until the end, then the test images."""
         if self.results is not None and not self.going_on():
-            print(f'{self.workdir} is finished; more config.epochs would continue it')
+            if hosts.is_first():
+                print(f'{self.workdir} is finished; more config.epochs would continue it')
             return self.results
         self._open()
         self.terminated.can_save = True
@@ -122,19 +123,26 @@ class Run:
         """What only a run that goes on needs: logs and compiled programs."""
         config = self.config
         groups = group_names(self.split.class_counts)
-        self.logger = Logger(config, self.workdir, self.outputs, self.step, self.metrics_length, groups)
+        length = self.metrics_length
+        self.logger = (
+            Silence()
+            if not hosts.is_first()
+            else Logger(config, self.workdir, self.outputs, self.step, length, groups)
+        )
         self.stack.callback(self.logger.close)
         workdirs.record(self.workdir, config, self.dataset, self.state.params, self.split)
         self.console = Console(self.chooses_on, self.step, self.total)
         self.stack.callback(self.console.close)
         say = self.console.say
-        self.tracer = Tracer(config.profile.steps, self.workdir, self.step, self.total, say)
+        traced = config.profile.steps if hosts.is_first() else (0, 0)
+        self.tracer = Tracer(traced, self.workdir, self.step, self.total, say)
         self.stack.callback(self.tracer.stop)
         self.learning_rates = make_learning_rates(config, self.epoch_steps)
         self.console.greet(self)
         counts = train_counts(self.dataset, self.split)
         step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state, counts)
-        self.train_step = Compiled(step, say, self._poll)
+        poll = self._poll if hosts.alone() else lambda: None  # others may be compiling still
+        self.train_step = Compiled(step, say, poll)
         self.eval_step = make_eval_step(config, self.population, self.dataset)
         self.clock = Clock(self.train_step)
 
@@ -215,13 +223,13 @@ class Run:
             self._require_finite(members)
             for k in np.flatnonzero(better):
                 self.best.save(self.names[k], self.step, *members[k])
-            for part, params in jax.device_get(weights.head or {}).items():
+            for part, params in hosts.fetch(weights.head or {}).items():
                 self.best.save(part, self.step, params, {})
         row = {**metrics, **self.selection.columns(len(self.outputs))}
         self.logger.write(epoch, self.step, str(self.chooses_on), row)
 
     def _put(self, **fields):
-        self.state = self.state.replace(**jax.device_put(fields, self.population.sharding()))
+        self.state = self.state.replace(**hosts.put(fields, self.population.sharding()))
 
     def _logits(self, images: evaluate.Images, weights) -> np.ndarray:
         mesh = self.population.mesh
@@ -241,7 +249,7 @@ class Run:
             'selection': self.selection.to_json(),
             'metrics_length': self.logger.flush(),
         }
-        if has_head(self.config):
+        if has_head(self.config) and hosts.is_first():
             fusion_log.write(self.workdir, self.config, self.learning_rates)
         self.checkpoints.save(self.step, self.state, meta)
         self.saved = self.step, self.pending
@@ -269,6 +277,7 @@ class Run:
         """The test images, with the last and with the chosen weights; then results.json."""
         weights = {'last': eval_weights(self.state)}
         if self.validation is not None:
+            hosts.wait('best weights')
             weights['best'], _ = evaluate.load_best(self.config, self.population, self.workdir, self.step)
         logits = {
             which: {name: self._logits(images, w) for name, images in self.tests.items()}

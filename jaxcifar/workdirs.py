@@ -14,7 +14,8 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
-from jaxcifar.checkpoint import BestWeights, Checkpoints
+from jaxcifar import hosts
+from jaxcifar.checkpoint import BestWeights, Checkpoints, write_atomically
 from jaxcifar.couplings import has_head
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
@@ -101,7 +102,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
     write_json(workdir / 'dataset.json', description)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
     tables = [parameter_overview.get_parameter_overview(s, include_stats=False) for s in shapes]
-    (workdir / 'networks.txt').write_text('\n\n'.join(tables) + '\n')
+    write_atomically(workdir / 'networks.txt', lambda file: file.write(('\n\n'.join(tables) + '\n').encode()))
     run = read_json(workdir / 'run.json', {'sessions': []})
     session = {
         'command': shlex.join(sys.orig_argv),
@@ -110,7 +111,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
         'host': platform.node(),
         'devices': [f'{d.platform}:{d.id} {d.device_kind}' for d in jax.devices()],
         'python': platform.python_version(),
-        'packages': {name: _version(name) for name in PACKAGES},
+        'packages': {name: installed(name) for name in PACKAGES},
     }
     run['sessions'].append(session)
     write_json(workdir / 'run.json', run)
@@ -153,7 +154,8 @@ def git_commit() -> str:
         return ''
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str:
+    """A package's version, '' where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -184,11 +186,18 @@ def take_over(config: ConfigDict, like, workdir: Path):
         old = flatten(configs.to_dict(before)).get(field, new)  # runs of old lack newer fields
         if old != new:
             raise UserError(f'resume_from: {source} has {field}={old}, not {new}')
+    if hosts.is_first():
+        _copy(source, workdir, config, meta['step'])
+    hosts.wait('copied')
+    return state, meta
+
+
+def _copy(source: Path, workdir: Path, config: ConfigDict, step: int):
+    """Metrics, and the best weights up to this step."""
     shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
     for member in [*member_names(config), *(HEAD_PARTS if has_head(config) else ())]:
-        stamps = [s for s in BestWeights(source).steps(member) if s <= meta['step']]
+        stamps = [s for s in BestWeights(source).steps(member) if s <= step]
         if stamps:
             (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)
             name = Path('best') / member / f'{stamps[-1]}.npz'
             shutil.copy(source / name, workdir / name)
-    return state, meta

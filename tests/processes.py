@@ -64,14 +64,19 @@ class Ahead:
 
 
 @contextlib.contextmanager
-def started(workdir: Path, npz: Path, **fields):
-    """A process that trains in `workdir`, dead when the block is left; `__` in a field is a dot."""
+def started(workdir: Path, npz: Path, *words: str, environment=None, **fields):
+    """A process that trains in `workdir`, dead when the block is left; `__` in a field is a dot.
+
+    Its command has further `words`.
+    """
     fields = SMALL | {'dataset': f'npz:{npz}'} | {k.replace('__', '.'): v for k, v in fields.items()}
     command = [sys.executable, '-m', 'jaxcifar.main', '--config=configs/base.py', f'--workdir={workdir}']
-    command += [f'--config.{name}={value}' for name, value in fields.items()]
+    command += [*(f'--config.{name}={value}' for name, value in fields.items()), *words]
     cache = {'JAX_COMPILATION_CACHE_DIR': str(CACHE), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '.3'}
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, text=True, **pipes)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | cache | (environment or {}), text=True, **pipes
+    )
     try:
         yield process
     finally:

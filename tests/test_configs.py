@@ -20,7 +20,8 @@ GOLDEN = Path(__file__).parent / 'golden'
 SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cifar100', 'mutual',
            'mutual:resnet32+wideresnet28_2', 'mutual:strong', 'long_tail',
            'long_tail:cifar10,standard', 'long_tail:strong', 'expert',
-           'expert:wideresnet28_10,strong,pool']  # fmt: skip
+           'expert:wideresnet28_10,strong,pool',
+           'fusion:densenet121,multiplicative', 'fusion:concatenation,strong']  # fmt: skip
 
 
 def shipped(name: str):

@@ -1,11 +1,14 @@
 """Tables of experiments: what runs, what is skipped, and what the table says."""
 
+import io
 import json
 import subprocess
+import threading
 
 import pytest
 
-from experiments import long_tail_table, mutual_table, results, run
+from experiments import fusion_4gpu, long_tail_table, mutual_table, results, run, sweep
+from experiments.sweep import Run
 from jaxcifar import main
 from jaxcifar.config import finalize
 from jaxcifar.errors import UserError
@@ -18,6 +21,7 @@ def get_sweep(argument):
     return Sweep('Small', [
         Run('one', 'alone', 'configs/base.py', {{**fields, 'epochs': 1, 'network': 'resnet8'}}),
         Run('wrong', 'alone', 'configs/base.py', {{**fields, 'epochs': 0}}),
+        Run('late', 'alone', 'configs/base.py', fields, after=('one', 'wrong')),
     ][: int(argument)])
 """
 
@@ -29,23 +33,57 @@ def test_a_table_runs_once_skips_what_is_finished_and_names_what_failed(
     fields = SMALL | {'dataset': f'npz:{small_npz}'}
     (tmp_path / 'sweep.py').write_text(SWEEP.format(fields=fields))
 
-    def go(count):
-        argv = ['run', f'{tmp_path}/sweep.py:{count}', '--workdir', str(tmp_path / 'runs')]
+    def go(count, *flags):
+        argv = ['run', f'{tmp_path}/sweep.py:{count}', '--workdir', str(tmp_path / 'runs'), *flags]
         monkeypatch.setattr('sys.argv', argv)
         run.main()
 
-    go(1)
+    go(1, '--follow')
     accuracy = json.loads((tmp_path / 'runs/one/results.json').read_text())['mean']['last']['accuracy']
-    assert f'| alone | resnet8 | 1 | {100 * accuracy:.2f} |' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f'| alone | resnet8 | 1 | {100 * accuracy:.2f} |' in out and '[task-0-one] epoch 1/1' in out
+    assert (tmp_path / 'runs/report/report.html').exists()
+    assert f'{accuracy:.4g}' in (tmp_path / 'runs/results.csv').read_text()
     (row,) = [r for r in (tmp_path / 'accuracy.csv').read_text().splitlines() if ',last,' in r]
     assert f'{accuracy:.4g}' in row and str(tmp_path / 'runs') not in row
     calls, popen = [], subprocess.Popen
     monkeypatch.setattr(subprocess, 'Popen', lambda c, **k: (calls.append(c), popen(c, **k))[1])
-    with pytest.raises(UserError, match='failed: wrong;'):
-        go(2)
+    with pytest.raises(UserError, match='failed: wrong, late;'):
+        go(3, '--jobs=2', '--retries=1')
     out = capsys.readouterr().out
-    assert '[1/2] one: finished before' in out and len(calls) == 1
-    assert '[2/2] wrong: failed with exit status 1: error: epochs=0 is not from 1' in out
+    assert '[1/3] one: finished before' in out and len(calls) == 2
+    assert '[2/3] wrong: failed with exit status 1; try 2 of 2' in out
+    assert '[2/3] wrong: failed with exit status 1: error: epochs=0 is not from 1' in out
+    assert '[3/3] late: not begun, as wrong failed' in out
+    wrong = Run('late', '', '', {}, after=('never',))
+    with pytest.raises(UserError, match=r'unknown run before late: .never'):
+        sweep.check([wrong], 'sweep.py')
+
+
+def test_each_of_several_jobs_has_a_gpu_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, 'GPUS', ['0', '1'])
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    table = run.Sweep('Title', [Run(str(i), 'row', 'c.py', {}) for i in range(6)])
+    runner = run.Runner(table, tmp_path, 2, 0, run.Display(table, False))
+    given, busy, together = [], set(), threading.Barrier(2)
+
+    class Process:
+        def __init__(self, command, **options):
+            self.gpu, self.stdout = options['env']['CUDA_VISIBLE_DEVICES'], io.StringIO('a line\n')
+            assert self.gpu not in busy
+            busy.add(self.gpu)
+            given.append(self.gpu)
+
+        def wait(self):
+            together.wait(10)  # there are always two at a time
+            busy.remove(self.gpu)
+            return 1
+
+    monkeypatch.setattr(subprocess, 'Popen', Process)
+    runner.run()
+    assert sorted(runner.failed) == list('012345') and sorted(given) == ['0'] * 3 + ['1'] * 3
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
+    assert [runner._device(slot)['CUDA_VISIBLE_DEVICES'] for slot in (0, 1)] == ['5', '7']
 
 
 def finished(folder, experiment, coupling, scores, ensemble):
@@ -89,8 +127,8 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path):
 @pytest.mark.parametrize('argument', ['', 'short'])
 def test_mutual_table_runs_one_recipe_with_and_without_coupling(argument, monkeypatch, small_npz, tmp_path):
     monkeypatch.setattr(mutual_table, 'small_cifar10', lambda: small_npz)
-    sweep, configs = mutual_table.get_sweep(argument), {}
-    for experiment in sweep.runs:
+    found, configs = mutual_table.get_sweep(argument), {}
+    for experiment in found.runs:
         argv = ['main', *experiment.arguments(tmp_path)]
         monkeypatch.setattr('sys.argv', argv)
         configs[experiment.name] = finalize(main.parse(argv)[0])
@@ -100,18 +138,56 @@ def test_mutual_table_runs_one_recipe_with_and_without_coupling(argument, monkey
             for c in configs.values()]  # fmt: skip
     assert set(same) == {(64, 0.1, 'epoch', True, 'he_dense', 'crop(4)+flip')}
     assert {c.data.validation for c in configs.values()} == {'none'}
-    assert ('SHORTENED' in sweep.title) == bool(argument)
+    assert ('SHORTENED' in found.title) == bool(argument)
+
+
+@pytest.mark.parametrize('argument', ['', 'strong,short,multiplicative+concatenation'])
+def test_fusion_follows_its_experts(argument, monkeypatch, small_npz, tmp_path):
+    monkeypatch.setattr(fusion_4gpu, 'small_cifar10', lambda: small_npz)
+    sweep, configs = fusion_4gpu.get_sweep(argument), {}
+    for experiment in sweep.runs:
+        monkeypatch.setattr('sys.argv', argv := ['main', *experiment.arguments(tmp_path)])
+        configs[experiment.name] = finalize(main.parse(argv)[0])
+    fused = [r for r in sweep.runs if configs[r.name].coupling == 'fusion']
+    assert len(fused) == 4 and (len(sweep.runs) == 7) == bool(argument)
+    for r in fused:
+        (experts,) = r.after
+        c, before = configs[r.name], configs[experts]
+        assert c.init_from == f'{tmp_path}/{experts}' and c.network == before.network
+        assert (before.split, before.members, c.split, c.members) == ('overlap', 4, 'fusion', 4)
+        single = configs[experts.replace('experts', 'single')]
+        assert single.data.validation == c.data.validation == 'fusion_validation'
+    if not argument:
+        pairs = {(configs[r.name].network, configs[r.name].fusion.rule) for r in fused}
+        assert pairs == set(fusion_4gpu.PAIRS.items())
+    with pytest.raises(UserError, match="did you mean 'multiplicative'"):
+        fusion_4gpu.get_sweep('multiplicativ')
+
+
+def test_a_table_says_where_a_learned_rule_does_not_beat_the_mean(tmp_path):
+    fused = sweep.Run('a', 'fusion', 'c.py', {'init_from': '{folder}/experts'})
+    finished(tmp_path, fused, 'fusion', {'0_x': 0.70, '1_x': 0.72}, 0.75)
+    path = tmp_path / 'a' / 'results.json'
+    results = json.loads(path.read_text())
+    scores = {name: {'accuracy': 0.75, 'nll': 1.0, 'ece': 0.1} for name in sweep.FUSED}
+    scores['fused']['accuracy'] = 0.74
+    results['fusion'] = {'last': {'test': {**scores, 'beats_mean': False}}}
+    path.write_text(json.dumps(results))
+    lines = sweep.table(sweep.Sweep('Title', [fused]), tmp_path)
+    assert lines[4] == '| fusion | x | 1 | 74.00 | 70.00 to 72.00 | 75.00 |  |'
+    others = '| 75.00, 1.000, 0.100 ' * 3
+    assert lines[-1] == f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean |'
 
 
 @pytest.mark.parametrize('argument', ['', 'short'])
 def test_long_tail_table_has_the_protocol_of_published_numbers(argument, monkeypatch, tmp_path):
-    sweep, configs = long_tail_table.get_sweep(argument), {}
-    for experiment in sweep.runs:
+    found, configs = long_tail_table.get_sweep(argument), {}
+    for experiment in found.runs:
         monkeypatch.setattr('sys.argv', argv := ['main', *experiment.arguments(tmp_path)])
         configs[experiment.row] = finalize(main.parse(argv)[0])
     losses = {row: c.loss for row, c in configs.items() if 'strong' not in row}
     assert list(losses.values()) == ['cross_entropy', 'balanced_softmax']
-    assert sweep.baseline in losses and ('SHORTENED' in sweep.title) == bool(argument)
+    assert found.baseline in losses and ('SHORTENED' in found.title) == bool(argument)
     for c in configs.values():
         assert (c.split, c.data.validation, c.dataset) == ('long_tail_standard', 'none', 'cifar100')
         assert c.members == (1 if argument else 3) and c.long_tail.imbalance == 100

@@ -1,7 +1,9 @@
 """Fusion: the rules against PyTorch, what is counted and logged, devices, and the chain from experts on."""
 
+import copy
 import csv
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +14,18 @@ from torch import nn
 
 from configs import base, expert, fusion
 from experiments.members import Case
-from jaxcifar.checkpoint import BestWeights, write_atomically
+from jaxcifar import report
+from jaxcifar.checkpoint import BestWeights
 from jaxcifar.config import finalize
+from jaxcifar.data.datasets import load_dataset
 from jaxcifar.errors import UserError
-from jaxcifar.evaluate import Evaluation, evaluate, load_members, load_weights
+from jaxcifar.evaluate import evaluate, load_members
 from jaxcifar.fusion import RULES, adaptive_rates, make_head
+from jaxcifar.init import begin_from
 from jaxcifar.metrics import compare_fused
 from jaxcifar.models import build
 from jaxcifar.optim import init_head_optimizer, update_head
+from jaxcifar.report_runs import load
 from jaxcifar.step import TrainStep
 from jaxcifar.torch_weights import to_torch
 from jaxcifar.train import train
@@ -107,10 +113,16 @@ def test_a_rule_is_what_pytorch_makes_of_it(rule):
     theirs = torch.tensor(features, requires_grad=True)
     expected = reference(theirs)
     expected.backward(torch.tensor(slope))
-    ours, pullback = jax.vjp(lambda f: head.apply(params, jnp.zeros((3, 6, 5)), list(f)), features)
+
+    @jax.jit
+    def run(features):
+        fuse = partial(head.apply, params, jnp.zeros((3, 6, 5)))
+        ours, pullback = jax.vjp(fuse, list(features))
+        return ours, pullback(jnp.array(slope))[0], fuse(list(features), jax.random.key(0))
+
+    ours, gradients, dropped = run(features)
     np.testing.assert_allclose(ours, expected.detach(), atol=1e-5)
-    np.testing.assert_allclose(pullback(slope)[0], theirs.grad, atol=1e-5)
-    dropped = head.apply(params, jnp.zeros((3, 6, 5)), list(features), jax.random.key(0))
+    np.testing.assert_allclose(gradients, theirs.grad, atol=1e-5)
     assert np.abs(dropped - ours).max() > 1e-2
 
 
@@ -150,24 +162,24 @@ def test_the_head_is_updated_as_by_pytorch():
     groups = [{'params': [p], 'lr': lr} for p, lr in zip(theirs, (0.1, 0.4))]
     sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=1e-4)
     with jax.enable_x64(True):
-        opt = init_head_optimizer(c, params)
+        opt, update = init_head_optimizer(c, params), jax.jit(partial(update_head, c))
         for _ in range(3):
             grads = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
             for p, g in zip(theirs, grads.values()):
                 p.grad = torch.tensor(g['kernel'])
             nn.utils.clip_grad_norm_(theirs, c.fusion.clip)
             sgd.step()
-            params, opt = update_head(c, grads, opt, params, jnp.array([0.1, 0.4]))
+            params, opt = update(grads, opt, params, jnp.array([0.1, 0.4]))
     for ours, p in zip(params.values(), theirs):
         np.testing.assert_allclose(ours['kernel'], p.detach(), rtol=1e-5)
 
 
 @pytest.fixture
 def fused(config, tiny_networks):
-    """Four tiny members, attention between their six features each, mixed labels."""
+    """Four tiny members of six features each."""
     config.network, config.members, config.coupling = 'tiny', 4, 'fusion'
-    config.fusion.rule, config.fusion.heads = 'TransformerBase', 2
-    config.augment, config.label_smoothing = 'cutmix', 0.1
+    config.fusion.rule, config.fusion.heads = 'multiplicativeAddition', 2
+    config.augment, config.label_smoothing = 'none', 0.1
     config.optimizer.lr, config.fusion.lr = 0.1, 0.2
     return config
 
@@ -206,6 +218,7 @@ def test_devices_exchange_logits_and_features_once_a_step(tiny_networks):
 
 
 def test_frozen_members_stay_as_they_are_while_the_head_learns(fused, dataset):
+    fused.members = 2
     run = Run(fused, dataset)
     before, head = run.weights(), jax.device_get(run.state.head.params)
     fused.fusion.freeze_epochs, fused.ema = 1, 0.5
@@ -231,9 +244,10 @@ def test_a_fused_prediction_is_compared_with_what_it_must_beat():
 
 
 def shrunk(c, npz, epochs: int):
-    """A shipped config of CIFAR-100 and ResNet-18, made small."""
+    """A shipped config of CIFAR-100 and four ResNet-18, made small."""
+    c.experts.count = c.members = 2
     c.dataset, c.network, c.devices, c.epochs, c.batch_size = f'npz:{npz}', 'tiny', 1, epochs, 24
-    c.augment, c.log.tensorboard, c.eval.batch_size = 'cutmix', False, 40
+    c.log.tensorboard, c.eval.batch_size = False, 40
     return c
 
 
@@ -245,10 +259,10 @@ def rows_of(path) -> list[dict]:
 def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, capsys):
     """400 images: experts on overlapping parts, then fusion on 72 of those that they have not seen."""
     c = shrunk(expert.get_config('resnet18'), tail_npz, 2)
-    c.model.dropout = 0.0
+    c.model.dropout, c.augment, c.batch_size = 0.0, 'none', 22
     train(c, tmp_path / 'experts')
-    c = shrunk(fusion.get_config('resnet18,TransformerBase'), tail_npz, 3)
-    c.fusion.heads, c.init_from, c.checkpoint.keep = 2, str(tmp_path / 'experts'), 9
+    c = shrunk(fusion.get_config('resnet18,concatenation'), tail_npz, 3)
+    c.augment, c.init_from, c.checkpoint.keep = 'cutmix', str(tmp_path / 'experts'), 9
     c.checkpoint.every_steps = 2
     workdir = tmp_path / 'fused'
     results = train(c, workdir)
@@ -260,7 +274,8 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
 
     # The table: on the test images once, and by evaluation the same.
     table = results['fusion']['best']['test']
-    assert evaluate(workdir, 'best', 'test', flip=False)['fusion'] == table
+    again = evaluate(workdir, 'best', 'test', flip=False)['fusion']
+    assert again['fused'] == pytest.approx(table['fused']) and again['beats_mean'] == table['beats_mean']
     assert table['mean_of_probabilities'] == results['ensemble']['best']
     scores = [m['best']['test'] for m in results['members']]
     assert table['best_expert']['accuracy'] == max(s['accuracy'] for s in scores)
@@ -268,33 +283,41 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     rows = rows_of(workdir / 'metrics.csv')
     validation = [r for r in rows if r['split'] == 'validation']
     best = max(float(r['accuracy']) for r in validation if r['member'] == 'fused')
-    assert {m['best']['validation_accuracy'] for m in results['members']} == {pytest.approx(best)}
+    (kept_at,) = {m['best']['validation_accuracy'] for m in results['members']}
+    assert kept_at == pytest.approx(best)
 
     # Components of one step, each loadable on its own, make the same predictions.
     kept = BestWeights(workdir)
     parts = {p.name: kept.load(p.name) for p in (workdir / 'best').iterdir()}
-    assert parts.keys() == {f'{k}_tiny' for k in range(4)} | {'fusion', 'global_head'}
+    assert parts.keys() == {'0_tiny', '1_tiny', 'fusion', 'global_head'}
     assert len({step for _, _, step in parts.values()}) == 1
-    run = Evaluation(workdir)
-    whole = run.logits(load_weights(run.config, run.population, workdir, 'best')[0], 'test')
-    network = build('tiny', 4, 8)
-    images = (run.images['test'].images / 255 - run.dataset.mean) / run.dataset.std
-    variables = [{'params': p, 'batch_stats': s} for p, s, _ in (parts[f'{k}_tiny'] for k in range(4))]
+    network, data = build('tiny', 4, 8), load_dataset(c.dataset, '')
+    images = (data.x_test / 255 - data.mean) / data.std
+    variables = [{'params': p, 'batch_stats': s} for p, s, _ in (parts['0_tiny'], parts['1_tiny'])]
     outputs = [network.apply(v, images.astype(np.float32), False)[0] for v in variables]
     logits, features = zip(*outputs)
     head = {name: parts[name][0] for name in ('fusion', 'global_head')}
-    fused = make_head(run.config, [6] * 4, 4).apply(head, jnp.stack(logits), list(features))
-    np.testing.assert_allclose(whole, [*logits, fused], atol=1e-5)
+    fused = make_head(c, [6] * 2, 4).apply(head, jnp.stack(logits), list(features))
+    found = compare_fused(np.array([*logits, fused]), ['0_tiny', '1_tiny'], data.y_test)
+    for name in ('fused', 'mean_of_logits', 'mean_of_probabilities'):
+        assert found[name] == pytest.approx(table[name], abs=1e-5)
 
     # The log of the run has a row an epoch, and all columns.
-    log = rows_of(workdir / 'tiny_TransformerBase_training_log.csv')
+    log = rows_of(workdir / 'tiny_concatenation_training_log.csv')
     assert [r['epoch'] for r in log] == ['1', '2', '3'] and all(all(r.values()) for r in log)
     first = {r['member']: r for r in rows if r['split'] == 'train' and r['epoch'] == '1'}
-    assert log[0]['expert_2_loss'] == first['2_tiny']['loss']
+    assert log[0]['expert_1_loss'] == first['1_tiny']['loss']
     assert float(log[0]['loss_total']) == pytest.approx(sum(float(r['loss']) for r in first.values()))
     assert [float(log[0][f'{group}_lr']) for group in ('experts', 'fusion', 'global_head')] == pytest.approx(
-        [6.5e-5, 2.4e-4, 2.4e-4]
+        [1.3e-4, 1.2e-3, 1.2e-3]
     )
+
+    (page,) = load([workdir])
+    shown = {row[0]: row for row in report.member_table(page)}
+    assert shown['fused'][1] == f'{100 * results["fusion"]["last"]["test"]["fused"]["accuracy"]:.2f}'
+    assert {'0_tiny', '1_tiny', 'mean of logits', 'best expert'} < shown.keys()
+    verdict = 'beats' if table['beats_mean'] else 'does NOT beat'
+    assert any(f'the learned rule {verdict} the mean' in note for note in report.notes([page]))
 
     # From a step in the middle of an epoch it ends in the same bits.
     again = shutil.copytree(workdir, tmp_path / 'again')
@@ -306,35 +329,39 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     assert_same(again, workdir)
 
 
-def test_experts_come_from_pytorch_files_and_from_several_runs(fused, dataset, tmp_path):
+def test_members_begin_with_the_weights_of_pytorch_files(fused, dataset, tmp_path):
     run = Run(fused, dataset)
-    fused.fusion.lr, fused.epochs = 0.0, 1
-    files = []
-    for k, (params, stats) in enumerate(run.weights()):
-        state = {'model_state_dict': to_torch({'params': params, 'batch_stats': stats})}
-        files.append(tmp_path / f'{k}.pth')
-        write_atomically(files[-1], lambda file, state=state: torch.save(state, file))
-    fused.optimizer.lr = 0.0
-    fused.seed = 5  # others than the files', had they been drawn
-    fused.init_from = '+'.join(map(str, files))
-    train(fused, tmp_path / 'files')
-    _, members = load_members(tmp_path / 'files', 'last')
-    assert distance([p for p, _ in members], [p for p, _ in run.weights()]) == 0
-    fused.init_from = f'{tmp_path}/files+{files[0]}'
-    with pytest.raises(UserError, match='holds 5 members, not 4'):
-        train(fused, tmp_path / 'five')
-    fused.init_from = str(tmp_path)
-    with pytest.raises(UserError, match='is not a workdir'):
-        train(fused, tmp_path / 'none')
-    fused.network, fused.init_from = 'resnet8', f'{tmp_path}/files@last'
-    with pytest.raises(UserError, match='the weights for 0_resnet8 are not of a resnet8'):
-        train(fused, tmp_path / 'other')
+    paths = [str(tmp_path / f'{k}.pth') for k in range(5)]
+    for path, (params, stats) in zip(paths, run.weights()):
+        torch.save({'model_state_dict': to_torch({'params': params, 'batch_stats': stats})}, path)
+    shutil.copy(paths[0], paths[4])
+
+    def begun(*sources, **changes):
+        c = copy.deepcopy(fused)
+        c.update(
+            {'seed': 5, 'init_from': '+'.join(sources), 'ema': 0.5, **changes}
+        )  # others, had they been drawn
+        new = Run(c, dataset)
+        new.state = begin_from(new.config, new.population, new.state)
+        assert distance(new.state.params, new.state.ema[0]) == 0
+        return new.weights()
+
+    assert distance(begun(*paths[:4]), run.weights()) == 0
+    assert distance(begun(paths[2]), [run.weights()[2]] * 4) == 0
+    for sources, changes, words in (
+        (paths, {}, 'holds 5 members, not 4'),
+        ([str(tmp_path)], {}, 'is not a workdir'),
+        (['away.npz'], {}, 'away.npz is neither a workdir nor a .pt or .pth file'),
+        (paths[:4], {'network': 'resnet8'}, r'0\.pth does not fit the network: tensors are missing'),
+    ):
+        with pytest.raises(UserError, match=words):
+            begun(*sources, **changes)
 
 
 @pytest.mark.parametrize(('changes', 'words'), [
     ({'update_order': 'sequential'}, 'coupling=fusion has one forward pass'),
     ({'network': 'tiny+linear+tiny+tiny'}, 'equally many features, not 0_tiny: 6, 1_linear: 3, 2_tiny: 6'),
-    ({'fusion.heads': 4}, '6 features of tiny do not split over fusion.heads=4'),
+    ({'fusion.rule': 'TransformerBase', 'fusion.heads': 4}, '6 features of tiny do not split over'),
     ({'fusion.rule': 'multiplicativ'}, "did you mean 'multiplicative'"),
     ({'init_from': 'a', 'resume_from': 'b'}, 'give one of them'),
 ])  # fmt: skip

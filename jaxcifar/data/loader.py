@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from jaxcifar import hosts
 from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.data.gather import Gather, data_loader
 from jaxcifar.errors import UserError
@@ -73,22 +74,30 @@ def batches(config: ConfigDict, dataset, order: Order, population: Population, s
 
 def _host_batches(config, dataset, order: Order, sharding: NamedSharding, steps: range):
     images = dataset.x_train
-    requests = ((step // order.steps_per_epoch, order.indices(step)) for step in steps)
+    requests = (
+        (step // order.steps_per_epoch, indices[hosts.share(sharding, indices.shape)])
+        for step in steps
+        for indices in [order.indices(step)]
+    )
     if isinstance(images, np.ndarray):
         loader = data_loader(Gather(images, dataset.y_train), requests, config.data.workers)
-        return prefetch(loader, lambda batch: jax.device_put(batch, sharding))
+        return prefetch(loader, lambda batch: hosts.assemble(batch, sharding))
 
     from jaxcifar.data.stream import Reader
 
-    seeds: list = member_seeds(config)
-    reader = Reader(images, order.rows, seeds if order.own else [(run_seed(config),)])
+    seeds: list = [(run_seed(config),)]
+    pools = order.rows
+    if order.own:
+        members, _ = hosts.share(sharding, (config.members, order.batch))
+        seeds, pools = member_seeds(config)[members], order.rows[members]
+    reader = Reader(images, pools, seeds)
     loader = data_loader(reader, requests, config.data.workers)
-    return prefetch(loader, lambda batch: jax.device_put(images.noted(batch), sharding))
+    return prefetch(loader, lambda batch: hosts.assemble(images.noted(batch), sharding))
 
 
 def _device_batches(config, dataset, order: Order, sharding: NamedSharding, steps: range):
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())
-    images, labels = jax.device_put((dataset.x_train, dataset.y_train), everywhere)
+    images, labels = hosts.put((dataset.x_train, dataset.y_train), everywhere)
 
     @jax.jit
     def gather(images, labels, indices):
@@ -96,7 +105,7 @@ def _device_batches(config, dataset, order: Order, sharding: NamedSharding, step
         return jax.lax.with_sharding_constraint(batch, sharding)
 
     indices = (order.indices(step).astype(np.int32) for step in steps)
-    return prefetch(indices, lambda i: gather(images, labels, jax.device_put(i, everywhere)))
+    return prefetch(indices, lambda i: gather(images, labels, hosts.put(i, everywhere)))
 
 
 def in_order(images, size: int, workers: int) -> Generator[np.ndarray]:

@@ -1,0 +1,165 @@
+"""What a table of experiments is made of, and what of it is done."""
+
+import json
+import runpy
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import record
+from jaxcifar.errors import UserError, unknown
+from jaxcifar.logs import read_json, write_json
+
+KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
+
+
+class Run(NamedTuple):
+    """One training: a config file, and what is different from it."""
+
+    name: str  # of its workdir
+    row: str  # of the table; runs of one row are its seeds
+    config: str  # FILE[:ARGUMENT]
+    changes: dict[str, Any]  # field -> value; {folder} in it is where the sweep's workdirs are
+    after: tuple[str, ...] = ()  # names of runs before it in the sweep that must be finished first
+
+    def arguments(self, folder: Path) -> list[str]:
+        """What follows `python -m jaxcifar.main`."""
+        values = {field: str(value).replace('{folder}', str(folder)) for field, value in self.changes.items()}
+        changes = [f'--config.{field}={value}' for field, value in values.items()]
+        return ['--config', self.config, '--workdir', str(folder / self.name), *changes]
+
+
+class Sweep(NamedTuple):
+    """Runs that are one table."""
+
+    title: str  # printed above it: what was done, and what was shortened
+    runs: list[Run]
+    baseline: str = ''  # the row that the others are compared with, network by network
+    slurm: dict[str, Any] = {}  # noqa: RUF012  fields of `slurm.Resources` that are not as usual
+
+
+def load(sweep: str) -> Sweep:
+    """The sweep of SWEEP.py[:ARGUMENT]."""
+    path, _, argument = sweep.partition(':')
+    if not Path(path).is_file():
+        raise UserError(f'there is no sweep file {path}')
+    found = runpy.run_path(path)['get_sweep'](argument)
+    check(found.runs, path)
+    return found
+
+
+def check(runs: list[Run], path: str):
+    """`UserError` unless each has a name of its own, and comes after those that it waits for."""
+    before: list[str] = []
+    for run in runs:
+        if run.name in before:
+            raise UserError(f'{path} has two runs called {run.name}')
+        for name in run.after:
+            if name not in before:
+                raise unknown(f'run before {run.name}:', name, before)
+        before.append(run.name)
+
+
+def is_finished(run: Run, folder: Path) -> bool:
+    """Whether this very run came to its end, and its numbers are in the table of results."""
+    kept = read_json(folder / run.name / KEPT)
+    return kept == run.arguments(folder)
+
+
+def has_ended(run: Run, folder: Path) -> bool:
+    """Whether the last session in its workdir had this very command and came to its end."""
+    workdir, arguments = folder / run.name, run.arguments(folder)
+    results, config = workdir / 'results.json', workdir / 'config.json'
+    # A session writes its config first and its results last.
+    if not results.exists() or results.stat().st_mtime_ns < config.stat().st_mtime_ns:
+        return False
+    command = read_json(workdir / 'run.json')['sessions'][-1]['command']
+    return shlex.split(command)[-len(arguments) :] == arguments
+
+
+def keep(run: Run, folder: Path):
+    """Put a run's numbers into the table of results, once."""
+    record.append([folder / run.name])
+    write_json(folder / run.name / KEPT, run.arguments(folder))
+
+
+def weights_that_count(results: dict) -> str:
+    """Those that held-out images chose; otherwise, and never those that test images chose, the last."""
+    return 'last' if results['selection'] in ('test', 'none') else 'best'
+
+
+def score(workdir: Path) -> str:
+    """A finished run's test accuracy."""
+    results = json.loads((workdir / 'results.json').read_text())
+    weights = weights_that_count(results)
+    if 'fusion' not in results:
+        return f'test {100 * results["mean"][weights]["accuracy"]:.2f} %'
+    found = results['fusion'][weights]['test']
+    mean = max(found[name]['accuracy'] for name in ('mean_of_logits', 'mean_of_probabilities'))
+    return f'test {100 * found["fused"]["accuracy"]:.2f} %, mean of the experts {100 * mean:.2f} %'
+
+
+def table(sweep: Sweep, folder: Path) -> list[str]:
+    """The finished runs in Markdown: a line for each row and network."""
+    seeds: dict[tuple[str, str], list[float]] = {}  # a number for each seed
+    nodes: dict[tuple[str, str], list[float]] = {}  # … and each node
+    ensembles: dict[tuple[str, str], list[float]] = {}
+    for run in sweep.runs:
+        if not is_finished(run, folder):
+            continue
+        config, results = (
+            json.loads((folder / run.name / f'{name}.json').read_text()) for name in ('config', 'results')
+        )
+        weights = weights_that_count(results)
+        of_network: dict[str, list[float]] = {}
+        for member in results['members']:
+            network = member['name'].partition('_')[2]
+            of_network.setdefault(network, []).append(100 * member[weights]['test']['accuracy'])
+        for network, values in of_network.items():
+            nodes.setdefault((run.row, network), []).extend(values)
+            # Members that know nothing of each other are as many seeds.
+            alone = config['coupling'] == 'none'
+            if 'fusion' in results:
+                values = [100 * results['fusion'][weights]['test']['fused']['accuracy']]
+            seeds.setdefault((run.row, network), []).extend(values if alone else [float(np.mean(values))])
+        if len(results['members']) > 1:
+            ensemble = 100 * results['ensemble'][weights]['accuracy']
+            for network in of_network:
+                ensembles.setdefault((run.row, network), []).append(ensemble)
+    lines = [sweep.title, '', '| experiment | network | seeds | test % | nodes | ensemble % | improvement |',
+             '|---|---|---|---|---|---|---|']  # fmt: skip
+    for (row, network), values in seeds.items():
+        spread = f' ± {np.std(values, ddof=1):.2f}' if len(values) > 1 else ''
+        lowest, highest = min(nodes[row, network]), max(nodes[row, network])
+        several = len(nodes[row, network]) > 1
+        base = seeds.get((sweep.baseline, network))
+        better = f'{np.mean(values) - np.mean(base):+.2f}' if base and row != sweep.baseline else ''
+        together = f'{np.mean(ensembles[row, network]):.2f}' if (row, network) in ensembles else ''
+        lines.append(
+            f'| {row} | {network} | {len(values)} | {np.mean(values):.2f}{spread} | '
+            f'{f"{lowest:.2f} to {highest:.2f}" if several else ""} | {together} | {better} |'
+        )
+    return lines + fusion_table(sweep, folder)
+
+
+FUSED = ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert')
+
+
+def fusion_table(sweep: Sweep, folder: Path) -> list[str]:
+    """Fused predictions beside what they have to beat, in Markdown: a line for each run; [] without any."""
+    lines: list[str] = []
+    for run in sweep.runs:
+        results = read_json(folder / run.name / 'results.json') if is_finished(run, folder) else None
+        if results is None or 'fusion' not in results:
+            continue
+        found = results['fusion'][weights_that_count(results)]['test']
+        cells = [
+            f'{100 * s["accuracy"]:.2f}, {s["nll"]:.3f}, {s["ece"]:.3f}' for s in (found[f] for f in FUSED)
+        ]
+        verdict = 'beats the mean' if found['beats_mean'] else 'does NOT beat the mean'
+        lines.append(f'| {run.name} | {" | ".join(cells)} | {verdict} |')
+    head = ' | '.join(name.replace('_', ' ') for name in FUSED)
+    title = f'| test %, NLL, ECE of | {head} | the learned rule |'
+    return ['', title, '|---' * 6 + '|', *lines] if lines else []

@@ -1,0 +1,194 @@
+"""What is here, and what is wrong: python -m jaxcifar.doctor [--config FILE[:ARGUMENT] --workdir FOLDER]
+
+Prints versions, devices, memory, disk and the data that are found. With a config, and changes to it as for
+jaxcifar.main, it also takes a few steps of that run and says how long all of it will take. Nothing is
+left behind. The exit status is 1 where something is wrong.
+"""
+
+import os
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+from jaxcifar import main as command_line
+from jaxcifar.cli import explain, run_command
+from jaxcifar.errors import UserError
+
+STEPS = 5
+NVIDIA = '/proc/driver/nvidia/gpus'  # a folder for each GPU that the driver knows
+SETS = ('cifar10', 'cifar100')
+GB = 1e9
+
+
+class Doctor:
+    """Says what is there, and collects what is wrong."""
+
+    def __init__(self, say=print):
+        self.say = say
+        self.faults: list[str] = []
+
+    def fault(self, text: str):
+        """Something to be mended."""
+        self.faults.append(text)
+        self.say(f'PROBLEM: {text}')
+
+    def attempt(self, what: str, work, *arguments):
+        """The result of `work`, or None and a fault where it fails as a run would."""
+        try:
+            return work(*arguments)
+        except Exception as error:
+            self.fault(f'{what}: {explain(error) or f"{type(error).__name__}: {error}"}')
+            return None
+
+    def machine(self):
+        """Versions, devices, memory."""
+        import jax
+        import torch
+
+        from jaxcifar.workdirs import PACKAGES, git_commit, installed
+
+        found = ', '.join(f'{name} {installed(name) or "is not installed"}' for name in PACKAGES)
+        self.say(
+            f'Python {platform.python_version()} on {platform.machine()}, commit {git_commit() or "none"}'
+        )
+        self.say(found)
+        devices = self.attempt('jax finds no device', jax.devices) or []
+        kinds = [device.device_kind for device in devices]
+        cores = len(os.sched_getaffinity(0))
+        self.say(f'{len(kinds)} x {kinds[0] if kinds else "no device"} for jax; {cores} CPU cores')
+        gpus = len(list(Path(NVIDIA).glob('*')))
+        if gpus and not any(device.platform == 'gpu' for device in devices):
+            hidden = os.environ.get('JAX_PLATFORMS')
+            why = f'JAX_PLATFORMS={hidden} hides them' if hidden else (
+                "this jax is for CPUs: pip install -c constraints.txt -e '.[cuda]'"
+            )  # fmt: skip
+            self.fault(f'the driver knows {gpus} NVIDIA GPUs, and jax does not see them: {why}')
+        self.say(f'torch {torch.__version__} reads data only; a build without CUDA is right')
+        memory = dict(line.split(':') for line in Path('/proc/meminfo').read_text().splitlines())
+        total, free = (int(memory[name].split()[0]) / 1e6 for name in ('MemTotal', 'MemAvailable'))
+        self.say(f'{free:.1f} of {total:.1f} GB of memory are free')
+
+    def data(self, root: Path):
+        """Which data sets are there."""
+        there = [name for name in SETS if (root / f'{name}.npz').exists()]
+        self.say(f'data in {root}: {", ".join(there) or "none yet; CIFAR is downloaded by the first run"}')
+
+    def folder(self, what: str, path: Path) -> Path | None:
+        """The part of a path that is there, None where nothing can be written into it."""
+        part = path.absolute()
+        while not part.exists():
+            part = part.parent
+
+        def write():
+            with tempfile.TemporaryFile(dir=part) as file:
+                file.write(bytes(4096))
+
+        before = len(self.faults)
+        self.attempt(f'{what} {path} cannot be written', write)
+        if len(self.faults) > before:
+            return None
+        self.say(f'{what} {path} can be written, {shutil.disk_usage(part).free / GB:.1f} GB are free')
+        return part
+
+    def run(self, config, workdir: Path):
+        """A few steps of a run, and what all of it takes."""
+        from jaxcifar.config import finalize
+        from jaxcifar.data.datasets import load_dataset
+
+        if self.attempt('the config', finalize, config) is None:
+            return
+        root = Path(config.data.root)
+        self.data(root)
+        place = self.folder('the workdir', workdir)
+        if config.compile_cache:
+            self.folder('the compile_cache', Path(config.compile_cache))
+        if config.dataset in SETS and not (root / f'{config.dataset}.npz').exists():
+            self.fault(
+                f'{config.dataset}.npz is not in {root}: name its folder with JAXCIFAR_DATA or data.root, or '
+                'let the first run download it; without data no step is timed'
+            )
+            return
+        size = config.data.image_size
+        dataset = self.attempt('the data', load_dataset, config.dataset, config.data.root, size)
+        if dataset is not None:
+            self.attempt('the run', self._steps, config, dataset, place)
+
+    def _steps(self, config, dataset, place: Path | None):
+        import jax
+
+        from jaxcifar.data.loader import Order, batches
+        from jaxcifar.data.splits import make_split, train_counts
+        from jaxcifar.population import Population, check_batch, make_mesh
+        from jaxcifar.profile import Compiled
+        from jaxcifar.report import duration
+        from jaxcifar.state import init_state
+        from jaxcifar.step import make_train_step
+
+        mesh = make_mesh(config)
+        check_batch(config, mesh)
+        population = Population(config, dataset.num_classes, dataset.image_size, mesh)
+        split = make_split(dataset, config)
+        order = Order(config, split.train, mesh.shape['data'] * config.optimizer.accumulate)
+        state, each = init_state(config, population), order.steps_per_epoch
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        counts = train_counts(dataset, split)
+        step = Compiled(make_train_step(config, population, dataset, each, state, counts), self.say)
+        seconds = []
+        with closing(batches(config, dataset, order, population, range(min(STEPS + 1, each)))) as source:
+            for batch in source:
+                start = time.perf_counter()
+                state, row = step(state, batch)
+                jax.block_until_ready(row)
+                seconds.append(time.perf_counter() - start)
+        best = min(seconds[1:] or seconds)
+        self.say(
+            f'{config.network} x {config.members} on {config.dataset}: a step takes {1e3 * best:,.1f} ms, '
+            f'{config.batch_size / best:,.0f} images/s; {config.epochs} epochs of {each} steps some '
+            f'{duration(best * each * config.epochs)} h:mm:ss, and evaluation'
+        )
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peaks = [d.memory_stats() for d in mesh.devices.flat]
+        on_device = ''.join(
+            f'; {p["peak_bytes_in_use"] / GB:.1f} of {p["bytes_limit"] / GB:.1f} GB of a device'
+            for p in peaks[:1]
+            if p
+        )
+        self.say(
+            f'the process took {memory:.1f} GB of memory{on_device}; a checkpoint takes {size / GB:.3f} GB'
+        )
+        needed = size * (config.checkpoint.keep + 1)
+        if place is not None and shutil.disk_usage(place).free < needed:
+            self.fault(f'the disk of the workdir has no room for its checkpoints, {needed / GB:.3f} GB')
+
+
+def main(argv: list[str]):
+    """The command line, program name first."""
+    if {'--help', '-h'} & set(argv):
+        print(__doc__)
+        return
+    doctor = Doctor()
+    doctor.attempt('the machine', doctor.machine)
+    if len(argv) == 1:
+        doctor.data(Path(os.environ.get('JAXCIFAR_DATA') or 'data'))
+        doctor.folder('runs in', Path('runs'))
+    else:
+        given = any(word.split('=')[0] == '--workdir' for word in argv)
+        parsed = doctor.attempt(
+            'the config', command_line.parse, argv if given else [*argv, '--workdir=runs']
+        )
+        if parsed is not None:
+            doctor.run(*parsed)
+    if doctor.faults:
+        count = len(doctor.faults)
+        raise UserError(f'{count} problem{"s" * (count > 1)} found; {doctor.faults[-1]}')
+    print('nothing is wrong')
+
+
+if __name__ == '__main__':
+    sys.path[:0] = ['', str(command_line.ROOT)]
+    run_command(lambda: main(sys.argv))

@@ -1,0 +1,100 @@
+"""Several hosts, here processes on the loopback: they make what one process makes, and stop together."""
+
+import contextlib
+import shutil
+import signal
+import socket
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxcifar import hosts
+from jaxcifar.errors import UserError
+from tests.processes import checkpoints, finish, frozen, outcome, started, state
+
+FIELDS = {
+    'devices': 4,
+    'data__loader': 'host',
+    'data__validation': 'none',
+    'epochs': 10,
+    'checkpoint__keep': 9,
+}
+
+
+@contextlib.contextmanager
+def pair(workdir, npz):
+    """Two processes with two devices each."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+    environment = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                started(workdir, npz, f'--coordinator={address}', '--processes=2', f'--process={i}',
+                        environment=environment, **FIELDS)
+            )
+            for i in range(2)
+        ]  # fmt: skip
+
+
+def test_two_processes_make_what_one_process_makes_and_stop_together(small_npz, tmp_path):
+    """They take up what one process has saved, and it goes on with what they have saved."""
+    one = finish(tmp_path / 'one', small_npz, **FIELDS)
+    last = checkpoints(one)[-1]
+    workdir = shutil.copytree(one, tmp_path / 'two')
+    start, *later = checkpoints(one)
+    for step in later:
+        shutil.rmtree(workdir / 'checkpoints' / str(step))
+    (workdir / 'results.json').unlink()
+    with pair(workdir, small_npz) as processes:
+        first, second = processes
+        with frozen(first, lambda: checkpoints(workdir)[-1] > start):
+            second.send_signal(signal.SIGTERM)
+        ends = [outcome(process) for process in processes]
+    stopped = checkpoints(workdir)[-1]
+    assert [status for status, _, _ in ends] == [75, 75], ends
+    says = [[line for line in out.splitlines() if '[Gloo]' not in line] for _, out, _ in ends]
+    assert f'resumed at step {start},' in ' '.join(says[0]) and says[1] == []  # the first writes, for both
+    (line,) = {err.splitlines()[-1] for _, _, err in ends}
+    assert line == f'saved at step {stopped}; the same command goes on from there' and stopped > start
+    finish(workdir, small_npz, **FIELDS)
+    assert checkpoints(workdir)[-1] == last > stopped
+    # Sums over four devices are taken in another order between processes than within one.
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(near, state(workdir, last), state(one, last))
+    assert (workdir / 'metrics.csv').read_text().count('\n') == (one / 'metrics.csv').read_text().count('\n')
+
+
+def test_a_host_reads_what_its_devices_hold(monkeypatch):
+    """A mesh of two members and four shards over hosts of two devices, and of three over hosts of four."""
+    monkeypatch.setattr(hosts, 'alone', lambda: False)
+    mesh = SimpleNamespace(shape=(2, 12))
+
+    def of_host(first: int, count: int, shape: tuple[int, int], size: tuple[int, int]):
+        ids = range(first, first + count)
+        height, width = size[0] // shape[0], size[1] // shape[1]
+        boxes = {
+            i: (slice(i // shape[1] * height, (i // shape[1] + 1) * height),
+                slice(i % shape[1] * width, (i % shape[1] + 1) * width))
+            for i in ids
+        }  # fmt: skip
+        sharding = SimpleNamespace(addressable_devices_indices_map=lambda _: boxes)
+        return hosts.share(sharding, size)
+
+    assert of_host(2, 2, (2, 4), mesh.shape) == (slice(0, 1), slice(6, 12))
+    assert of_host(4, 4, (2, 4), mesh.shape) == (slice(1, 2), slice(0, 12))
+    with pytest.raises(UserError, match='do not divide evenly over the hosts'):
+        of_host(4, 4, (2, 6), mesh.shape)
+    monkeypatch.undo()
+    whole = NamedSharding(Mesh(jax.devices(), 'data'), PartitionSpec('data'))
+    assert hosts.share(whole, (8,)) == (slice(8),)
+
+
+def test_a_second_coordinator_is_named_in_a_line(small_npz, tmp_path):
+    with started(tmp_path, small_npz, '--coordinator=nowhere', '--processes=2', '--process=2') as process:
+        status, _, err = outcome(process)
+    assert (status, err.count('\n')) == (1, 1) and 'the hosts have not found each other' in err
