@@ -13,14 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from configs import base
 from experiments import results
 from jaxcifar import packed
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.inference import Classifier
 from jaxcifar.models import build
 from jaxcifar.portable import Portable
-from jaxcifar.views import VIEWS
+from jaxcifar.quantize import to_floats, twn
 
 CALLS = 3
 
@@ -43,10 +42,14 @@ def member(network: str, form: str) -> Portable:
         cast = jax.tree.map(lambda leaf: leaf.astype(form) if leaf.ndim > 1 else leaf, variables)
         return Portable(about, cast)
     if form in packed.CODES:
-        view = VIEWS['ternary'](base.get_config())
-        shown = jax.device_get(jax.jit(view.show)(variables['params']))
+        shown = jax.device_get(jax.tree.map(_ternary, variables['params']))
         variables = {**variables, 'params': packed.pack_tree(shown, form)}
     return Portable(about, variables)
+
+
+def _ternary(leaf):
+    """Kernels but for the stem's and the classifier's, which see 3 channels and no pixels."""
+    return to_floats(twn(leaf)) if leaf.ndim == 4 and leaf.shape[2] != 3 else leaf
 
 
 def measure(network: str, form: str, batch: int) -> dict:
