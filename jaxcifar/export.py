@@ -33,7 +33,7 @@ from jaxcifar.logs import write_json
 from jaxcifar.portable import CARD, SUMS, Portable, write_safetensors, write_sums
 
 IMAGES = 16  # of noise, that a file is tried with
-TOLERANCE = 1e-4  # of logits up to 1; of larger ones relative to the largest
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}  # of logits up to 1; of larger ones relative to the largest
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
@@ -41,7 +41,7 @@ class Format(NamedTuple):
     """How a member is written and run again.
 
     write(path, member, **options); run(path) -> a function of uint8 images to logits [B,C];
-    exact: whether the logits have to be the network's, but for rounding.
+    exact: whether the logits have to be the network's, but for rounding; precision: the only one there is.
     """
 
     ending: str
@@ -49,6 +49,7 @@ class Format(NamedTuple):
     run: Callable
     options: tuple[str, ...] = ()
     exact: bool = True
+    precision: str | None = None
 
 
 def _run_loaded(path: Path) -> Callable:
@@ -69,7 +70,7 @@ def _write_onnx(path: Path, member: Portable, bits: int = 2):
     tree = packed.pack_tree(member.variables, '2bit')
     ternary = packed.map_packed(lambda leaf: leaf.ternary(), tree)
     about = {'jaxcifar': json.dumps(member.about), 'classes': json.dumps(member.about['classes'])}
-    model = to_onnx(member.forward('float32'), ternary, member.about['image_size'], bits, about)
+    model = to_onnx(member.forward(), ternary, member.about['image_size'], bits, about)
     write_atomically(path, lambda file: file.write(model.SerializeToString()))
 
 
@@ -96,7 +97,7 @@ FORMATS = {
     'release': Format('safetensors', write_safetensors, _run_loaded),
     'safetensors': Format('safetensors', write_safetensors, _run_loaded),
     'packed': Format('packed', _write_packed, _run_loaded, ('packing', 'rest', 'fold'), exact=False),
-    'onnx': Format('onnx', _write_onnx, _run_onnx, ('bits',)),
+    'onnx': Format('onnx', _write_onnx, _run_onnx, ('bits',), precision='float32'),
     'stablehlo': Format('stablehlo', _write_stablehlo, _run_stablehlo),
 }
 
@@ -157,6 +158,8 @@ def _check_free(folder: Path):
 
 def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
     """Write a member's file and try it; what the card says of it."""
+    precision = how.precision or member.about['precision']
+    member = member._replace(about={**member.about, 'precision': precision})
     name = f'{member.about["name"]}.{how.ending}'
     path = folder / name
     how.write(path, member, **options)
@@ -169,7 +172,7 @@ def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
     np.asarray(run(images))
     rate = IMAGES / (time.perf_counter() - start)
     difference = float(np.abs(found - expected).max())
-    allowed = TOLERANCE * max(1, np.abs(expected).max()) if how.exact else math.inf
+    allowed = TOLERANCE[precision] * max(1, np.abs(expected).max()) if how.exact else math.inf
     if not difference <= allowed or math.isinf(difference):
         raise UserError(f'{path}: logits differ by {difference:.2g} from those of the network')
     return {

@@ -45,11 +45,11 @@ class Portable(NamedTuple):
         """Of a run of this member alone, with nothing left to do to its weights."""
         return configs.from_dict(self.about['config'])
 
-    def forward(self, precision: str | None = None) -> Callable:
+    def forward(self) -> Callable:
         """(variables, uint8 images [B,H,W,3]) -> float32 logits [B,C], to be compiled."""
         about = self.about
         shape = len(about['classes']), about['image_size']
-        dtype = jnp.dtype(precision or about['precision'])
+        dtype = jnp.dtype(about['precision'])
         network = build(about['network'], *shape, dtype, **about['options'])
 
         def run(variables, images: jax.Array) -> jax.Array:
