@@ -61,7 +61,7 @@ def workdir(small_npz, tmp_path_factory) -> Path:
     """Two members after an epoch, whose best weights are ternary."""
     path = tmp_path_factory.mktemp('export') / 'run'
     config = small_config(small_npz)
-    config.members, config.epochs = 2, 1
+    config.members, config.epochs, config.batch_size = 2, 1, 40  # batches of one size: one compilation
     train(config, path)
     best = BestWeights(path)
     for name in ('0_resnet8', '1_resnet8'):
