@@ -72,7 +72,7 @@ class Checkpoints:
         sums = {name: value.tolist() for name, value in jax.device_get(state.sums).items()}
         state = state.replace(sums=None)
         meta = {**meta, 'sums': sums, 'shapes': _shapes(state)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)), meta=ocp.args.JsonSave(meta))
         again = step in self._manager.all_steps()
         if again:  # it was saved in mid-evaluation: kept until the new one is whole
             self._set_aside(step, self._replaced)
@@ -106,12 +106,13 @@ class Checkpoints:
         like = like.replace(sums=None)
         if meta.pop('shapes') != _shapes(like):
             raise UserError(
-                f'{self._file(step)} does not fit this config: its network, classes, members, optimizer '
-                'or ema were others'
+                f'{self._file(step)} does not fit this config: its network, classes, members, '
+                'optimizer, ema or coupling were others'
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=args)['state'].replace(sums=sums), meta
+        restored = self._manager.restore(step, args=args)['state']
+        return like.replace(**restored).replace(sums=sums), meta
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict] | None:
         """The newest state that is whole, or None where there is none.
@@ -173,6 +174,11 @@ class Checkpoints:
     def close(self):
         """Wait for the writing thread and let go of the folder."""
         self._manager.close()
+
+
+def _fields(state: TrainState) -> dict:
+    """What is written: states without a coupling's head are as they were before there was any."""
+    return {name: tree for name, tree in vars(state).items() if name != 'head' or tree is not None}
 
 
 def _shapes(tree) -> list[list[int]]:

@@ -8,6 +8,8 @@ source of one alone is given to every member. A classifier of other classes begi
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
@@ -40,7 +42,8 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
     for k, name in enumerate(member_names(config)):
         found[k] = _fit(name, found[k], {'params': drawn[k][0], 'batch_stats': drawn[k][1]})
     params, stats = (population.assemble([v[kind] for v in found]) for kind in ('params', 'batch_stats'))
-    return state.replace(params=params, stats=stats, ema=state.ema and (params, stats))
+    ema = state.ema and jax.tree.map(jnp.copy, (params, stats))  # a step takes each array once
+    return state.replace(params=params, stats=stats, ema=ema)
 
 
 def load(source: str, shapes, member_ids: tuple[int, ...]) -> list[dict]:

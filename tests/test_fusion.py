@@ -263,7 +263,7 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     train(c, tmp_path / 'experts')
     c = shrunk(fusion.get_config('resnet18,concatenation'), tail_npz, 3)
     c.augment, c.init_from, c.checkpoint.keep = 'cutmix', str(tmp_path / 'experts'), 9
-    c.checkpoint.every_steps = 2
+    c.checkpoint.every_steps, c.ema = 2, 0.5
     workdir = tmp_path / 'fused'
     results = train(c, workdir)
 
