@@ -66,7 +66,7 @@ def load(source: str, shapes, member_ids: tuple[int, ...]) -> list[dict]:
         return [{'params': params, 'batch_stats': stats} for params, stats in members]
     if path.suffix in TORCH:
         return [torch_weights.read_as(path, shapes)]
-    raise UserError(f'init_from: {source} is neither a workdir or an export nor a .pt or .pth file')
+    raise UserError(f'init_from: {source} is neither a workdir nor a .pt or .pth file, nor an export')
 
 
 def _fit(name: str, variables: dict, drawn: dict) -> dict:
