@@ -8,6 +8,8 @@ A field marked [resumable] may change between a run and its continuation; the ot
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+FLOAT_ENDS = '^(?!conv1/|features_conv0/|features_0_0/|fc/|classifier)'  # all but stem and classifier
+
 
 def get_config() -> ConfigDict:
     """The configuration that all the others are made from."""
@@ -20,7 +22,7 @@ def get_config() -> ConfigDict:
     c.loss = 'cross_entropy'  # cross_entropy | logit_adjustment | balanced_softmax; a+b is one of each
     c.coupling = 'none'  # what members do to each other: none | mutual | fusion
     c.update_order = 'simultaneous'  # simultaneous: all from one forward pass; sequential: members take turns
-    c.view = 'none'  # what the forward pass sees of the weights: none
+    c.view = 'none'  # what the forward pass sees of the weights: none | ternary; a+b is one of each
     c.seed = number_or_list(0)  # data order and augmentation; with a member's id its init too [K]
     c.devices = placeholder(int)  # how many of the accelerators to use [auto: all] [resumable]
     c.sync_norm = True  # batch statistics over all devices of a member, or over each device alone
@@ -57,6 +59,16 @@ def get_config() -> ConfigDict:
     c.fusion.clip_all = 0.0  # … of both and all members together, before their own; 0 is off
     c.fusion.schedule = 'cosine'  # of both: a name of schedule.name, with that one's other fields
     c.fusion.freeze_epochs = 0  # epochs at the start in which members keep weights and batch statistics
+
+    c.ternary = ConfigDict()
+    c.ternary.rule = 'twn'  # twn: threshold and scale from the weights; ttq: two learned scales
+    c.ternary.per = 'tensor'  # tensor | channel: what has a threshold and scales of its own
+    c.ternary.scale = True  # of twn; without, weights are -1, 0 and 1
+    c.ternary.layers = FLOAT_ENDS  # regular expression: kernels, by path, that are ternary; .* is all
+    c.ternary.scale_lr = 0.01  # of ttq: the scales' learning rate for one of lr
+    c.ternary.scale_decay = 0.0  # of ttq: the scales' weight decay for one of weight_decay
+    c.ternary.float_epochs = 0.0  # epochs that begin with training the floats
+    c.ternary.blend_epochs = 0.0  # … and then epochs in which floats turn ternary bit by bit
 
     c.data = ConfigDict()
     c.data.root = placeholder(str)  # where datasets are kept [auto: $JAXCIFAR_DATA or data] [resumable]
@@ -127,7 +139,7 @@ def get_config() -> ConfigDict:
     c.log.tensorboard = True  # event files in WORKDIR/tensorboard [resumable]
     c.log.wandb = 'disabled'  # disabled | offline | online [resumable]
     c.log.wandb_project = 'jaxcifar'  # [resumable]
-    c.log.wandb_group = ''  # [resumable]
+    c.log.wandb_group = ''  # what belongs together; a run's sessions do [resumable] [auto: as wandb_name]
     c.log.wandb_name = ''  # [resumable] [auto: the workdir's name]
 
     c.profile = ConfigDict()

@@ -31,9 +31,10 @@ MORE = ('none', 'randaugment(2,9)', 'trivial_augment', 'auto_augment', 'cutmix(1
 class Step:
     """A network's training step on one batch that is there already, without augmentation."""
 
-    def __init__(self, network: str, dataset, batch):
-        config = finalize(single.get_config(f'{network},cifar10'))
-        config.augment = 'none'
+    def __init__(self, network: str, dataset, batch, **changes):
+        config = single.get_config(f'{network},cifar10')
+        config.update_from_flattened_dict({'augment': 'none', **changes})
+        config = finalize(config)
         population = Population(config, dataset.num_classes, dataset.image_size, make_mesh(config))
         self.state = init_state(config, population)
         self.step, self.batch = make_train_step(config, population, dataset, 100, self.state), batch

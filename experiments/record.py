@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import results
+from jaxcifar import sparsity
 
 COLUMNS = ('date', 'commit', 'device', 'python', 'jax', 'dataset', 'network', 'members', 'epochs',
            'selection', 'weights', 'accuracy', 'std', 'nll', 'ece', 'ensemble', 'images_per_second',
@@ -72,10 +73,36 @@ def rows(workdir: Path):
             yield {**common, 'weights': weights, **numbers, **rounded, 'network': network}
 
 
+def sparsity_rows(workdir: Path):
+    """The share of zeros in each ternary layer, mean over members."""
+    layers: dict[tuple[str, ...], list[float]] = {}
+    if (workdir / sparsity.FILE).exists():
+        with open(workdir / sparsity.FILE) as file:
+            for row in csv.DictReader(file):
+                key = row['checkpoint'], row['member'].partition('_')[2], row['layer'], row['weights']
+                layers.setdefault(key, []).append(float(row['zeros']))
+    session = json.loads((workdir / 'run.json').read_text())['sessions'][0]
+    for (weights, network, layer, size), values in layers.items():
+        yield {
+            'date': session['started'][:10],
+            'commit': session['commit'],
+            'run': workdir.name,
+            'network': network,
+            'weights': weights,
+            'layer': layer,
+            'size': size,
+            'members': len(values),
+            'zeros': round(float(np.mean(values)), 5),
+        }
+
+
 def append(workdirs: list[Path]) -> list[dict]:
-    """Add these runs' rows to the table, and return them."""
+    """Add these runs' rows to the table, and return them; ternary layers' zeros go to sparsity.csv."""
     added = [{column: row[column] for column in COLUMNS} for workdir in workdirs for row in rows(workdir)]
     results.append('accuracy', added)
+    zeros = [row for workdir in workdirs for row in sparsity_rows(workdir)]
+    if zeros:
+        results.append('sparsity', zeros)
     return added
 
 

@@ -115,7 +115,7 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
         weights = weights_that_count(results)
         of_network: dict[str, list[float]] = {}
         for member in results['members']:
-            network = member['name'].partition('_')[2]
+            network = ' '.join([member['name'].partition('_')[2], *filter(None, [member.get('view')])])
             of_network.setdefault(network, []).append(100 * member[weights]['test']['accuracy'])
         for network, values in of_network.items():
             nodes.setdefault((run.row, network), []).extend(values)

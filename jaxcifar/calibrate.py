@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from jaxcifar import hosts
 from jaxcifar.checkpoint import BestWeights, write_atomically
 from jaxcifar.cli import run_command
 from jaxcifar.data import long_tail
@@ -89,7 +90,9 @@ def _compare(before: dict, after: dict, images: dict) -> dict:
 def keep(workdir: Path, step: int, poll: Callable = lambda: None):
     """`calibrate` and say so, unless it has been done since step `step`."""
     if (read_json(workdir / FILE) or {}).get('step') != step:
-        print(*lines(calibrate(workdir, poll)), sep='\n', flush=True)
+        found = calibrate(workdir, poll)
+        if hosts.is_first():
+            print(*lines(found), sep='\n', flush=True)
 
 
 def calibrate(workdir: Path, poll: Callable = lambda: None) -> dict:

@@ -106,7 +106,7 @@ class Checkpoints:
         like = like.replace(sums=None)
         if meta.pop('shapes') != _shapes(like):
             raise UserError(
-                f'{self._file(step)} does not fit this config: its network, classes, members, '
+                f'{self._file(step)} does not fit this config: its network, classes, members, view, '
                 'optimizer, ema or coupling were others'
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))

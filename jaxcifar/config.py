@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcifar import couplings, fusion, losses, optim, views
+from jaxcifar import couplings, fusion, losses, optim, quantize, views
 from jaxcifar.data import augment, splits
 from jaxcifar.data.datasets import is_streamed
 from jaxcifar.errors import UserError, lookup, unknown
@@ -42,6 +43,8 @@ RANGES = {
     **dict.fromkeys(('experts.count', 'long_tail.imbalance'), (1, ANY)),
     **dict.fromkeys(('experts.seed', 'experts.holdout', 'experts.validation'), (0, ANY)),
     **dict.fromkeys(('experts.shared', 'experts.unique'), (0, 1)),
+    **dict.fromkeys(('ternary.scale_lr', 'ternary.scale_decay'), (0, ANY)),
+    **dict.fromkeys(('ternary.float_epochs', 'ternary.blend_epochs'), (0, ANY)),
     'long_tail.seed': (0, 2**32 - 1),
     **dict.fromkeys(('early_stopping.patience', 'early_stopping.min_epochs'), (0, ANY)),
 }
@@ -75,13 +78,13 @@ def finalize(config: ConfigDict) -> ConfigDict:
     for field in flatten(config):
         if field not in fields:
             raise unknown('field', field, fields)
-    names, loss_names = config.network.split('+'), config.loss.split('+')
+    names, loss_names, view_names = (config[field].split('+') for field in ('network', 'loss', 'view'))
     ids = config.member_ids
     if ids is not None:
         ids = tuple(ids) if isinstance(ids, (tuple, list)) else (ids,)
-    parted_for = splits.population(config) or 0
-    config.members = config.members or len(ids or ()) or max(parted_for, len(names), len(loss_names))
-    for kind, found in (('networks', names), ('losses', loss_names)):
+    counts = splits.population(config) or 0, len(names), len(loss_names), len(view_names)
+    config.members = config.members or len(ids or ()) or max(counts)
+    for kind, found in (('networks', names), ('losses', loss_names), ('views', view_names)):
         if len(found) not in (1, config.members):
             listed = '+'.join(found)
             raise UserError(f'{listed} names {len(found)} {kind} for members={config.members}')
@@ -122,6 +125,8 @@ def _check(config: ConfigDict, names: list[str]):
         lookup('network', NETWORKS, name)
     for name in config.loss.split('+'):
         lookup('loss', losses.LOSSES, name)
+    for name in config.view.split('+'):
+        lookup('view', views.VIEWS, name)
     splits.check(config)
     for field in PER_MEMBER:
         per_member(config, field)
@@ -152,8 +157,16 @@ def _check(config: ConfigDict, names: list[str]):
     mixes = augment.parse(config.augment).mixes
     if config.augment_each and mixes:
         raise UserError(f'augment_each would mix other images for each member: leave out {mixes[0].name}')
-    optim.check_decay(config)
+    for field in ('optimizer.decay', 'ternary.layers'):
+        _check_expression(config, field)
     optim.SCHEDULES[config.schedule.name](config.schedule, config.epochs)  # raises if impossible
+
+
+def _check_expression(config: ConfigDict, field: str):
+    try:
+        re.compile(get(config, field))
+    except re.error as error:
+        raise UserError(f'{field}={get(config, field)!r}: {error}') from None
 
 
 def _choices() -> list[tuple[str, Any]]:
@@ -161,7 +174,8 @@ def _choices() -> list[tuple[str, Any]]:
         ('split', splits.SPLITS),
         ('coupling', couplings.COUPLINGS),
         ('update_order', UPDATE_ORDERS),
-        ('view', views.VIEWS),
+        ('ternary.rule', views.RULES),
+        ('ternary.per', quantize.PER),
         ('precision', PRECISIONS),
         ('data.loader', LOADERS),
         ('data.validation', splits.VALIDATIONS),

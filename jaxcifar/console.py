@@ -12,6 +12,7 @@ from rich.table import Table
 
 from jaxcifar import hosts
 from jaxcifar.optim import last_restart
+from jaxcifar.sparsity import describe
 
 SETTLED = 10  # steps after which a rate means something
 HEARTBEAT = 300.0  # seconds between lines within an epoch, in a log file
@@ -49,6 +50,8 @@ class Console:
             f'{_images(order.rows)}, {order.steps_per_epoch} steps an epoch, '
             f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
         )
+        for line in describe(config, run.population, run.state.params):
+            self.say(line)
         if order.trimmed:
             self.say(f'{order.trimmed} images of the last batch are left out to split it evenly')
         if run.chooses_on == 'test':

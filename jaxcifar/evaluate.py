@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -32,7 +33,7 @@ from jaxcifar.metrics import compare_fused, log_probabilities, mean_of_probabili
 from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import Weights, eval_weights, init_state
-from jaxcifar.step import make_eval_step
+from jaxcifar.step import compiler_options, make_eval_step
 
 
 def predict_logits(
@@ -121,16 +122,24 @@ def _assemble(population: Population, params, stats, head=None) -> Weights:
     return Weights(population.assemble(params), population.assemble(stats), placed)
 
 
-def load_members(workdir: Path, which: str | None = None) -> tuple[ConfigDict, list[tuple[dict, dict]]]:
-    """(config, the members' (params, stats) on the host) of a run; `which` as in `load_weights`."""
+def load_members(
+    workdir: Path, which: str | None = None, shown: bool = False
+) -> tuple[ConfigDict, list[tuple[dict, dict]]]:
+    """(config, the members' (params, stats) on the host) of a run; `which` as in `load_weights`.
+
+    shown: as their networks see them, instead of what they are made of.
+    """
     config, description = configs.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
     if description is None:
         raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
-    config.devices = 1
+    config.devices = None if shown else 1
     shape = len(description['classes']), description['image_size']
     population = Population(config, *shape, make_mesh(config))
     weights, _ = load_weights(config, population, workdir, which)
-    return config, population.disassemble(tuple(zip(weights.params, weights.stats)))
+    # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
+    show = jax.jit(population.show, compiler_options=compiler_options())
+    params = show(weights.params) if shown else weights.params
+    return config, population.disassemble(tuple(zip(params, weights.stats)))
 
 
 def load_calibrated(config: ConfigDict, population: Population, workdir: Path):

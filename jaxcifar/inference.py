@@ -14,7 +14,6 @@ from jaxcifar.members import alone, member_names
 from jaxcifar.metrics import log_probabilities, mean_of_probabilities
 from jaxcifar.portable import Portable, is_portable, read
 from jaxcifar.step import compiler_options
-from jaxcifar.views import VIEWS
 
 
 class Classifier:
@@ -57,7 +56,7 @@ class Classifier:
 
 def from_workdir(workdir: Path, which: str | None = None, member: str = 'all') -> list[Portable]:
     """The members of a run with their best, last or a step's weights, all or one by its name or id."""
-    config, members = load_members(workdir, which)
+    config, members = load_members(workdir, which, shown=True)
     description = read_json(workdir / 'dataset.json')
     names, ids = member_names(config), [str(i) for i in config.member_ids]
     if member not in ('all', *names, *ids):
@@ -66,7 +65,7 @@ def from_workdir(workdir: Path, which: str | None = None, member: str = 'all') -
     return [
         Portable(
             _about(alone(config, k), names[k], description),
-            {'params': shown(config, k, members[k][0]), 'batch_stats': members[k][1]},
+            {'params': members[k][0], 'batch_stats': members[k][1]},
         )
         for k in chosen
     ]
@@ -81,11 +80,6 @@ def _about(config: ConfigDict, name: str, description: dict) -> dict:
         **{field: description[field] for field in ('classes', 'image_size', 'mean', 'std')},
         'config': configs.to_dict(released(config)),
     }
-
-
-def shown(config: ConfigDict, k: int, params):
-    """The parameters of member `k` as its network gets them, numpy arrays."""
-    return jax.device_get(jax.jit(VIEWS[config.view])(params))
 
 
 def released(config: ConfigDict) -> ConfigDict:

@@ -19,6 +19,7 @@ from jaxcifar.evaluate import load_members
 from jaxcifar.members import member_names
 from jaxcifar.population import Population
 from jaxcifar.state import TrainState
+from jaxcifar.views import View
 
 TORCH = ('.pt', '.pth')
 
@@ -40,7 +41,8 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
         raise UserError(f'init_from={config.init_from} holds {len(found)} members, not {population.size}')
     drawn = population.disassemble(tuple(zip(state.params, state.stats)))
     for k, name in enumerate(member_names(config)):
-        found[k] = _fit(name, found[k], {'params': drawn[k][0], 'batch_stats': drawn[k][1]})
+        (view,) = (g.view for g in population.groups if k in g.members)
+        found[k] = _fit(name, view, found[k], {'params': drawn[k][0], 'batch_stats': drawn[k][1]})
     params, stats = (population.assemble([v[kind] for v in found]) for kind in ('params', 'batch_stats'))
     ema = state.ema and jax.tree.map(jnp.copy, (params, stats))  # a step takes each array once
     return state.replace(params=params, stats=stats, ema=ema)
@@ -69,9 +71,11 @@ def load(source: str, shapes, member_ids: tuple[int, ...]) -> list[dict]:
     raise UserError(f'init_from: {source} is neither a workdir nor a .pt or .pth file, nor an export')
 
 
-def _fit(name: str, variables: dict, drawn: dict) -> dict:
+def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:
     """The weights for a member, its drawn classifier where theirs tells other classes apart."""
-    own, fresh = (flatten_dict(tree) for tree in (variables, drawn))
+    own, fresh = flatten_dict(variables), flatten_dict(drawn)
+    if own.keys() != fresh.keys():  # perhaps only without what a view adds
+        own = flatten_dict({**variables, 'params': view.init(variables['params'])})
     others = {path[:-1] for path in fresh if path in own and own[path].shape != fresh[path].shape}
     dense = {path[:-1] for path, leaf in fresh.items() if path[-1] == 'kernel' and leaf.ndim == 2}
     if own.keys() != fresh.keys() or not others <= dense:

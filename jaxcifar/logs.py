@@ -165,12 +165,14 @@ def _wandb(config: ConfigDict, workdir: Path):
     import wandb  # type: ignore[import-not-found,unused-ignore]
 
     log = config.log
+    name = log.wandb_name or workdir.name
     run = wandb.init(
         dir=str(workdir),
         mode=log.wandb,
         project=log.wandb_project,
-        group=log.wandb_group or None,
-        name=log.wandb_name or workdir.name,
+        # An offline run cannot be gone on with: the sessions of a run are a group.
+        group=log.wandb_group or name,
+        name=name,
         config=to_dict(config),
         settings=wandb.Settings(silent=True),  # it would write over the live table
     )

@@ -49,6 +49,17 @@ def member_losses(config: ConfigDict) -> list[str]:
     return names if len(names) == config.members else names * config.members
 
 
+def member_views(config: ConfigDict) -> list[str]:
+    """The K members' views."""
+    names = config.view.split('+')
+    return names if len(names) == config.members else names * config.members
+
+
+def member_kinds(config: ConfigDict) -> list[tuple[str, str]]:
+    """The K members' (network, view): those of one kind have parameters of one shape."""
+    return list(zip(member_networks(config), member_views(config)))
+
+
 def member_names(config: ConfigDict) -> list[str]:
     """What members are called in every table: 0_resnet32."""
     return [f'{i}_{name}' for i, name in zip(config.member_ids, member_networks(config))]
@@ -60,6 +71,7 @@ def alone(config: ConfigDict, k: int) -> ConfigDict:
     with one.ignore_type():
         one.update_from_flattened_dict({field: per_member(config, field)[k] for field in PER_MEMBER})
         one.network, one.loss = member_networks(config)[k], member_losses(config)[k]
+        one.view = member_views(config)[k]
         one.members, one.member_ids = 1, (config.member_ids[k],)
     return one
 

@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 from jaxcifar.couplings import has_head
 from jaxcifar.errors import UserError
 from jaxcifar.members import per_member
+from jaxcifar.views import is_scale
 
 
 def sgd(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformation]:
     """v ← μv + g + λw; w ← w - lr·(g + λw + μv if nesterov else v) (Sutskever et al. 2013)."""
     o = config.optimizer
     return [
-        optax.add_decayed_weights(weight_decay, _decay_mask(o.decay)),
+        *_decay(config, weight_decay),
         optax.trace(o.momentum, o.nesterov) if o.momentum else optax.identity(),
         optax.scale_by_learning_rate(lr),
     ]
@@ -34,7 +35,7 @@ def adamw(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransforma
     o = config.optimizer
     return [
         optax.scale_by_adam(o.b1, o.b2),
-        optax.add_decayed_weights(weight_decay, _decay_mask(o.decay)),
+        *_decay(config, weight_decay),
         optax.scale_by_learning_rate(lr),
     ]
 
@@ -48,6 +49,8 @@ def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransf
     chain = OPTIMIZERS[config.optimizer.name](config, lr, weight_decay)
     if config.optimizer.clip:
         chain.insert(0, optax.clip_by_global_norm(config.optimizer.clip))
+    if _learns_scales(config):
+        chain.append(optax.masked(optax.scale(config.ternary.scale_lr), _mask(is_scale)))
     return optax.chain(*chain)
 
 
@@ -80,26 +83,28 @@ def clip(grads, norm: float):
     return optax.clip_by_global_norm(norm).update(grads, optax.EmptyState())[0]
 
 
-def _decay_mask(pattern: str) -> Callable:
-    def mask(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: re.search(pattern, path_name(path)) is not None, params
-        )
+def _decay(config: ConfigDict, weight_decay) -> list[optax.GradientTransformation]:
+    """Weight decay by path: of what optimizer.decay is found in, and otherwise of TTQ's scales."""
+    pattern = config.optimizer.decay
+    decays = _mask(lambda path: not is_scale(path) and re.search(pattern, path) is not None)
+    chain = [optax.add_decayed_weights(weight_decay, decays)]
+    if _learns_scales(config) and config.ternary.scale_decay:
+        of_scales = config.ternary.scale_decay * weight_decay
+        chain.append(optax.add_decayed_weights(of_scales, _mask(is_scale)))
+    return chain
 
-    return mask
+
+def _learns_scales(config: ConfigDict) -> bool:
+    return 'ternary' in config.view and config.ternary.rule == 'ttq'
+
+
+def _mask(of: Callable[[str], bool]) -> Callable:
+    return lambda params: jax.tree_util.tree_map_with_path(lambda path, _: of(path_name(path)), params)
 
 
 def path_name(path) -> str:
     """'stage/block/kernel' from a JAX key path."""
     return '/'.join(str(getattr(k, 'key', k)) for k in path)
-
-
-def check_decay(config: ConfigDict):
-    """Raise `UserError` where optimizer.decay is not a regular expression."""
-    try:
-        re.compile(config.optimizer.decay)
-    except re.error as error:
-        raise UserError(f'optimizer.decay={config.optimizer.decay!r}: {error}') from None
 
 
 def cosine(s: ConfigDict, epochs: int) -> optax.Schedule:

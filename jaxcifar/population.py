@@ -1,6 +1,6 @@
 """K networks as one: their parameters, where they live, and their forward pass.
 
-Members of one network form a group whose parameters are stacked, [K_g,...]. The devices form a mesh
+Members of one network and view form a group whose parameters are stacked, [K_g,...]. The devices form a mesh
 ('member', 'data'): groups are cut along the first axis, batches along the second. On each device the
 local members run one after the other inside one compiled program: mapping over stacked convolution
 weights (`vmap`) would turn them into grouped convolutions, 25 times slower on CPU.
@@ -20,14 +20,16 @@ from ml_collections import ConfigDict
 
 from jaxcifar import hosts
 from jaxcifar.errors import UserError
-from jaxcifar.members import member_networks, member_seeds
+from jaxcifar.members import member_kinds, member_seeds
 from jaxcifar.models import Network, build
+from jaxcifar.views import VIEWS, View
 
 
 class Group(NamedTuple):
-    """Members with the same network: their positions in the population."""
+    """Members with the same network and view: their positions in the population."""
 
     network: Network
+    view: View
     members: tuple[int, ...]
 
 
@@ -39,10 +41,10 @@ def make_mesh(config: ConfigDict) -> Mesh:
         raise UserError(f'devices={count}, but there are {len(devices)}')
     if count < len(devices) and not hosts.alone():
         raise UserError(f'devices={count}, but the hosts have {len(devices)}: they take part with all')
-    names = member_networks(config)
+    kinds = member_kinds(config)
     if config.update_order == 'sequential':  # members that take turns have nothing to do side by side
-        names = list(dict.fromkeys(names))
-    side_by_side = gcd(count, *(names.count(n) for n in names))
+        kinds = list(dict.fromkeys(kinds))
+    side_by_side = gcd(count, *(kinds.count(kind) for kind in kinds))
     shape = (side_by_side, count // side_by_side)
     return jax.make_mesh(shape, ('member', 'data'), (AxisType.Auto,) * 2, devices=devices[:count])
 
@@ -70,7 +72,7 @@ class Population:
         self._seeds = member_seeds(config)
         self._shards = mesh.shape['data']
         self._sync_norm = config.sync_norm and self._shards > 1
-        names = member_networks(config)
+        kinds = member_kinds(config)
         options = {name: value for name, value in config.model.items() if value != ''}
         dtype, axis = jnp.dtype(config.precision), 'data' if self._sync_norm else None
 
@@ -78,14 +80,23 @@ class Population:
             return build(name, num_classes, image_size, dtype, axis, **options)
 
         self.groups = [
-            Group(make(name), tuple(k for k, n in enumerate(names) if n == name))
-            for name in dict.fromkeys(names)
+            Group(make(name), VIEWS[view](config), tuple(k for k, n in enumerate(kinds) if n == (name, view)))
+            for name, view in dict.fromkeys(kinds)
         ]
 
     def init(self) -> tuple[Any, Any]:
         """Fresh (params, batch statistics) of all members, as numpy arrays."""
-        drawn = [stack([g.network.init(self._seeds[k]) for k in g.members]) for g in self.groups]
-        return tuple(v['params'] for v in drawn), tuple(v['batch_stats'] for v in drawn)
+        params, stats = [], []
+        for g in self.groups:
+            drawn = [g.network.init(self._seeds[k]) for k in g.members]
+            params.append(stack([g.view.init(v['params']) for v in drawn]))
+            stats.append(stack([v['batch_stats'] for v in drawn]))
+        return tuple(params), tuple(stats)
+
+    def show(self, params, share: jax.Array | float = 1.0) -> tuple:
+        """What the networks get of the parameters; `share` is for the views, see there."""
+        groups = zip(self.groups, params)
+        return tuple(jax.vmap(partial(g.view.show, share=share))(tree) for g, tree in groups)
 
     def shapes(self) -> list:
         """The members' variables' shapes, {'params': …, 'batch_stats': …} of each."""
@@ -105,8 +116,7 @@ class Population:
         """A population of the member `k` alone, on the same mesh."""
         alone = copy.copy(self)
         alone.size, alone._seeds = 1, self._seeds[k : k + 1]
-        (network,) = (g.network for g in self.groups if k in g.members)
-        alone.groups = [Group(network, (0,))]
+        alone.groups = [g._replace(members=(0,)) for g in self.groups if k in g.members]
         return alone
 
     def select(self, groups, k: int) -> tuple:
@@ -152,7 +162,8 @@ class Population:
     def forward(self, params, stats, images: jax.Array, train: bool, keys: jax.Array | None = None):
         """Run all members on normalised images, [B,H,W,C] for all or [K,B,H,W,C] one batch each.
 
-        Returns logits [K,B,C], features (K arrays [B,D_k]) and the new batch statistics.
+        params are what `show` gave. Returns logits [K,B,C], features (K arrays [B,D_k]) and the new
+        batch statistics.
         """
         logits, features, new_stats = [], [], []
         order = [k for g in self.groups for k in g.members]

@@ -12,7 +12,7 @@ from jaxcifar.couplings import has_head
 from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.evaluate import compare, evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
-from jaxcifar.members import member_losses
+from jaxcifar.members import member_losses, member_views
 from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities
 
 FILE = 'results.json'
@@ -63,10 +63,9 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
             top['mean'][which], top['std'][which], top['ensemble'][which] = mean, std, ensemble
             for member, score in zip(members, scores):
                 member.setdefault(which, {})[name] = score
-    losses = member_losses(run.config)
+    kinds = {'loss': member_losses(run.config), 'view': member_views(run.config)}
     for k, member in enumerate(members):
-        if len(set(losses)) > 1:
-            member['loss'] = losses[k]
+        member |= {kind: of[k] for kind, of in kinds.items() if len(set(of)) > 1}
         # Where there is a fused prediction, its accuracy has chosen, and this is that.
         if 'best' in member:
             member['best']['epoch'] = int(chosen.best_epoch[k])
@@ -111,8 +110,8 @@ def lines(results: dict) -> list[str]:
     how = {'last': 'last epoch', 'best': f'chosen on {results["selection"]}'}
     how['best'] = {'test': 'chosen on the TEST images'}.get(results['selection'], how['best'])
     text = []
-    # A ± over different networks, losses or images would look like an error bar.
-    kinds = {(m['name'].partition('_')[2], m.get('loss')) for m in results['members']}
+    # A ± over different networks, losses, views or images would look like an error bar.
+    kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
     own_images = results.get('own_images')
     alike = len(kinds) == 1 and not own_images
     for which in results['mean']:
@@ -135,7 +134,7 @@ def lines(results: dict) -> list[str]:
             score = score_of['test']
             shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
             numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
-            line = f'  {member["name"]} {member.get("loss", "")}'.rstrip() + f': {numbers} %'
+            line = f'  {" ".join(member[k] for k in ("name", "loss", "view") if k in member)}: {numbers} %'
             line += f', {member["train_images"]:,} training images' if own_images else ''
             text.append(line + (f', epoch {score_of["epoch"]}' if 'epoch' in score_of else ''))
     return text

@@ -18,7 +18,7 @@ from jaxcifar.members import per_member, run_seed
 from jaxcifar.optim import clip, make_learning_rates, make_optimizer
 from jaxcifar.population import Population
 from jaxcifar.state import TrainState, Weights, advance_head, average, keep_still
-from jaxcifar.views import VIEWS
+from jaxcifar.views import make_share
 
 # Keys are fold_in(fold_in(seed, purpose), step): no draw depends on what was drawn before.
 DROPOUT, AUGMENT, HEAD_DROPOUT = 0, 1, 2
@@ -41,7 +41,7 @@ class TrainStep:
         self.coupling = COUPLINGS[config.coupling].make(config)
         self.head = make_head(config, population)
         self.frozen_steps = config.fusion.freeze_epochs * steps_per_epoch if self.head else 0
-        self.view = VIEWS[config.view]
+        self.share = make_share(config, steps_per_epoch)
         counts = np.bincount(dataset.y_train, minlength=dataset.num_classes) if counts is None else counts
         self.example_loss = make_loss(config, counts)
         self.learning_rates = make_learning_rates(config, steps_per_epoch)
@@ -95,19 +95,20 @@ class TrainStep:
         of_head = self._keys(HEAD_DROPOUT, step, of_members=False)
         return jnp.append(self._keys(DROPOUT, step, of_members=True), of_head)
 
-    def _outputs(self, population: Population, params, stats, images, dropout_keys):
+    def _outputs(self, population: Population, params, stats, images, dropout_keys, step):
         """(logits [K,B,C], features) of normalised images, and batch statistics."""
-        shown = tuple(self.view(p) for p in params)
+        shown = population.show(params, self.share(step))
         logits, features, stats = population.forward(shown, stats, images, True, dropout_keys)
         return (logits, features), stats
 
-    def _loss(self, params, stats, images, targets: Targets, dropout_keys):
+    def _loss(self, params, stats, images, targets: Targets, dropout_keys, step):
         """The coupled loss of normalised images, and (batch statistics, what is logged).
 
         params: the members', and the head's.
         """
         params, head = params
-        (logits, features), stats = self._outputs(self.population, params, stats, images, dropout_keys)
+        outputs = self._outputs(self.population, params, stats, images, dropout_keys, step)
+        (logits, features), stats = outputs
         logits = join(self.head, head, logits, features, dropout_keys[-1])
         total, numbers = self._couple((logits, features), targets)
         return total, (stats, numbers)
@@ -135,7 +136,7 @@ class TrainStep:
             split = partial(jnp.split, indices_or_sections=parts, axis=targets.first.ndim - 1)
             keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
             x, y = jax.tree.map(lambda batch, split=split, i=i: split(batch)[i], (images, targets))
-            grads, (stats, numbers) = gradient(params, stats, x, y, keys)
+            grads, (stats, numbers) = gradient(params, stats, x, y, keys, state.step)
             part = jax.tree.map(lambda value: value / parts, (grads, numbers))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
             # The next part waits for this one, or XLA would be free to run them side by side.
@@ -170,7 +171,8 @@ class SequentialStep(TrainStep):
         def forward(k: int, params):
             x = images[k : k + 1] if images.ndim == 5 else images
             before = everyone.select(state.stats, k)
-            return self._outputs(everyone.member(k), params, before, x, dropout_keys[k : k + 1])
+            keys = dropout_keys[k : k + 1]
+            return self._outputs(everyone.member(k), params, before, x, keys, state.step)
 
         for k in range(everyone.size):
             params.append(everyone.select(state.params, k))
@@ -221,15 +223,15 @@ def make_train_step(
 
 
 def make_eval_step(config: ConfigDict, population: Population, dataset):
-    """(`Weights`, uint8 images [B,H,W,C]) -> logits [K,B,C] of the weights in the config's view.
+    """(`Weights`, uint8 images [B,H,W,C]) -> logits [K,B,C] of the weights as the networks see them.
 
     [K+1,B,C] where the coupling has a head, whose prediction is the last.
     """
-    view, head = VIEWS[config.view], make_head(config, population)
+    head = make_head(config, population)
+    # Apart from what follows: whoever exports what `show` gives gets the same numbers, to the bit.
+    show = jax.jit(population.show)
 
-    def eval_step(weights: Weights, images: jax.Array) -> jax.Array:
-        shown = tuple(view(p) for p in weights.params)
-
+    def forward(shown, weights: Weights, images: jax.Array) -> jax.Array:
         def predict(images: jax.Array) -> jax.Array:
             logits, features, _ = population.forward(shown, weights.stats, images, False)
             return join(head, weights.head, logits, features)
@@ -238,7 +240,8 @@ def make_eval_step(config: ConfigDict, population: Population, dataset):
         logits = predict(images)
         return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
 
-    return jax.jit(eval_step, compiler_options=compiler_options())
+    compiled = jax.jit(forward, compiler_options=compiler_options())
+    return lambda weights, images: compiled(show(weights.params), weights._replace(params=None), images)
 
 
 def compiler_options() -> dict[str, str]:

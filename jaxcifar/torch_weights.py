@@ -201,10 +201,13 @@ def _write_workdir(workdir: Path, config: ConfigDict, dataset, variables):
 
 
 def export_weights(workdir: Path, path: Path, member: int | None = None, which: str | None = None):
-    """Write one member's weights as a state_dict; `which` is best, last or a step, as in evaluation."""
+    """Write one member's weights as a state_dict; `which` is best, last or a step, as in evaluation.
+
+    They are those that its network sees: of a ternary one the ternary ones, not the floats behind them.
+    """
     import torch
 
-    config, members = load_members(workdir, which)
+    config, members = load_members(workdir, which, shown=True)
     ids = list(config.member_ids)
     if member is None and len(ids) == 1:
         member = ids[0]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcifar import calibrate, evaluate, fusion_log, hosts, process, results, workdirs
+from jaxcifar import calibrate, evaluate, fusion_log, hosts, process, results, sparsity, workdirs
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.config import finalize
 from jaxcifar.console import Clock, Console
@@ -284,6 +284,7 @@ class Run:
             for which, w in weights.items()
         }
         found = results.summarise(self, logits)
+        sparsity.record(self, weights, found)
         results.log(self, logits)
         self.checkpoints.wait()
         found['metrics_length'] = self.logger.flush()

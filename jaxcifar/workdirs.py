@@ -21,9 +21,10 @@ from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json, write_json
-from jaxcifar.members import flatten, get, member_names
+from jaxcifar.members import flatten, member_names
 from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.profile import share_of_peak
+from jaxcifar.selection import Selection
 
 PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections',
             'clu', 'numpy', 'torch', 'torchvision', 'scikit-learn')  # fmt: skip
@@ -35,6 +36,9 @@ SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_siz
               'long_tail.imbalance', 'long_tail.seed', 'experts.count', 'experts.seed',
               'experts.holdout', 'experts.validation', 'experts.shared', 'experts.unique',
               'files.train', 'files.validation')  # fmt: skip
+
+# What makes of the same weights another network, whose scores have nothing to do with those before.
+SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers')
 
 
 def check_config(workdir: Path, config: ConfigDict):
@@ -167,6 +171,7 @@ def take_over(config: ConfigDict, like, workdir: Path):
 
     The new run goes on from that step as if it had been its own, under its own config, which may have
     another recipe but not other data, batches or members: those give steps and scores their meaning.
+    With another view, choosing the best weights begins anew.
     """
     path, _, step = config.resume_from.partition('@')
     source = Path(path)
@@ -181,21 +186,25 @@ def take_over(config: ConfigDict, like, workdir: Path):
         state, meta = checkpoints.restore(like, int(step) if step else steps[-1])
     finally:
         checkpoints.close()
+    now = flatten(configs.to_dict(config))
+    old = now | flatten(configs.to_dict(before))  # runs of old lack newer fields
     for field in SAME_CLOCK if meta['step'] else ():
-        new = get(configs.to_dict(config), field)
-        old = flatten(configs.to_dict(before)).get(field, new)  # runs of old lack newer fields
-        if old != new:
-            raise UserError(f'resume_from: {source} has {field}={old}, not {new}')
+        if old[field] != now[field]:
+            raise UserError(f'resume_from: {source} has {field}={old[field]}, not {now[field]}')
+    rescored = any(old[field] != now[field] for field in SAME_VIEW)
+    if rescored:
+        meta = {**meta, 'selection': Selection.start(config.members).to_json()}
     if hosts.is_first():
-        _copy(source, workdir, config, meta['step'])
+        kept = [*member_names(config), *(HEAD_PARTS if has_head(config) else ())]
+        _copy(source, workdir, [] if rescored else kept, meta['step'])
     hosts.wait('copied')
     return state, meta
 
 
-def _copy(source: Path, workdir: Path, config: ConfigDict, step: int):
-    """Metrics, and the best weights up to this step."""
+def _copy(source: Path, workdir: Path, members: list[str], step: int):
+    """Metrics, and these members' best weights up to this step."""
     shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
-    for member in [*member_names(config), *(HEAD_PARTS if has_head(config) else ())]:
+    for member in members:
         stamps = [s for s in BestWeights(source).steps(member) if s <= step]
         if stamps:
             (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / 'golden'
 SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cifar100', 'mutual',
            'mutual:resnet32+wideresnet28_2', 'mutual:strong', 'long_tail',
            'long_tail:cifar10,standard', 'long_tail:strong', 'expert',
-           'expert:wideresnet28_10,strong,pool',
+           'expert:wideresnet28_10,strong,pool', 'ternary', 'ternary:mobilenetv2,cifar10,ttq',
            'fusion:densenet121,multiplicative', 'fusion:concatenation,strong']  # fmt: skip
 
 

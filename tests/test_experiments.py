@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from experiments import fusion_4gpu, long_tail_table, mutual_table, results, run, sweep
+from experiments import fusion_4gpu, long_tail_table, mutual_table, record, results, run, sweep, ternary_table
 from experiments.sweep import Run
 from jaxcifar import main
 from jaxcifar.config import finalize
@@ -191,3 +191,32 @@ def test_long_tail_table_has_the_protocol_of_published_numbers(argument, monkeyp
     for c in configs.values():
         assert (c.split, c.data.validation, c.dataset) == ('long_tail_standard', 'none', 'cifar100')
         assert c.members == (1 if argument else 3) and c.long_tail.imbalance == 100
+
+
+@pytest.mark.parametrize('argument', ['', 'short', 'recipes'])
+def test_ternary_table_compares_one_recipe(argument, monkeypatch, tmp_path):
+    sweep, rows = ternary_table.get_sweep(argument), {}
+    for experiment in sweep.runs:
+        monkeypatch.setattr('sys.argv', argv := ['main', *experiment.arguments(tmp_path)])
+        c = finalize(main.parse(argv)[0])
+        rows[experiment.row] = c.view, c.ternary.rule, c.ternary.layers == '.*'
+        assert (c.dataset, c.data.validation, c.early_stopping.patience) == ('cifar10', 'none', 0)
+        assert (c.optimizer.lr, c.schedule.name) == (0.1, 'cosine')
+        assert argument == 'recipes' or c.members == (1 if argument else 3)
+    assert sweep.baseline in rows and ('SHORTENED' in sweep.title) == (argument == 'short')
+    if argument != 'recipes':
+        floats, twn, ttq, everything = rows.values()
+        assert floats == ('none', 'twn', False) and twn == ('ternary', 'twn', False)
+        assert ttq == ('ternary', 'ttq', False) and everything == ('ternary', 'twn', True)
+
+
+def test_zeros_of_each_layer_are_kept(monkeypatch, tmp_path):
+    kept = {}
+    monkeypatch.setattr(record, 'rows', lambda workdir: [])
+    monkeypatch.setattr(results, 'append', lambda name, rows: kept.update({name: rows}))
+    (tmp_path / 'run.json').write_text('{"sessions": [{"started": "2026-01-01T00:00", "commit": "c"}]}')
+    lines = [f'{k}_resnet8,last,conv2/kernel,8,{zeros}' for k, zeros in ((0, 0.25), (1, 0.75))]
+    (tmp_path / 'sparsity.csv').write_text('\n'.join(['member,checkpoint,layer,weights,zeros', *lines]))
+    record.append([tmp_path])
+    (row,) = kept['sparsity']
+    assert (row['network'], row['layer'], row['members'], row['zeros']) == ('resnet8', 'conv2/kernel', 2, 0.5)

@@ -14,7 +14,6 @@ import pytest
 
 import jaxcifar
 from jaxcifar import export, packed
-from jaxcifar.checkpoint import BestWeights
 from jaxcifar.config import finalize
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
@@ -24,6 +23,7 @@ from jaxcifar.models.layers import Layers, head
 from jaxcifar.models.resnet import subsample
 from jaxcifar.packed import pack, unpack
 from jaxcifar.population import Population, make_mesh
+from jaxcifar.portable import read
 from jaxcifar.quantize import Ternary
 from jaxcifar.state import init_state
 from jaxcifar.train import train
@@ -58,15 +58,12 @@ def floats(tree):
 
 @pytest.fixture(scope='module')
 def workdir(small_npz, tmp_path_factory) -> Path:
-    """Two members after an epoch, whose best weights are ternary."""
+    """Two ternary members after an epoch."""
     path = tmp_path_factory.mktemp('export') / 'run'
     config = small_config(small_npz)
     config.members, config.epochs, config.batch_size = 2, 1, 40  # batches of one size: one compilation
+    config.view = 'ternary'
     train(config, path)
-    best = BestWeights(path)
-    for name in ('0_resnet8', '1_resnet8'):
-        params, stats, step = best.load(name)
-        best.save(name, step, floats(ternary(params)), stats)
     return path
 
 
@@ -133,7 +130,7 @@ def test_packed_weights_stay_packed_in_memory(packed_file, workdir, dataset):
     assert program.memory_analysis().temp_size_in_bytes < 2 * largest  # where all together are 4.5 times it
 
 
-def test_a_packed_file_that_is_not_whole_is_refused(packed_file, workdir, tmp_path):
+def test_a_packed_file_that_is_not_whole_is_refused(packed_file, tmp_path):
     good, broken = packed_file.read_bytes(), tmp_path / 'broken.packed'
     faults = {
         'is not a packed network|is neither a packed': b'no network at all',
@@ -151,7 +148,7 @@ def test_a_packed_file_that_is_not_whole_is_refused(packed_file, workdir, tmp_pa
             jaxcifar.load(broken)
         assert '\n' not in str(caught.value)
     with pytest.raises(UserError, match='no kernel is ternary'):
-        export.export(workdir, 'packed', tmp_path / 'dense', which='last')
+        packed.write(tmp_path / 'dense', {}, build('resnet8', 4).init((0, 0)))
 
 
 def test_a_release_is_a_function_in_one_line(workdir, dataset, tmp_path):
@@ -196,11 +193,11 @@ def test_training_begins_from_a_release(workdir, config, tmp_path, capsys):
         began = begin_from(run, population, drawn)
         ours, fresh = (population.disassemble(tuple(zip(s.params, s.stats))) for s in (began, drawn))
         for k in range(2):
-            params, stats, _ = BestWeights(workdir).load(f'{k}_resnet8')
+            theirs = read(folder)[k].variables
             if classes == 3:
                 assert distance(ours[k][0].pop('fc'), fresh[k][0]['fc']) == 0
-                del params['fc']
-            assert distance(ours[k], (params, stats)) == 0
+                del theirs['params']['fc']
+            assert distance(ours[k], (theirs['params'], theirs['batch_stats'])) == 0
         assert ('fc of 1_resnet8 begins fresh, 4 -> 3 classes' in capsys.readouterr().out) == (classes == 3)
     config.network = 'resnet20'
     run = finalize(config)

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcifar import hosts
-from jaxcifar.errors import UserError
+from jaxcifar.errors import Preempted, UserError
 from tests.processes import checkpoints, finish, frozen, outcome, started, state
 
 FIELDS = {
@@ -98,3 +98,24 @@ def test_a_second_coordinator_is_named_in_a_line(small_npz, tmp_path):
     with started(tmp_path, small_npz, '--coordinator=nowhere', '--processes=2', '--process=2') as process:
         status, _, err = outcome(process)
     assert (status, err.count('\n')) == (1, 1) and 'the hosts have not found each other' in err
+
+
+def test_slurms_tasks_drive_all_gpus_of_their_node_or_one_each(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda **where: asked.append(where))
+    monkeypatch.setattr(jax.distributed, 'shutdown', lambda: asked.append('left'))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0,1,2,3')
+    with hosts.joined():
+        assert asked == []  # no Slurm
+    for nodes, gpus in (('2', [0, 1, 2, 3]), ('1', None)):
+        monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '2')
+        monkeypatch.setenv('SLURM_STEP_NUM_NODES', nodes)
+        with hosts.joined():
+            assert asked[-1].get('local_device_ids') == gpus and asked[-1]['initialization_timeout'] == 120
+        assert asked[-1] == 'left'
+    with pytest.raises(KeyError), hosts.joined():
+        raise KeyError  # a fault of one: it does not wait here for the others
+    assert asked[-1] != 'left'
+    with pytest.raises(Preempted), hosts.joined():
+        raise Preempted
+    assert asked[-1] == 'left'

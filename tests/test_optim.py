@@ -12,8 +12,9 @@ import torch
 from torch.optim import lr_scheduler
 
 from configs import base
+from jaxcifar.config import finalize
 from jaxcifar.errors import UserError
-from jaxcifar.optim import check_decay, make_learning_rates, make_optimizer
+from jaxcifar.optim import make_learning_rates, make_optimizer
 from jaxcifar.selection import Selection
 from jaxcifar.state import average
 from jaxcifar.step import TrainStep
@@ -107,7 +108,7 @@ def test_decay_that_is_no_pattern_is_refused():
     config = base.get_config()
     config.optimizer.decay = 'kernel('
     with pytest.raises(UserError, match=r'optimizer\.decay='):
-        check_decay(config)
+        finalize(config)
 
 
 # In float32, 41·(1/41) is below 1: what the compiler makes of a division must not delay an epoch.

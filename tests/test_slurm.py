@@ -12,7 +12,7 @@ from experiments.sweep import Run, Sweep
 from jaxcifar.errors import UserError
 from tests import cluster
 from tests.conftest import CACHE
-from tests.processes import SMALL, assert_same, checkpoints, reference
+from tests.processes import ROOT, SMALL, assert_same, checkpoints, reference
 
 SWEEP = """
 from experiments.run import Run, Sweep
@@ -55,6 +55,8 @@ def test_a_preempted_job_is_requeued_and_all_ends_as_if_it_had_not_been(
             monkeypatch.setenv(name, environment[name])
         with pytest.raises(UserError, match=r'job0.sbatch: .*invalid partition'):
             submit('--partition=nowhere')
+        submit('--test-only')
+        assert not cluster.ask(environment, 'squeue', '-h') and 'would take them' in capsys.readouterr().out
         folder = submit()
         first = folder / 'first'
         cluster.until(lambda: checkpoints(first), 60)
@@ -106,6 +108,28 @@ def test_jobs_are_arrays_or_packed_and_wait_for_what_they_need(tmp_path, monkeyp
     assert '--dependency=afterok:${job0} job1.sbatch' in slurm.submission(packed, tmp_path, True)
     with pytest.raises(UserError, match='memory=lots is not like 16G'):
         slurm.script(packed[0], tmp_path, ask._replace(memory='lots'))
+
+
+def test_the_sweep_of_the_readme_becomes_jobs(tmp_path, monkeypatch):
+    code = next(block for block in (ROOT / 'README.md').read_text().split('```') if 'get_sweep' in block)
+    (tmp_path / 'mine.py').write_text(code.removeprefix('python'))
+    argv = [
+        'run',
+        f'{tmp_path}/mine.py',
+        '--workdir',
+        str(tmp_path / 'runs'),
+        '--slurm',
+        '--dry-run',
+        '--pack=2',
+    ]
+    monkeypatch.setattr('sys.argv', argv)
+    run.main()
+    first, second = ((tmp_path / 'runs/slurm' / f'job{i}.sbatch').read_text() for i in range(2))
+    assert first.count('train ') == 2 and '#SBATCH --time=8:00:00' in first and 'train 0 longer' in second
+    assert '--dependency=afterok:${job0} job1' in (tmp_path / 'runs/slurm/submit.sh').read_text()
+    (tmp_path / 'mine.py').write_text(code.removeprefix('python').replace("{'time'", "{'hours'"))
+    with pytest.raises(UserError, match=r'unknown field of Sweep.slurm .hours.'):
+        run.main()
 
 
 def test_without_slurm_only_the_scripts_are_written(submit, monkeypatch, capsys):

@@ -160,11 +160,43 @@ def test_bfloat16_computes_in_it_and_keeps_float32(config, tmp_path):
         assert {best[k].dtype for k in best.files} == {np.dtype('float32')}
 
 
+def read_wandb(path):
+    """{step: {metric: value}} of an offline run, and its groups.
+
+    Behind 7 bytes, blocks of 32 kB in LevelDB's log format: of each record or part of it a checksum, its
+    length and kind (1 whole, 2 first, 3 middle, 4 last), 7 bytes in all, and then its bytes.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, parts, steps, groups = path.read_bytes(), 7, b'', {}, set()
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+        size, kind = struct.unpack('<HB', data[at + 4 : at + 7])
+        parts, at = parts + data[at + 7 : at + 7 + size], at + 7 + size
+        if kind in (1, 4):
+            record, parts = Record.FromString(parts), b''
+            row = {i.key or '/'.join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+            if 'step' in row:
+                steps.setdefault(int(row['step']), {}).update(row)
+            if record.HasField('run'):
+                groups.add(record.run.run_group)
+    return steps, groups
+
+
 def test_wandb_keeps_an_offline_run(small_npz, tmp_path):
     pytest.importorskip('wandb', reason='the optional package wandb is not installed')
-    finish(tmp_path, small_npz, log__wandb='offline', epochs=1)
-    (path,) = tmp_path.glob('wandb/offline-run-*/run-*.wandb')
-    assert b'accuracy/test/0_resnet8' in path.read_bytes()
+    for epochs in 1, 2:
+        finish(tmp_path, small_npz, log__wandb='offline', epochs=epochs)
+    paths = sorted(tmp_path.glob('wandb/offline-run-*/run-*.wandb'))
+    (first, groups), (second, others) = (read_wandb(path) for path in paths)
+    # A session each, in one group; the CSV has both.
+    assert groups == others == {tmp_path.name}
+    assert set(first) == {4} and set(second) == {8}
+    with open(tmp_path / 'metrics.csv') as file:
+        rows = [r for r in csv.DictReader(file) if (r['split'], r['checkpoint']) == ('test', 'last')]
+    logged = [run[step]['accuracy/test/0_resnet8'] for run, step in ((first, 4), (second, 8))]
+    assert [float(r['accuracy']) for r in rows[:2]] == pytest.approx(logged)
 
 
 def test_preview_shows_images_and_what_they_count_as(small_npz, dataset, tmp_path, monkeypatch, capsys):

@@ -89,7 +89,7 @@ def _host_batches(config, dataset, order: Order, sharding: NamedSharding, steps:
     pools = order.rows
     if order.own:
         members, _ = hosts.share(sharding, (config.members, order.batch))
-        seeds, pools = member_seeds(config)[members], order.rows[members]
+        pools, seeds = pools[members], member_seeds(config)[members]
     reader = Reader(images, pools, seeds)
     loader = data_loader(reader, requests, config.data.workers)
     return prefetch(loader, lambda batch: hosts.assemble(images.noted(batch), sharding))

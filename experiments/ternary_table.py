@@ -1,0 +1,73 @@
+"""What ternary weights cost: python -m experiments.run experiments/ternary_table.py
+
+ResNet-18 and MobileNetV2 on CIFAR-10 with floats, TWN, TTQ, and TWN with stem and classifier too; three
+seeds of each are one run; 300 epochs of all 50,000 images, the last epoch. Public: ResNet-18 96.07 with
+floats, 95.07 ternary but for the stem, 94.64 throughout; MobileNetV2 ternary 93.38. The zeros of each
+layer goes to experiments/results/sparsity.csv.
+
+experiments/ternary_table.py:short takes an hour on two CPU cores; it says what it shortens.
+experiments/ternary_table.py:recipes compares ways to more with plain TWN, ResNet-18.
+"""
+
+from typing import Any
+
+from configs.ternary import VARIANTS
+from experiments.run import Run, Sweep
+from jaxcifar.errors import lookup
+
+SEEDS = {'members': 3, 'seed': '1,2,3', 'data.order': 'member'}
+ALL_IMAGES = {'data.validation': 'none', 'early_stopping.patience': 0}
+EPOCHS = 6  # of the short version
+ROWS = dict(zip(VARIANTS, ('floats', 'TWN', 'TTQ', 'TWN, all layers')))
+RECIPES: dict[str, dict[str, Any]] = {
+    'TWN': {},
+    'per channel': {'ternary.per': 'channel'},
+    'blended in, 100 epochs': {'ternary.blend_epochs': 100},
+    'floats for 100 epochs': {'ternary.float_epochs': 100},
+    'average of the latent weights': {'ema': 0.999},
+    '600 epochs': {'epochs': 600},
+}
+TAUGHT = 'beside a network of floats, mutual learning'
+
+
+def get_sweep(argument: str = '') -> Sweep:
+    """`argument` is nothing, short or recipes."""
+    return lookup('argument', {'': full, 'short': short, 'recipes': recipes}, argument)()
+
+
+def full() -> Sweep:
+    """A day on a GPU."""
+    title = 'Ternary weights on CIFAR-10, 300 epochs, last epoch: mean ± standard deviation over seeds'
+    return Sweep(
+        title, [run for n in ('resnet18', 'mobilenetv2') for run in each_variant(n, SEEDS)], 'floats'
+    )
+
+
+def short() -> Sweep:
+    """One seed of a small network."""
+    size = {'epochs': EPOCHS, 'augment': 'crop(4)+flip', 'label_smoothing': 0.0}
+    title = (
+        f'SHORTENED: ResNet-20 instead of ResNet-18 and MobileNetV2, {EPOCHS} epochs instead of 300, '
+        'therefore without CutMix and label smoothing; one seed. CIFAR-10, all 50,000 images, last epoch'
+    )
+    return Sweep(title, each_variant('resnet20', size), 'floats')
+
+
+def each_variant(network: str, changes: dict[str, Any]) -> list[Run]:
+    """The same run with each kind of weights."""
+    return [
+        Run(f'{network}-{v}', row, f'configs/ternary.py:{network},cifar10,{v}', {**ALL_IMAGES, **changes})
+        for v, row in ROWS.items()
+    ]
+
+
+def recipes() -> Sweep:
+    """What may bring ternary networks closer to floats."""
+    config, runs = 'configs/ternary.py:resnet18,cifar10,twn', []
+    for row, changes in RECIPES.items():
+        name = row.replace(',', '').replace(' ', '-')
+        runs.append(Run(f'recipe-{name}', row, config, {**ALL_IMAGES, **SEEDS, **changes}))
+    pair = {'members': 2, 'view': 'none+ternary', 'coupling': 'mutual', 'mutual.temperature': 3}
+    runs += [Run(f'recipe-taught-{s}', TAUGHT, config, {**ALL_IMAGES, **pair, 'seed': s}) for s in (1, 2, 3)]
+    title = 'Ternary ResNet-18 on CIFAR-10 by TWN, 300 epochs where not said otherwise, last epoch'
+    return Sweep(title, runs, 'TWN')
