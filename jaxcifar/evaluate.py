@@ -110,6 +110,7 @@ def load_best(config: ConfigDict, population: Population, workdir: Path, upto: i
     """(`Weights`, steps [K]) of every member's best weights not after step `upto`."""
     if config.data.validation == 'none':
         raise UserError('data.validation=none chose no best weights; use --checkpoint last')
+    hosts.wait('best weights')  # the first has written them
     best = BestWeights(workdir)
     params, stats, steps = zip(*(best.load(m, upto) for m in member_names(config)))
     head = {part: best.load(part, upto)[0] for part in HEAD_PARTS} if has_head(config) else None

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxcifar import hosts
 from jaxcifar.checkpoint import write_atomically
 from jaxcifar.config import to_dict
 from jaxcifar.couplings import columns
@@ -95,6 +96,11 @@ class Silence:
     def flush(self) -> int:
         """The first host knows better."""
         return 0
+
+
+def open_logger(config: ConfigDict, workdir: Path, *of_run):
+    """The `Logger` of the first host, or what the others have instead."""
+    return Logger(config, workdir, *of_run) if hosts.is_first() else Silence()
 
 
 def _format(value) -> str:

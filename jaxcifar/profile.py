@@ -9,6 +9,8 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from jaxcifar import hosts
+
 # Dense bfloat16 FLOP/s by device kind, from the vendors' data sheets (float32 goes through TF32 at
 # half of it, or slower). What is not listed has no share.
 PEAK = {
@@ -83,7 +85,7 @@ class Tracer:
     """Traces the steps from `first` up to `end` into WORKDIR/profile and prints the top operations."""
 
     def __init__(self, steps: tuple[int, int], workdir: Path, step: int, total: int, say=print):
-        self._first, self._end = steps
+        self._first, self._end = steps if hosts.is_first() else (0, 0)
         self._say = say
         if self._end and not step <= self._first < min(self._end, total):
             say(f'profile.steps={steps} will not come: this run goes from step {step} to {total}')

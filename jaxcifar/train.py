@@ -18,7 +18,7 @@ from jaxcifar.data.loader import Order, batches
 from jaxcifar.data.splits import evaluation_images, make_split, train_counts, validation_split
 from jaxcifar.errors import Preempted, UserError
 from jaxcifar.init import begin_from
-from jaxcifar.logs import Logger, Silence
+from jaxcifar.logs import open_logger
 from jaxcifar.members import member_names
 from jaxcifar.metrics import group_names
 from jaxcifar.optim import make_learning_rates
@@ -123,19 +123,13 @@ class Run:
         """What only a run that goes on needs: logs and compiled programs."""
         config = self.config
         groups = group_names(self.split.class_counts)
-        length = self.metrics_length
-        self.logger = (
-            Silence()
-            if not hosts.is_first()
-            else Logger(config, self.workdir, self.outputs, self.step, length, groups)
-        )
+        self.logger = open_logger(config, self.workdir, self.outputs, self.step, self.metrics_length, groups)
         self.stack.callback(self.logger.close)
         workdirs.record(self.workdir, config, self.dataset, self.state.params, self.split)
         self.console = Console(self.chooses_on, self.step, self.total)
         self.stack.callback(self.console.close)
         say = self.console.say
-        traced = config.profile.steps if hosts.is_first() else (0, 0)
-        self.tracer = Tracer(traced, self.workdir, self.step, self.total, say)
+        self.tracer = Tracer(config.profile.steps, self.workdir, self.step, self.total, say)
         self.stack.callback(self.tracer.stop)
         self.learning_rates = make_learning_rates(config, self.epoch_steps)
         self.console.greet(self)
@@ -277,7 +271,6 @@ class Run:
         """The test images, with the last and with the chosen weights; then results.json."""
         weights = {'last': eval_weights(self.state)}
         if self.validation is not None:
-            hosts.wait('best weights')
             weights['best'], _ = evaluate.load_best(self.config, self.population, self.workdir, self.step)
         logits = {
             which: {name: self._logits(images, w) for name, images in self.tests.items()}

@@ -191,20 +191,18 @@ def take_over(config: ConfigDict, like, workdir: Path):
     for field in SAME_CLOCK if meta['step'] else ():
         if old[field] != now[field]:
             raise UserError(f'resume_from: {source} has {field}={old[field]}, not {now[field]}')
-    rescored = any(old[field] != now[field] for field in SAME_VIEW)
-    if rescored:
-        meta = {**meta, 'selection': Selection.start(config.members).to_json()}
+    seen_alike = all(old[field] == now[field] for field in SAME_VIEW)
     if hosts.is_first():
-        kept = [*member_names(config), *(HEAD_PARTS if has_head(config) else ())]
-        _copy(source, workdir, [] if rescored else kept, meta['step'])
+        shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
+        if seen_alike:
+            _copy_best(source, workdir, config, meta['step'])
     hosts.wait('copied')
-    return state, meta
+    return state, meta if seen_alike else {**meta, 'selection': Selection.start(config.members).to_json()}
 
 
-def _copy(source: Path, workdir: Path, members: list[str], step: int):
-    """Metrics, and these members' best weights up to this step."""
-    shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
-    for member in members:
+def _copy_best(source: Path, workdir: Path, config: ConfigDict, step: int):
+    """The best weights of each member, and of a head, up to this step."""
+    for member in [*member_names(config), *(HEAD_PARTS if has_head(config) else ())]:
         stamps = [s for s in BestWeights(source).steps(member) if s <= step]
         if stamps:
             (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)
