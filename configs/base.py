@@ -146,7 +146,7 @@ def get_config() -> ConfigDict:
     c.profile = ConfigDict()
     c.profile.steps = (0, 0)  # trace the steps from the first up to the second number [resumable]
 
-    c.init_from = ''  # begin with weights of WORKDIR, WORKDIR@last or a PyTorch file; a+b: of each in turn
+    c.init_from = ''  # begin with weights of WORKDIR, WORKDIR@last, an export or a PyTorch file; a+b: in turn
     c.resume_from = ''  # start a new workdir from another run's checkpoint: WORKDIR or WORKDIR@STEP
     c.steps_per_call = 1  # steps that a device takes without asking the host; images in memory [resumable]
     c.compile_cache = ''  # folder in which XLA keeps compiled programs for the next run [resumable]

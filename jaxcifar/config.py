@@ -100,11 +100,16 @@ def finalize(config: ConfigDict) -> ConfigDict:
         config.augment = 'none' if on_disk else 'crop(4)+flip'
     imagenet = config.dataset.startswith('imagenet:')
     config.data.image_size = config.data.image_size or (224 if imagenet else 32)
-    config.data.root = config.data.root or os.environ.get('JAXCIFAR_DATA') or 'data'
+    config.data.root = config.data.root or data_root()
     if config.coupling == 'fusion':
         _finalize_fusion(config)
     _check(config, names)
     return config
+
+
+def data_root() -> str:
+    """Where data sets are kept unless something else is said."""
+    return os.environ.get('JAXCIFAR_DATA') or 'data'
 
 
 def _finalize_fusion(config: ConfigDict):
@@ -194,10 +199,15 @@ def to_dict(config: ConfigDict) -> dict:
     return json.loads(config.to_json_best_effort())
 
 
+def from_dict(fields: dict) -> ConfigDict:
+    """A config from what `to_dict` made of it."""
+    return ConfigDict(json.loads(json.dumps(fields), object_hook=_tuples))
+
+
 def load(path: Path) -> ConfigDict:
     """A resolved config from a workdir's config.json."""
     try:
-        return ConfigDict(json.loads(path.read_text(), object_hook=_tuples))
+        return from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f'{path.parent} is not a workdir: it has no {path.name}') from None
     except ValueError as error:

@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
-from jaxcifar import hosts
+from jaxcifar import hosts, portable
 from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.cli import run_command
 from jaxcifar.couplings import has_head
@@ -32,7 +33,7 @@ from jaxcifar.metrics import compare_fused, log_probabilities, mean_of_probabili
 from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import Weights, eval_weights, init_state
-from jaxcifar.step import make_eval_step
+from jaxcifar.step import compiler_options, make_eval_step
 
 
 def predict_logits(
@@ -132,11 +133,13 @@ def load_members(
     config, description = configs.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
     if description is None:
         raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
-    config.devices = 1
+    config.devices = None if shown else 1
     shape = len(description['classes']), description['image_size']
     population = Population(config, *shape, make_mesh(config))
     weights, _ = load_weights(config, population, workdir, which)
-    params = population.show(weights.params) if shown else weights.params
+    # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
+    show = jax.jit(population.show, compiler_options=compiler_options())
+    params = show(weights.params) if shown else weights.params
     return config, population.disassemble(tuple(zip(params, weights.stats)))
 
 
@@ -154,12 +157,19 @@ def load_calibrated(config: ConfigDict, population: Population, workdir: Path):
 class Evaluation:
     """A run's images and its networks, ready to be evaluated with whatever weights."""
 
-    def __init__(self, workdir: Path, flip: bool = False, poll: Callable = lambda: None):
+    def __init__(
+        self,
+        workdir: Path,
+        flip: bool = False,
+        poll: Callable = lambda: None,
+        config: ConfigDict | None = None,
+    ):
         self.workdir, self.poll = workdir, poll
-        self.config = configs.load(workdir / 'config.json')
+        self.config = config or configs.load(workdir / 'config.json')
         self.config.eval.flip = self.config.eval.flip or flip
         self.config.devices = None
-        self.dataset = load_dataset(self.config.dataset, self.config.data.root, self.config.data.image_size)
+        root = self.config.data.root or configs.data_root()
+        self.dataset = load_dataset(self.config.dataset, root, self.config.data.image_size)
         self.split = make_split(self.dataset, self.config)
         self.images = evaluation_images(self.dataset, self.split)
         self.names = member_names(self.config)
@@ -199,10 +209,16 @@ def evaluate(
     baseline: Path | None = None,
 ) -> dict:
     """What the command prints."""
-    run = Evaluation(workdir, flip)
+    exported = portable.read(workdir) if portable.is_portable(workdir) else None
+    config = exported and portable.config_of(workdir, exported)
+    run = Evaluation(workdir, flip, config=config)
     chosen = lookup('split', run.images, split)
     temperatures = np.ones(1)
-    if which == 'calibrated':
+    if exported:
+        if which:
+            raise UserError(f'{workdir} holds one set of weights: leave out --checkpoint {which}')
+        weights, step = _assemble(run.population, *portable.dense(exported)), None
+    elif which == 'calibrated':
         weights, step, temperatures = load_calibrated(run.config, run.population, workdir)
     else:
         weights, step = load_weights(run.config, run.population, workdir, which)
@@ -236,7 +252,8 @@ def evaluate(
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(prog='python -m jaxcifar.evaluate', description=__doc__)
-    parser.add_argument('--workdir', type=Path, required=True)
+    where = 'of a run; or a folder or file of jaxcifar.export, as float or packed weights'
+    parser.add_argument('--workdir', type=Path, required=True, help=where)
     parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')
     splits = 'train | validation | test, or a part of the split (test)'
     parser.add_argument('--split', default='test', help=splits)

@@ -1,22 +1,27 @@
 """Where weights come from that are not drawn: config.init_from.
 
 `WORKDIR` stands for the best weights of all members of a run (the last where none were chosen),
-`WORKDIR@last` and `WORKDIR@STEP` for others, `FILE.pt` or `.pth` for a state_dict of PyTorch. Sources
-joined by + give one member after the other; a source of one alone is given to every member.
+`WORKDIR@last` and `WORKDIR@STEP` for others, `FILE.pt` or `.pth` for a state_dict of PyTorch, and a folder
+or file of `jaxcifar.export` for what is in it. Sources joined by + give one member after the other; a
+source of one alone is given to every member. A classifier of other classes begins fresh.
 """
 
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from jaxcifar import torch_weights
+from jaxcifar import packed, portable, torch_weights
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import load_members
-from jaxcifar.members import member_names, member_networks
+from jaxcifar.members import member_names
 from jaxcifar.population import Population
 from jaxcifar.state import TrainState
+from jaxcifar.views import View
+
+TORCH = ('.pt', '.pth')
 
 
 def begin_from(config: ConfigDict, population: Population, state: TrainState) -> TrainState:
@@ -35,13 +40,9 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
     if len(found) != population.size:
         raise UserError(f'init_from={config.init_from} holds {len(found)} members, not {population.size}')
     drawn = population.disassemble(tuple(zip(state.params, state.stats)))
-    for k, (name, network) in enumerate(zip(member_names(config), member_networks(config))):
-        wanted = {'params': drawn[k][0], 'batch_stats': drawn[k][1]}
-        if _description(found[k]) != _description(wanted):  # perhaps only without what a view adds
-            (view,) = (g.view for g in population.groups if k in g.members)
-            found[k] = {**found[k], 'params': view.init(found[k]['params'])}
-        if _description(found[k]) != _description(wanted):
-            raise UserError(f'init_from: the weights for {name} are not of a {network} with as many classes')
+    for k, name in enumerate(member_names(config)):
+        (view,) = (g.view for g in population.groups if k in g.members)
+        found[k] = _fit(name, view, found[k], {'params': drawn[k][0], 'batch_stats': drawn[k][1]})
     params, stats = (population.assemble([v[kind] for v in found]) for kind in ('params', 'batch_stats'))
     ema = state.ema and jax.tree.map(jnp.copy, (params, stats))  # a step takes each array once
     return state.replace(params=params, stats=stats, ema=ema)
@@ -55,17 +56,33 @@ def load(source: str, shapes, member_ids: tuple[int, ...]) -> list[dict]:
     """
     name, _, which = source.partition('@')
     path = Path(name)
+    if portable.is_portable(path) and path.suffix not in TORCH:
+        exported = portable.read(path)
+        here = [m for m in exported if m.config.member_ids[0] in member_ids]
+        return [packed.to_dense(m.variables) for m in (here if len(here) == len(member_ids) else exported)]
     if path.is_dir():
         config, members = load_members(path, which or None)
         ids = config.member_ids
         if set(member_ids) < set(ids):
             members = [members[ids.index(i)] for i in member_ids]
         return [{'params': params, 'batch_stats': stats} for params, stats in members]
-    if path.suffix in ('.pt', '.pth'):
+    if path.suffix in TORCH:
         return [torch_weights.read_as(path, shapes)]
-    raise UserError(f'init_from: {source} is neither a workdir nor a .pt or .pth file')
+    raise UserError(f'init_from: {source} is neither a workdir nor a .pt or .pth file, nor an export')
 
 
-def _description(tree) -> dict:
-    """The shape of every leaf by its path."""
-    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:
+    """The weights for a member, its drawn classifier where theirs tells other classes apart."""
+    own, fresh = flatten_dict(variables), flatten_dict(drawn)
+    if own.keys() != fresh.keys():  # perhaps only without what a view adds
+        own = flatten_dict({**variables, 'params': view.init(variables['params'])})
+    others = {path[:-1] for path in fresh if path in own and own[path].shape != fresh[path].shape}
+    dense = {path[:-1] for path, leaf in fresh.items() if path[-1] == 'kernel' and leaf.ndim == 2}
+    if own.keys() != fresh.keys() or not others <= dense:
+        network = name.partition('_')[2]
+        raise UserError(f'init_from: the weights for {name} are not of a {network} as config.model has it')
+    for layer in others:
+        before, now = (tree[*layer, 'kernel'].shape for tree in (own, fresh))
+        print(f'init_from: {layer[-1]} of {name} begins fresh, {before[-1]} -> {now[-1]} classes')
+        own |= {path: leaf for path, leaf in fresh.items() if path[:-1] == layer}
+    return unflatten_dict(own)

@@ -1,5 +1,6 @@
 """What a config says of each of its K members: network, name, seed, and its own numbers."""
 
+import copy
 from numbers import Number
 from typing import Any
 
@@ -62,6 +63,17 @@ def member_kinds(config: ConfigDict) -> list[tuple[str, str]]:
 def member_names(config: ConfigDict) -> list[str]:
     """What members are called in every table: 0_resnet32."""
     return [f'{i}_{name}' for i, name in zip(config.member_ids, member_networks(config))]
+
+
+def alone(config: ConfigDict, k: int) -> ConfigDict:
+    """The config of the population's member `k` as a run of its own."""
+    one = copy.deepcopy(config)
+    with one.ignore_type():
+        one.update_from_flattened_dict({field: per_member(config, field)[k] for field in PER_MEMBER})
+        one.network, one.loss = member_networks(config)[k], member_losses(config)[k]
+        one.view = member_views(config)[k]
+        one.members, one.member_ids = 1, (config.member_ids[k],)
+    return one
 
 
 def run_seed(config: ConfigDict) -> int:

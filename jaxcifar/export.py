@@ -1,0 +1,209 @@
+"""Trained networks for others: python -m jaxcifar.export --workdir DIR --format FORMAT
+
+    release      weights, config, metrics and sums: for jaxcifar.load(FOLDER) and --config.init_from=FOLDER
+    safetensors  the weights by their names
+    packed       ternary networks in 1.6 or 2 bits a weight: for jaxcifar.load(FILE)
+    onnx         graphs for onnxruntime and others; ternary kernels at 2, 4 or 8 bits
+    stablehlo    programs for jax.export.deserialize, weights inside, for CPU and accelerators
+
+Writes a folder with one file a member, and a model card. Every file is read again, run on some noise, and
+compared with the network that it is of.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcifar import config as configs
+from jaxcifar import packed
+from jaxcifar.cards import make_card, to_markdown
+from jaxcifar.checkpoint import write_atomically
+from jaxcifar.cli import run_command
+from jaxcifar.errors import UserError, lookup
+from jaxcifar.inference import Classifier, from_workdir, load, released
+from jaxcifar.logs import write_json
+from jaxcifar.portable import CARD, SUMS, Portable, write_safetensors, write_sums
+
+IMAGES = 16  # of noise, that a file is tried with
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}  # of logits up to 1; of larger ones relative to the largest
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+
+
+class Format(NamedTuple):
+    """How a member is written and run again.
+
+    write(path, member, **options); run(path) -> a function of uint8 images to logits [B,C];
+    exact: whether the logits have to be the network's, but for rounding; precision: the only one there is.
+    """
+
+    ending: str
+    write: Callable
+    run: Callable
+    options: tuple[str, ...] = ()
+    exact: bool = True
+    precision: str | None = None
+
+
+def _run_loaded(path: Path) -> Callable:
+    model = load(path)
+    return lambda images: model.logits(images)[0]
+
+
+def _write_packed(path: Path, member: Portable, packing='trits', rest='float32', fold=False):
+    packed.write(path, member.about, member.variables, packing, rest, fold)
+
+
+def _write_onnx(path: Path, member: Portable, bits: int = 2):
+    try:
+        from jaxcifar.onnx_export import to_onnx
+    except ImportError:
+        raise UserError("ONNX needs packages: pip install 'jaxcifar[export]'") from None
+
+    tree = packed.pack_tree(member.variables, '2bit')
+    ternary = packed.map_packed(lambda leaf: leaf.ternary(), tree)
+    about = {'jaxcifar': json.dumps(member.about), 'classes': json.dumps(member.about['classes'])}
+    model = to_onnx(member.forward(), ternary, member.about['image_size'], bits, about)
+    write_atomically(path, lambda file: file.write(model.SerializeToString()))
+
+
+def _run_onnx(path: Path) -> Callable:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    return lambda images: session.run(None, {'images': images})[0]
+
+
+def _write_stablehlo(path: Path, member: Portable):
+    forward, size = member.forward(), member.about['image_size']
+    shape = jax.export.symbolic_shape(f'B,{size},{size},3')
+    function = jax.jit(lambda images: forward(member.variables, images))
+    program = jax.export.export(function, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, np.uint8))
+    write_atomically(path, lambda file: file.write(program.serialize()))
+
+
+def _run_stablehlo(path: Path) -> Callable:
+    return jax.export.deserialize(bytearray(path.read_bytes())).call
+
+
+FORMATS = {
+    'release': Format('safetensors', write_safetensors, _run_loaded),
+    'safetensors': Format('safetensors', write_safetensors, _run_loaded),
+    'packed': Format('packed', _write_packed, _run_loaded, ('packing', 'rest', 'fold'), exact=False),
+    'onnx': Format('onnx', _write_onnx, _run_onnx, ('bits',), precision='float32'),
+    'stablehlo': Format('stablehlo', _write_stablehlo, _run_stablehlo),
+}
+
+
+def export(
+    workdir: Path,
+    kind: str,
+    output: Path | None = None,
+    member: str = 'all',
+    which: str | None = None,
+    **options,
+) -> Path:
+    """Write a run's members to the folder `output` (WORKDIR/exports/FORMAT), and return it.
+
+    Args:
+      kind: a key of FORMATS.
+      member: all, or one by its name or id.
+      which: best, last or a step; None is best, or last where nothing was chosen.
+      options: of the format; None is its default.
+
+    Raises:
+      UserError: among others where a file does not give the network's logits.
+    """
+    how = lookup('format', FORMATS, kind)
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options.keys() - set(how.options):
+        raise UserError(f'--{name} is not for --format {kind}')
+    config = configs.load(workdir / 'config.json')
+    which = which or ('last' if config.data.validation == 'none' else 'best')
+    members = from_workdir(workdir, which, member)
+    folder = output or workdir / 'exports' / kind
+    _check_free(folder)
+    new = folder.with_name(f'.{folder.name}.new')
+    shutil.rmtree(new, ignore_errors=True)
+    files = [_write(new, how, one, options) for one in members]
+    together = released(config) if len(members) > 1 else members[0].config
+    write_json(new / 'config.json', configs.to_dict(together))
+    for name in ('dataset.json', 'metrics.csv', 'results.json') if kind == 'release' else ():
+        if (workdir / name).exists():
+            shutil.copy(workdir / name, new / name)
+    card = make_card(workdir, which, kind, members, files)
+    write_json(new / CARD, card)
+    write_atomically(new / 'README.md', lambda file: file.write(to_markdown(card).encode()))
+    write_sums(new)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+    return folder
+
+
+def _check_free(folder: Path):
+    """Raise `UserError` where there is anything but an export."""
+    sums = folder / SUMS
+    names = [line.split()[1] for line in sums.read_text().splitlines()] if sums.exists() else []
+    others = {path.name for path in folder.glob('*')} - {SUMS, *names}
+    if others:
+        raise UserError(f'{folder} holds other files ({sorted(others)[0]}): choose a new --output')
+
+
+def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
+    """Write a member's file and try it; what the card says of it."""
+    precision = how.precision or member.about['precision']
+    member = member._replace(about={**member.about, 'precision': precision})
+    name = f'{member.about["name"]}.{how.ending}'
+    path = folder / name
+    how.write(path, member, **options)
+    size = member.about['image_size']
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+    expected = Classifier([member]).logits(images)[0]
+    run = how.run(path)
+    found = np.asarray(run(images))  # and compiles
+    start = time.perf_counter()
+    np.asarray(run(images))
+    rate = IMAGES / (time.perf_counter() - start)
+    difference = float(np.abs(found - expected).max())
+    allowed = TOLERANCE[precision] * max(1, np.abs(expected).max()) if how.exact else math.inf
+    if not difference <= allowed or math.isinf(difference):
+        raise UserError(f'{path}: logits differ by {difference:.2g} from those of the network')
+    return {
+        'file': name,
+        'bytes': path.stat().st_size,
+        'options': options,
+        'check': f'logits of {IMAGES} images of noise differ by at most {difference:.2g}',
+        'speed': f'{rate:,.0f} images/s in a batch of {IMAGES} on {jax.devices()[0].device_kind}',
+    }
+
+
+def main():
+    """The command line."""
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser('python -m jaxcifar.export', None, __doc__, formatter_class=usage)
+    parser.add_argument('--workdir', type=Path, required=True)
+    parser.add_argument('--format', required=True, help=' | '.join(FORMATS))
+    parser.add_argument('--member', default='all', help='all, or one by its name or id (all)')
+    parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
+    parser.add_argument('--output', type=Path, help='a new folder (WORKDIR/exports/FORMAT)')
+    parser.add_argument('--packing', help='packed: trits | 2bit (trits)')
+    parser.add_argument('--rest', help='packed: float32 | float16, all but the ternary kernels (float32)')
+    fold = 'packed: norms as one product and one sum'
+    parser.add_argument('--fold', action='store_const', const=True, help=fold)
+    parser.add_argument('--bits', type=int, choices=(2, 4, 8), help='onnx: of a ternary weight (2)')
+    args = parser.parse_args()
+    options = {name: getattr(args, name) for name in ('packing', 'rest', 'fold', 'bits')}
+    folder = export(args.workdir, args.format, args.output, args.member, args.checkpoint, **options)
+    print((folder / 'README.md').read_text())
+    print(folder)
+
+
+if __name__ == '__main__':
+    run_command(main)
