@@ -8,7 +8,7 @@ first its experts, and the networks to compare with: one trained on the same 49,
     experiments/fusion_4gpu.py:all                                                   all sixteen pairs
     experiments/fusion_4gpu.py:resnet18+wideresnet28_10,multiplicative+concatenation that grid
     experiments/fusion_4gpu.py:strong                                                … the recipe beside
-    experiments/fusion_4gpu.py:short                                                 minutes on a CPU
+    experiments/fusion_4gpu.py:short                                                 half an hour on a CPU
 
 Words join by commas.
 """
@@ -16,7 +16,7 @@ Words join by commas.
 from itertools import product
 from typing import Any
 
-from experiments.mutual_table import IMAGES, small_cifar10
+from experiments.mutual_table import small_cifar10
 from experiments.run import Run, Sweep
 from jaxcifar.errors import unknown
 from jaxcifar.fusion import RULES
@@ -30,8 +30,8 @@ PAIRS = {
 }
 WORDS = ('all', 'strong', 'short')
 BASELINE = 'one network, the same images'
-EPOCHS, FUSION_EPOCHS = 12, 10  # of the short version
-# In few epochs of few images nothing is learnt with the strong augmentations.
+EPOCHS, FUSION_EPOCHS = 8, 10  # of the short version
+# In few epochs nothing is learnt with the strong augmentations.
 SHORT = {'augment': 'basic', 'model.dropout': 0.0, 'early_stopping.patience': 0, 'label_smoothing': 0.0}
 SHORT_FUSION = {'epochs': FUSION_EPOCHS, 'augment': 'basic', 'label_smoothing': 0.0, 'data.drop_last': True}
 
@@ -55,7 +55,7 @@ def get_sweep(argument: str = '') -> Sweep:
         pairs = list(product(networks or PAIRS, rules or RULES))
     else:
         pairs = list(PAIRS.items())
-    size: dict[str, Any] = {'dataset': f'npz:{small_cifar10()}', 'devices': 1} if short else {}
+    size: dict[str, Any] = {'dataset': f'npz:{small_cifar10(50_000)}', 'devices': 1} if short else {}
     runs: list[Run] = []
     for network in dict.fromkeys(network for network, _ in pairs):
         runs += before_fusion(network, {**size, **SHORT, 'epochs': EPOCHS} if short else {})
@@ -69,9 +69,8 @@ def get_sweep(argument: str = '') -> Sweep:
     if short:
         title = (
             f'SHORTENED: {"+".join(networks)}, {EPOCHS} epochs for the experts and single networks and '
-            f'{FUSION_EPOCHS} for fusion instead of 250 and 100, the first {IMAGES:,} training images of '
-            'CIFAR-10 instead of all of CIFAR-100 (and in proportion all parts), at 16x16 pixels; '
-            'crop and flip only; one seed'
+            f'{FUSION_EPOCHS} for fusion instead of 250 and 100, CIFAR-10 instead of CIFAR-100, at 16x16 '
+            'pixels; crop and flip only; one seed'
         )
     return Sweep(title, runs, BASELINE)
 

@@ -69,14 +69,14 @@ def together(network: str, nodes: int, seed: int, size: dict) -> Run:
     return Run(f'mutual-{network}-{nodes}-seed{seed}', row, f'configs/mutual.py:{network}', changes)
 
 
-def small_cifar10() -> Path:
+def small_cifar10(images: int = IMAGES) -> Path:
     """A file of the first images of CIFAR-10, each pixel the mean of four."""
-    path = Path('runs') / f'cifar10-16x16-{IMAGES}.npz'
+    path = Path('runs') / f'cifar10-16x16-{images}.npz'
     if not path.exists():
         data = load_dataset('cifar10', os.environ.get('JAXCIFAR_DATA', 'data'))
         path.parent.mkdir(exist_ok=True)
-        x_train, x_test = halved(np.asarray(data.x_train)[:IMAGES]), halved(np.asarray(data.x_test))
-        np.savez(path, x_train=x_train, y_train=data.y_train[:IMAGES], x_test=x_test, y_test=data.y_test)
+        x_train, x_test = halved(np.asarray(data.x_train)[:images]), halved(np.asarray(data.x_test))
+        np.savez(path, x_train=x_train, y_train=data.y_train[:images], x_test=x_test, y_test=data.y_test)
     return path
 
 
