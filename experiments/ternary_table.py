@@ -50,8 +50,8 @@ def short() -> Sweep:
     size |= {'augment': 'crop(2)+flip', 'label_smoothing': 0.0}
     title = (
         f'SHORTENED: ResNet-8 instead of ResNet-18 and MobileNetV2, {EPOCHS} epochs instead of 300, '
-        'therefore without CutMix and label smoothing; one seed. CIFAR-10, all 50,000 images, at 16x16 pixels, '
-        'last epoch'
+        'therefore without CutMix and label smoothing, at 16x16 pixels; one seed. CIFAR-10, all 50,000 '
+        'images, last epoch'
     )
     return Sweep(title, each_variant('resnet8', size), 'floats')
 

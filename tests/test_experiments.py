@@ -143,7 +143,7 @@ def test_mutual_table_runs_one_recipe_with_and_without_coupling(argument, monkey
 
 @pytest.mark.parametrize('argument', ['', 'strong,short,multiplicative+concatenation'])
 def test_fusion_follows_its_experts(argument, monkeypatch, small_npz, tmp_path):
-    monkeypatch.setattr(fusion_4gpu, 'small_cifar10', lambda: small_npz)
+    monkeypatch.setattr(fusion_4gpu, 'small_cifar10', lambda images: small_npz)
     sweep, configs = fusion_4gpu.get_sweep(argument), {}
     for experiment in sweep.runs:
         monkeypatch.setattr('sys.argv', argv := ['main', *experiment.arguments(tmp_path)])
@@ -194,13 +194,15 @@ def test_long_tail_table_has_the_protocol_of_published_numbers(argument, monkeyp
 
 
 @pytest.mark.parametrize('argument', ['', 'short', 'recipes'])
-def test_ternary_table_compares_one_recipe(argument, monkeypatch, tmp_path):
+def test_ternary_table_compares_one_recipe(argument, monkeypatch, small_npz, tmp_path):
+    monkeypatch.setattr(ternary_table, 'small_cifar10', lambda images: small_npz)
     sweep, rows = ternary_table.get_sweep(argument), {}
     for experiment in sweep.runs:
         monkeypatch.setattr('sys.argv', argv := ['main', *experiment.arguments(tmp_path)])
         c = finalize(main.parse(argv)[0])
         rows[experiment.row] = c.view, c.ternary.rule, c.ternary.layers == '.*'
-        assert (c.dataset, c.data.validation, c.early_stopping.patience) == ('cifar10', 'none', 0)
+        assert (c.data.validation, c.early_stopping.patience) == ('none', 0)
+        assert c.dataset == (f'npz:{small_npz}' if argument == 'short' else 'cifar10')
         assert (c.optimizer.lr, c.schedule.name) == (0.1, 'cosine')
         assert argument == 'recipes' or c.members == (1 if argument else 3)
     assert sweep.baseline in rows and ('SHORTENED' in sweep.title) == (argument == 'short')
