@@ -17,7 +17,7 @@ from jaxcifar.losses import make_loss
 from jaxcifar.members import per_member, run_seed
 from jaxcifar.optim import clip, make_learning_rates, make_optimizer
 from jaxcifar.population import Population
-from jaxcifar.state import TrainState, Weights, advance_head, average, keep_still
+from jaxcifar.state import TrainState, Weights, advance_head, average, keep_still, pick
 from jaxcifar.views import make_share
 
 # Keys are fold_in(fold_in(seed, purpose), step): no draw depends on what was drawn before.
@@ -59,14 +59,19 @@ class TrainStep:
         sums['count'] = state.sums['count'] + count
         ema = average(self.config.ema, state.step, state.ema, (new.params, new.stats))
         new = new.replace(step=state.step + 1, ema=ema, sums=sums)
-        moving = state.active & (state.step >= self.frozen_steps)
         row = {**numbers, 'lr': lr[: len(numbers['loss'])]}
-        return keep_still(self.population, moving, new, state), row
+        return keep_still(self.population, self._moving(state), new, state), row
+
+    def _moving(self, state: TrainState) -> jax.Array:
+        """Members that this step changes, [K] bool."""
+        return state.active & (state.step >= self.frozen_steps)
 
     def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
         """The state with new weights and optimisers, and what is logged, {name: [K]}."""
         (grads, head_grads), stats, numbers = self.gradients(state, images, targets, dropout_keys)
         if self.head and self.config.fusion.clip_all:
+            # What is not used does not count.
+            grads = pick(self.population, self._moving(state), grads, jax.tree.map(jnp.zeros_like, grads))
             grads, head_grads = clip((grads, head_grads), self.config.fusion.clip_all)
         params, opt = self._update(self.population, grads, state.opt, state.params, lr, self.weight_decay)
         head = self.head and advance_head(self.config, state, head_grads, lr[self.population.size :])

@@ -184,6 +184,8 @@ class Run:
         config, epoch = self.config, self.step // self.epoch_steps
         sums = jax.device_get(self.state.sums)
         seconds, rate = self.clock.stop()
+        if seconds:  # not where only an evaluation was left to do
+            self.logger.write_timing(epoch, self.step, seconds, rate)
         row = {
             **{name: value / sums['count'] for name, value in sums.items() if name != 'count'},
             'lr': self.learning_rates(self.step - 1)[: len(self.outputs)],
@@ -199,8 +201,6 @@ class Run:
             self._choose(metrics, epoch)
         self._put(active=self.selection.active(config), sums=new_sums(config))
         self.pending = False
-        if seconds:  # not where only an evaluation was left to do
-            self.logger.write_timing(epoch, self.step, seconds, rate)
         best = self.selection.best if self.selection.best_epoch.all() else None
         row |= {'validation': metrics and metrics['accuracy'], 'best': best}
         if has_head(config):  # the fused prediction's numbers are the run's
