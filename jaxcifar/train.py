@@ -17,7 +17,7 @@ from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.data.splits import evaluation_images, make_split, train_counts, validation_split
 from jaxcifar.errors import Preempted, UserError
-from jaxcifar.init import begin_from
+from jaxcifar.init import begin_from, warn_of_seen
 from jaxcifar.logs import open_logger
 from jaxcifar.members import member_names
 from jaxcifar.metrics import group_names
@@ -98,6 +98,8 @@ class Run:
             self.metrics_length = (self.results or meta)['metrics_length']
         elif self.config.init_from:
             self.state = begin_from(self.config, self.population, self.state)
+            if hosts.is_first():
+                warn_of_seen(self.config, self.dataset, self.split)
         if not self.checkpoints.set_aside:  # which was said
             workdirs.warn_of_losses(self.workdir, self.step, self.epoch_steps)
         self.best.forget_after(self.step)

@@ -38,7 +38,8 @@ SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_siz
               'files.train', 'files.validation')  # fmt: skip
 
 # What makes of the same weights another network, whose scores have nothing to do with those before.
-SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers')
+SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers', 'fusion.rule',
+             'fusion.residual', 'fusion.heads')  # fmt: skip
 
 
 def check_config(workdir: Path, config: ConfigDict):

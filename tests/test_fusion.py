@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import re
 import shutil
 from functools import partial
 from types import SimpleNamespace
@@ -19,10 +20,11 @@ from jaxcifar import fusion_log, report, results
 from jaxcifar.checkpoint import BestWeights
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.splits import make_split
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate, load_members
 from jaxcifar.fusion import RULES, adaptive_rates, make_head
-from jaxcifar.init import begin_from
+from jaxcifar.init import begin_from, warn_of_seen
 from jaxcifar.metrics import compare_fused
 from jaxcifar.models import build
 from jaxcifar.optim import init_head_optimizer, update_head
@@ -306,7 +308,14 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     assert table['mean_of_probabilities'] == found['ensemble']['best']
     scores = [m['best']['test'] for m in found['members']]
     assert table['best_expert']['accuracy'] == max(s['accuracy'] for s in scores)
-    assert 'the learned rule ' in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert 'the learned rule ' in said.out and 'warning' not in said.err
+    c.experts.seed = 1  # not the parts that the experts have been trained on
+    data = load_dataset(c.dataset, '')
+    warn_of_seen(c, data, make_split(data, c))
+    said = capsys.readouterr().err
+    assert re.search(r'trained on [1-8] of the 8 images that choose the weights', said)
+    c.experts.seed = 42
     rows = rows_of(workdir / 'metrics.csv')
     validation = [r for r in rows if r['split'] == 'validation']
     best = max(float(r['accuracy']) for r in validation if r['member'] == 'fused')
@@ -319,7 +328,7 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     parts = {p.name: kept.load(p.name) for p in (workdir / 'best').iterdir()}
     assert parts.keys() == {'0_tiny', '1_tiny', 'fusion', 'global_head'}
     assert len({step for _, _, step in parts.values()}) == 1
-    network, data = build('tiny', 4, 8), load_dataset(c.dataset, '')
+    network = build('tiny', 4, 8)
     images = (data.x_test / 255 - data.mean) / data.std
     variables = [{'params': p, 'batch_stats': s} for p, s, _ in (parts['0_tiny'], parts['1_tiny'])]
     outputs = [network.apply(v, images.astype(np.float32), False)[0] for v in variables]
