@@ -20,12 +20,12 @@ from jaxcifar import packed, portable, torch_weights
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split, make_split
 from jaxcifar.errors import UserError
-from jaxcifar.evaluate import load_members
 from jaxcifar.logs import read_json
 from jaxcifar.members import member_names
 from jaxcifar.population import Population
 from jaxcifar.state import TrainState
 from jaxcifar.views import View
+from jaxcifar.weights import load_members
 
 TORCH = ('.pt', '.pth')
 

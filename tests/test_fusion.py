@@ -17,12 +17,11 @@ from torch import nn
 from configs import base, expert, fusion
 from experiments.members import Case
 from jaxcifar import fusion_log, report, results
-from jaxcifar.checkpoint import BestWeights
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.splits import make_split
 from jaxcifar.errors import UserError
-from jaxcifar.evaluate import evaluate, load_members
+from jaxcifar.evaluate import evaluate
 from jaxcifar.fusion import RULES, adaptive_rates, make_head
 from jaxcifar.init import begin_from, warn_of_seen
 from jaxcifar.metrics import compare_fused
@@ -32,6 +31,7 @@ from jaxcifar.report_runs import load
 from jaxcifar.step import TrainStep
 from jaxcifar.torch_weights import to_torch
 from jaxcifar.train import train
+from jaxcifar.weights import BestWeights, load_members
 from tests.processes import assert_same
 from tests.steps import Run, distance
 
