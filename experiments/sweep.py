@@ -11,6 +11,7 @@ import numpy as np
 from experiments import record
 from jaxcifar.errors import UserError, unknown
 from jaxcifar.logs import read_json, write_json
+from jaxcifar.metrics import verdict
 
 KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
 
@@ -158,8 +159,7 @@ def fusion_table(sweep: Sweep, folder: Path) -> list[str]:
         cells = [
             f'{100 * s["accuracy"]:.2f}, {s["nll"]:.3f}, {s["ece"]:.3f}' for s in (found[f] for f in FUSED)
         ]
-        verdict = 'beats the mean' if found['beats_mean'] else 'does NOT beat the mean'
-        lines.append(f'| {run.name} | {" | ".join(cells)} | {verdict} |')
+        lines.append(f'| {run.name} | {" | ".join(cells)} | {verdict(found)} |')
     head = ' | '.join(name.replace('_', ' ') for name in FUSED)
     title = f'| test %, NLL, ECE of | {head} | the learned rule |'
     return ['', title, '|---' * 6 + '|', *lines] if lines else []

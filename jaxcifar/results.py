@@ -13,7 +13,7 @@ from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.evaluate import compare, evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
 from jaxcifar.members import member_losses, member_views
-from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities
+from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities, verdict
 
 FILE = 'results.json'
 
@@ -152,5 +152,4 @@ def fusion_lines(scores: dict) -> list[str]:
         text.append(
             f'  {label}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
         )
-    verdict = 'beats' if scores['beats_mean'] else 'does NOT beat'
-    return [*text, f'  the learned rule {verdict} the mean of the experts']
+    return [*text, f'  the learned rule {verdict(scores)} of the experts']

@@ -178,12 +178,12 @@ def test_a_table_says_where_a_learned_rule_does_not_beat_the_mean(tmp_path):
     results = json.loads(path.read_text())
     scores = {name: {'accuracy': 0.75, 'nll': 1.0, 'ece': 0.1} for name in sweep.FUSED}
     scores['fused']['accuracy'] = 0.74
-    results['fusion'] = {'last': {'test': {**scores, 'beats_mean': False}}}
+    results['fusion'] = {'last': {'test': {**scores, 'beats_mean': False, 'p_value': 0.25}}}
     path.write_text(json.dumps(results))
     lines = sweep.table(sweep.Sweep('Title', [fused]), tmp_path)
     assert lines[4] == '| fusion | x | 1 | 74.00 | 70.00 to 72.00 | 75.00 |  |'
     others = '| 75.00, 1.000, 0.100 ' * 3
-    assert lines[-1] == f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean |'
+    assert lines[-1] == f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean (p = 0.25) |'
 
 
 @pytest.mark.parametrize('argument', ['', 'short'])
