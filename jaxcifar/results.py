@@ -121,7 +121,7 @@ def lines(results: dict) -> list[str]:
         ensemble, several = results['ensemble'][which], len(results['members']) > 1
         of_members = " of the fusion's members" if 'fusion' in results else ''
         line = f'test accuracy{of_members} {100 * mean["accuracy"]:.2f}'
-        if several and alike:
+        if several and alike and 'fusion' not in results:
             line += f' ± {100 * std["accuracy"]:.2f}'
         line += f' % ({how[which]}{", mean of different members" if several and not alike else ""})'
         if 'mean_recall' in mean:
@@ -131,7 +131,8 @@ def lines(results: dict) -> list[str]:
             line += f'; ensemble {100 * ensemble["accuracy"]:.2f} %'
         text.append(line)
         if 'fusion' in results:
-            text += fusion_lines(results['fusion'][which]['test'])
+            scores = {member['name']: member[which]['test'] for member in results['members']}
+            text += fusion_lines(results['fusion'][which]['test'], scores)
         for member in results['members'] if not alike or 'loss' in results['members'][0] else ():
             score_of = member[which]
             score = score_of['test']
@@ -143,13 +144,18 @@ def lines(results: dict) -> list[str]:
     return text
 
 
-def fusion_lines(scores: dict) -> list[str]:
-    """A fused prediction beside what it has to beat, and whether it does."""
-    text = []
-    for name in ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert'):
-        score = scores[name]
-        label = name.replace('_', ' ') + (f' ({score["name"]})' if 'name' in score else '')
-        text.append(
-            f'  {label}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
-        )
-    return [*text, f'  the learned rule {verdict(scores)} of the experts']
+def fusion_lines(found: dict, members: dict[str, dict]) -> list[str]:
+    """A fused prediction beside its members and all else that it has to beat, and whether it does."""
+    best = found['best_expert']
+    rows = {
+        'fused': found['fused'],
+        **members,
+        'mean of logits': found['mean_of_logits'],
+        'mean of probabilities': found['mean_of_probabilities'],
+        f'best expert ({best["name"]})': best,
+    }
+    text = [
+        f'  {name}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
+        for name, score in rows.items()
+    ]
+    return [*text, f'  the learned rule {verdict(found)} of the experts']

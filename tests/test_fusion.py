@@ -311,6 +311,7 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     assert table['best_expert']['accuracy'] == max(s['accuracy'] for s in scores)
     said = capsys.readouterr()
     assert 'the learned rule ' in said.out and 'warning' not in said.err
+    assert '±' not in said.out.rpartition('test accuracy')[2] and '\n  1_tiny: ' in said.out
     c.experts.seed = 1  # not the parts that the experts have been trained on
     data = load_dataset(c.dataset, '')
     warn_of_seen(c, data, make_split(data, c))
