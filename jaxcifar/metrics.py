@@ -66,8 +66,8 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def verdict(found: dict) -> str:
-    """'beats the mean (p = 0.003)', from what `compare_fused` found."""
-    text = 'beats the mean' if found['beats_mean'] else 'does NOT beat the mean'
+    """'beats the mean of the experts (p = 0.003)', from what `compare_fused` found."""
+    text = f'{"beats" if found["beats_mean"] else "does NOT beat"} the mean of the experts'
     return text + (f' (p = {found["p_value"]:.2g})' if 'p_value' in found else '')
 
 

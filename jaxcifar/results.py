@@ -158,4 +158,4 @@ def fusion_lines(found: dict, members: dict[str, dict]) -> list[str]:
         f'  {name}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
         for name, score in rows.items()
     ]
-    return [*text, f'  the learned rule {verdict(found)} of the experts']
+    return [*text, f'  the learned rule {verdict(found)}']

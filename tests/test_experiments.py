@@ -183,7 +183,9 @@ def test_a_table_says_where_a_learned_rule_does_not_beat_the_mean(tmp_path):
     lines = sweep.table(sweep.Sweep('Title', [fused]), tmp_path)
     assert lines[4] == '| fusion | x | 1 | 74.00 | 70.00 to 72.00 | 75.00 |  |'
     others = '| 75.00, 1.000, 0.100 ' * 3
-    assert lines[-1] == f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean (p = 0.25) |'
+    assert (
+        lines[-1] == f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean of the experts (p = 0.25) |'
+    )
 
 
 @pytest.mark.parametrize('argument', ['', 'short'])

@@ -366,8 +366,8 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     assert [name for name, row in shown.items() if row[-1] == f'{100 * best:.2f}'] == ['fused']
     assert page.curve('validation', 'accuracy', fused=True)[1].max() == pytest.approx(best)
     verdict = 'beats' if table['beats_mean'] else 'does NOT beat'
-    verdict += f' the mean (p = {table["p_value"]:.2g})'
-    assert any(f'the learned rule {verdict} of its experts' in note for note in report.notes([page]))
+    verdict += f' the mean of the experts (p = {table["p_value"]:.2g})'
+    assert any(f'the learned rule {verdict};' in note for note in report.notes([page]))
 
     # From a step in the middle of an epoch it ends in the same bits.
     again = shutil.copytree(workdir, tmp_path / 'again')
