@@ -27,7 +27,7 @@ class Linear(nn.Module):
 
 
 class Tiny(nn.Module):
-    """A convolution and a batch norm. No kinks: at a ReLU's, rounding decides a gradient."""
+    """A convolution, a batch norm and dropout. No kinks: at a ReLU's, rounding decides a gradient."""
 
     num_classes: int
     layers: Layers
@@ -35,7 +35,7 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = self.layers.norm('bn1')(self.layers.conv(6, 3, 2, name='conv1')(x))
-        return head(nn.silu(x), self.num_classes)
+        return head(self.layers.drop(nn.silu(x)), self.num_classes)
 
 
 class Run:
