@@ -19,21 +19,44 @@ from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
 from jaxcifar import hosts, portable
-from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.cli import run_command
-from jaxcifar.couplings import has_head
+from jaxcifar.couplings import has_head, make_head
+from jaxcifar.data.augment import normalise
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images, evaluation_images, make_split, train_counts
 from jaxcifar.errors import UserError, lookup
+from jaxcifar.fusion import join
 from jaxcifar.logs import read_json
 from jaxcifar.losses import log_priors, of_outputs
 from jaxcifar.members import member_losses, member_names, member_networks
 from jaxcifar.metrics import compare_fused, log_probabilities, mean_of_probabilities, summarise
-from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.population import Population, make_mesh
-from jaxcifar.state import Weights, eval_weights, init_state
-from jaxcifar.step import compiler_options, make_eval_step
+from jaxcifar.state import Weights
+from jaxcifar.step import compiler_options
+from jaxcifar.weights import assemble, load_calibrated, load_weights
+
+
+def make_eval_step(config: ConfigDict, population: Population, dataset):
+    """(`Weights`, uint8 images [B,H,W,C]) -> logits [K,B,C] of the weights as the networks see them.
+
+    [K+1,B,C] where the coupling has a head, whose prediction is the last.
+    """
+    head = make_head(config, population)
+    # Apart from what follows: whoever exports what `show` gives gets the same numbers, to the bit.
+    show = jax.jit(population.show)
+
+    def forward(shown, weights: Weights, images: jax.Array) -> jax.Array:
+        def predict(images: jax.Array) -> jax.Array:
+            logits, features, _ = population.forward(shown, weights.stats, images, False)
+            return join(head, weights.head, logits, features)
+
+        images = normalise(images, dataset.mean, dataset.std)
+        logits = predict(images)
+        return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
+
+    compiled = jax.jit(forward, compiler_options=compiler_options())
+    return lambda weights, images: compiled(show(weights.params), weights._replace(params=None), images)
 
 
 def predict_logits(
@@ -82,76 +105,6 @@ def mean_and_std(members: list[dict]) -> tuple[dict, dict]:
     ddof = min(1, len(members) - 1)
     mean = {k: float(v.mean()) for k, v in values.items()}
     return mean, {k: float(v.std(ddof=ddof)) for k, v in values.items()}
-
-
-def load_weights(config: ConfigDict, population: Population, workdir: Path, which: str | None):
-    """(`Weights`, step) of `last`, `best` or a step; each member's own best step for `best`.
-
-    None is `best`, or `last` where nothing was chosen.
-    """
-    which = which or ('last' if config.data.validation == 'none' else 'best')
-    like = init_state(config, population)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    try:
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(f'{workdir} has no checkpoint yet')
-        if which == 'best':
-            return load_best(config, population, workdir, steps[-1])
-        if which != 'last' and which not in map(str, steps):
-            raise UserError(f'{workdir} has no checkpoint {which!r}; it has best, last, {steps}')
-        step = steps[-1] if which == 'last' else int(which)
-        return eval_weights(checkpoints.restore(like, step)[0]), step
-    finally:
-        checkpoints.close()
-
-
-def load_best(config: ConfigDict, population: Population, workdir: Path, upto: int):
-    """(`Weights`, steps [K]) of every member's best weights not after step `upto`."""
-    if config.data.validation == 'none':
-        raise UserError('data.validation=none chose no best weights; use --checkpoint last')
-    hosts.wait('best weights')  # the first has written them
-    best = BestWeights(workdir)
-    params, stats, steps = zip(*(best.load(m, upto) for m in member_names(config)))
-    head = {part: best.load(part, upto)[0] for part in HEAD_PARTS} if has_head(config) else None
-    return _assemble(population, params, stats, head), list(steps)
-
-
-def _assemble(population: Population, params, stats, head=None) -> Weights:
-    """K members' trees and a head's on the host -> weights on the devices."""
-    placed = head and hosts.put(head, population.sharding())
-    return Weights(population.assemble(params), population.assemble(stats), placed)
-
-
-def load_members(
-    workdir: Path, which: str | None = None, shown: bool = False
-) -> tuple[ConfigDict, list[tuple[dict, dict]]]:
-    """(config, the members' (params, stats) on the host) of a run; `which` as in `load_weights`.
-
-    shown: as their networks see them, instead of what they are made of.
-    """
-    config, description = configs.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
-    if description is None:
-        raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
-    config.devices = None if shown else 1
-    shape = len(description['classes']), description['image_size']
-    population = Population(config, *shape, make_mesh(config))
-    weights, _ = load_weights(config, population, workdir, which)
-    # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
-    show = jax.jit(population.show, compiler_options=compiler_options())
-    params = show(weights.params) if shown else weights.params
-    return config, population.disassemble(tuple(zip(params, weights.stats)))
-
-
-def load_calibrated(config: ConfigDict, population: Population, workdir: Path):
-    """(`Weights`, steps [K], temperatures [K]) that `jaxcifar.calibrate` left behind."""
-    if has_head(config):
-        raise UserError('a fused run calibrates its members alone; use --checkpoint best')
-    weights = BestWeights(workdir, 'calibrated')
-    names = member_names(config)
-    params, stats, steps = zip(*(weights.load(name) for name in names))
-    temperatures = np.array([weights.temperature(name) for name in names])
-    return _assemble(population, params, stats), list(steps), temperatures
 
 
 class Evaluation:
@@ -217,7 +170,7 @@ def evaluate(
     if exported:
         if which:
             raise UserError(f'{workdir} holds one set of weights: leave out --checkpoint {which}')
-        weights, step = _assemble(run.population, *portable.dense(exported)), None
+        weights, step = assemble(run.population, *portable.dense(exported)), None
     elif which == 'calibrated':
         weights, step, temperatures = load_calibrated(run.config, run.population, workdir)
     else:

@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
 from jaxcifar.errors import UserError
-from jaxcifar.evaluate import load_members
 from jaxcifar.logs import read_json
 from jaxcifar.members import alone, member_names
 from jaxcifar.metrics import log_probabilities, mean_of_probabilities
 from jaxcifar.portable import Portable, is_portable, read
 from jaxcifar.step import compiler_options
+from jaxcifar.weights import load_members
 
 
 class Classifier:

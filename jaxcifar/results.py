@@ -13,7 +13,7 @@ from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.evaluate import compare, evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
 from jaxcifar.members import member_losses, member_views
-from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities
+from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities, verdict
 
 FILE = 'results.json'
 
@@ -66,10 +66,11 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     kinds = {'loss': member_losses(run.config), 'view': member_views(run.config)}
     for k, member in enumerate(members):
         member |= {kind: of[k] for kind, of in kinds.items() if len(set(of)) > 1}
-        # Where there is a fused prediction, its accuracy has chosen, and this is that.
         if 'best' in member:
+            # Where there is a fused prediction, that has chosen for all, and has the accuracy.
             member['best']['epoch'] = int(chosen.best_epoch[k])
-            member['best']['validation_accuracy'] = float(chosen.best[k])
+            by = found.get('fusion', member)
+            by['best'] |= {'epoch': int(chosen.best_epoch[k]), 'validation_accuracy': float(chosen.best[k])}
     return found
 
 
@@ -86,7 +87,7 @@ def log(run, logits: dict[str, dict[str, np.ndarray]]):
 
 
 def _write_classes(run, logits: dict[str, dict[str, np.ndarray]]):
-    """per_class.csv: the recall of each class by each member and by the ensemble."""
+    """per_class.csv: the recall of each class by each output and by the members' ensemble."""
     columns = ('member', 'checkpoint', 'split', 'class', 'name', 'train_images', 'images', 'recall')
     file = io.StringIO()
     table = csv.writer(file, lineterminator='\n')
@@ -97,7 +98,8 @@ def _write_classes(run, logits: dict[str, dict[str, np.ndarray]]):
             labels = run.tests[split].labels
             images = np.bincount(labels, minlength=len(classes))
             log_p = log_probabilities(z)
-            for member, p in zip([*run.names, 'ensemble'], [*log_p, mean_of_probabilities(log_p)]):
+            mean = mean_of_probabilities(log_p[: len(run.names)])
+            for member, p in zip([*run.outputs, 'ensemble'], [*log_p, mean], strict=True):
                 recalls = class_recalls(p.argmax(1) == labels, labels, len(classes))
                 for c, recall in enumerate(recalls):
                     row = (c, classes[c], counts[c], images[c], f'{recall:.6g}')
@@ -117,8 +119,9 @@ def lines(results: dict) -> list[str]:
     for which in results['mean']:
         mean, std = results['mean'][which], results['std'][which]
         ensemble, several = results['ensemble'][which], len(results['members']) > 1
-        line = f'test accuracy {100 * mean["accuracy"]:.2f}'
-        if several and alike:
+        of_members = " of the fusion's members" if 'fusion' in results else ''
+        line = f'test accuracy{of_members} {100 * mean["accuracy"]:.2f}'
+        if several and alike and 'fusion' not in results:
             line += f' ± {100 * std["accuracy"]:.2f}'
         line += f' % ({how[which]}{", mean of different members" if several and not alike else ""})'
         if 'mean_recall' in mean:
@@ -128,7 +131,8 @@ def lines(results: dict) -> list[str]:
             line += f'; ensemble {100 * ensemble["accuracy"]:.2f} %'
         text.append(line)
         if 'fusion' in results:
-            text += fusion_lines(results['fusion'][which]['test'])
+            scores = {member['name']: member[which]['test'] for member in results['members']}
+            text += fusion_lines(results['fusion'][which]['test'], scores)
         for member in results['members'] if not alike or 'loss' in results['members'][0] else ():
             score_of = member[which]
             score = score_of['test']
@@ -140,14 +144,18 @@ def lines(results: dict) -> list[str]:
     return text
 
 
-def fusion_lines(scores: dict) -> list[str]:
-    """A fused prediction beside what it has to beat, and whether it does."""
-    text = []
-    for name in ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert'):
-        score = scores[name]
-        label = name.replace('_', ' ') + (f' ({score["name"]})' if 'name' in score else '')
-        text.append(
-            f'  {label}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
-        )
-    verdict = 'beats' if scores['beats_mean'] else 'does NOT beat'
-    return [*text, f'  the learned rule {verdict} the mean of the experts']
+def fusion_lines(found: dict, members: dict[str, dict]) -> list[str]:
+    """A fused prediction beside its members and all else that it has to beat, and whether it does."""
+    best = found['best_expert']
+    rows = {
+        'fused': found['fused'],
+        **members,
+        'mean of logits': found['mean_of_logits'],
+        'mean of probabilities': found['mean_of_probabilities'],
+        f'best expert ({best["name"]})': best,
+    }
+    text = [
+        f'  {name}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
+        for name, score in rows.items()
+    ]
+    return [*text, f'  the learned rule {verdict(found)}']

@@ -24,13 +24,13 @@ from jaxcifar.checkpoint import Checkpoints, write_atomically
 from jaxcifar.cli import run_command
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.errors import UserError
-from jaxcifar.evaluate import load_members
 from jaxcifar.logs import Logger
 from jaxcifar.members import member_names
 from jaxcifar.models import build
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.selection import Selection
 from jaxcifar.state import init_state
+from jaxcifar.weights import load_members
 
 if TYPE_CHECKING:
     import torch

@@ -5,6 +5,7 @@ import json
 import subprocess
 import threading
 
+import numpy as np
 import pytest
 
 from experiments import fusion_4gpu, long_tail_table, mutual_table, record, results, run, sweep, ternary_table
@@ -84,6 +85,8 @@ def test_each_of_several_jobs_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     assert sorted(runner.failed) == list('012345') and sorted(given) == ['0'] * 3 + ['1'] * 3
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
     assert [runner._device(slot)['CUDA_VISIBLE_DEVICES'] for slot in (0, 1)] == ['5', '7']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # none, as somebody wants it
+    assert runner._device(1)['CUDA_VISIBLE_DEVICES'] == ''
 
 
 def finished(folder, experiment, coupling, scores, ensemble):
@@ -96,6 +99,7 @@ def finished(folder, experiment, coupling, scores, ensemble):
         'results': {
             'selection': 'test',
             'members': [{'name': n, 'last': {'test': {'accuracy': a}}} for n, a in scores.items()],
+            'mean': {'last': {'accuracy': float(np.mean([*scores.values()])), 'nll': 1.0, 'ece': 0.1}},
             'ensemble': {'last': {'accuracy': ensemble}},
         },
     }
@@ -120,6 +124,11 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path):
         '| mutual | x | 2 | 72.50 ± 2.12 | 71.00 to 74.00 | 77.00 | +1.50 |',
         '| mutual | y | 2 | 66.00 ± 1.41 | 65.00 to 67.00 | 77.00 | +6.00 |',
     ]
+    # Experts that each saw other images are no seeds of one another.
+    path = tmp_path / 'alone' / 'results.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'own_images': True}))
+    lines = run.table(run.Sweep('Title', [alone]), tmp_path)
+    assert lines[4] == '| alone | x | 1 | 71.00 | 70.00 to 72.00 | 75.00 |  |'
     longer = alone._replace(changes={'epochs': 9})
     assert run.is_finished(alone, tmp_path) and not run.is_finished(longer, tmp_path)
 
@@ -166,17 +175,22 @@ def test_fusion_follows_its_experts(argument, monkeypatch, small_npz, tmp_path):
 
 def test_a_table_says_where_a_learned_rule_does_not_beat_the_mean(tmp_path):
     fused = sweep.Run('a', 'fusion', 'c.py', {'init_from': '{folder}/experts'})
+    single, other = (sweep.Run(name, 'one network', 'c.py', {}) for name in 'bc')
     finished(tmp_path, fused, 'fusion', {'0_x': 0.70, '1_x': 0.72}, 0.75)
+    finished(tmp_path, single, 'none', {'0_x': 0.73}, 0.73)
+    finished(tmp_path, other, 'none', {'0_y': 0.99}, 0.99)
     path = tmp_path / 'a' / 'results.json'
     results = json.loads(path.read_text())
     scores = {name: {'accuracy': 0.75, 'nll': 1.0, 'ece': 0.1} for name in sweep.FUSED}
     scores['fused']['accuracy'] = 0.74
-    results['fusion'] = {'last': {'test': {**scores, 'beats_mean': False}}}
+    results['fusion'] = {'last': {'test': {**scores, 'beats_mean': False, 'p_value': 0.25}}}
     path.write_text(json.dumps(results))
-    lines = sweep.table(sweep.Sweep('Title', [fused]), tmp_path)
+    lines = sweep.table(sweep.Sweep('Title', [fused, single, other]), tmp_path)
     assert lines[4] == '| fusion | x | 1 | 74.00 | 70.00 to 72.00 | 75.00 |  |'
     others = '| 75.00, 1.000, 0.100 ' * 3
-    assert lines[-1] == f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean |'
+    begin = f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean of the experts (p = 0.25) '
+    assert lines[-1] == f'{begin}| 73.00, 1.000, 0.100 |'
+    assert lines[-3].endswith('| the learned rule | one network |')
 
 
 @pytest.mark.parametrize('argument', ['', 'short'])
@@ -210,6 +224,13 @@ def test_ternary_table_compares_one_recipe(argument, monkeypatch, small_npz, tmp
         floats, twn, ttq, everything = rows.values()
         assert floats == ('none', 'twn', False) and twn == ('ternary', 'twn', False)
         assert ttq == ('ternary', 'ttq', False) and everything == ('ternary', 'twn', True)
+
+
+def test_a_kept_command_names_no_folder_of_this_machine(tmp_path):
+    workdir = tmp_path / 'fused'
+    words = f'python -m jaxcifar.main --workdir {workdir} --config.init_from={tmp_path}/a+{tmp_path}/b@last'
+    kept = 'python -m jaxcifar.main --workdir runs/fused --config.init_from=runs/a+runs/b@last'
+    assert record.command({'command': words}, workdir) == kept
 
 
 def test_zeros_of_each_layer_are_kept(monkeypatch, tmp_path):
