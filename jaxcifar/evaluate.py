@@ -10,19 +10,18 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
 from jaxcifar import hosts, portable
-from jaxcifar.checkpoint import BestWeights, Checkpoints
 from jaxcifar.cli import run_command
 from jaxcifar.couplings import has_head
-from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images, evaluation_images, make_split, train_counts
 from jaxcifar.errors import UserError, lookup
@@ -30,10 +29,10 @@ from jaxcifar.logs import read_json
 from jaxcifar.losses import log_priors, of_outputs
 from jaxcifar.members import member_losses, member_names, member_networks
 from jaxcifar.metrics import compare_fused, log_probabilities, mean_of_probabilities, summarise
-from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.population import Population, make_mesh
-from jaxcifar.state import Weights, eval_weights, init_state
-from jaxcifar.step import compiler_options, make_eval_step
+from jaxcifar.state import Weights
+from jaxcifar.step import make_eval_step
+from jaxcifar.weights import assemble, load_calibrated, load_weights
 
 
 def predict_logits(
@@ -84,78 +83,21 @@ def mean_and_std(members: list[dict]) -> tuple[dict, dict]:
     return mean, {k: float(v.std(ddof=ddof)) for k, v in values.items()}
 
 
-def load_weights(config: ConfigDict, population: Population, workdir: Path, which: str | None):
-    """(`Weights`, step) of `last`, `best` or a step; each member's own best step for `best`.
-
-    None is `best`, or `last` where nothing was chosen.
-    """
-    which = which or ('last' if config.data.validation == 'none' else 'best')
-    like = init_state(config, population)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    try:
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(f'{workdir} has no checkpoint yet')
-        if which == 'best':
-            return load_best(config, population, workdir, steps[-1])
-        if which != 'last' and which not in map(str, steps):
-            raise UserError(f'{workdir} has no checkpoint {which!r}; it has best, last, {steps}')
-        step = steps[-1] if which == 'last' else int(which)
-        return eval_weights(checkpoints.restore(like, step)[0]), step
-    finally:
-        checkpoints.close()
-
-
-def load_best(config: ConfigDict, population: Population, workdir: Path, upto: int):
-    """(`Weights`, steps [K]) of every member's best weights not after step `upto`."""
-    if config.data.validation == 'none':
-        raise UserError('data.validation=none chose no best weights; use --checkpoint last')
-    hosts.wait('best weights')  # the first has written them
-    best = BestWeights(workdir)
-    params, stats, steps = zip(*(best.load(m, upto) for m in member_names(config)))
-    head = {part: best.load(part, upto)[0] for part in HEAD_PARTS} if has_head(config) else None
-    return _assemble(population, params, stats, head), list(steps)
-
-
-def _assemble(population: Population, params, stats, head=None) -> Weights:
-    """K members' trees and a head's on the host -> weights on the devices."""
-    placed = head and hosts.put(head, population.sharding())
-    return Weights(population.assemble(params), population.assemble(stats), placed)
-
-
-def load_members(
-    workdir: Path, which: str | None = None, shown: bool = False
-) -> tuple[ConfigDict, list[tuple[dict, dict]]]:
-    """(config, the members' (params, stats) on the host) of a run; `which` as in `load_weights`.
-
-    shown: as their networks see them, instead of what they are made of.
-    """
-    config, description = configs.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
-    if description is None:
-        raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
-    config.devices = None if shown else 1
-    shape = len(description['classes']), description['image_size']
-    population = Population(config, *shape, make_mesh(config))
-    weights, _ = load_weights(config, population, workdir, which)
-    # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
-    show = jax.jit(population.show, compiler_options=compiler_options())
-    params = show(weights.params) if shown else weights.params
-    return config, population.disassemble(tuple(zip(params, weights.stats)))
-
-
-def load_calibrated(config: ConfigDict, population: Population, workdir: Path):
-    """(`Weights`, steps [K], temperatures [K]) that `jaxcifar.calibrate` left behind."""
-    if has_head(config):
-        raise UserError('a fused run calibrates its members alone; use --checkpoint best')
-    weights = BestWeights(workdir, 'calibrated')
-    names = member_names(config)
-    params, stats, steps = zip(*(weights.load(name) for name in names))
-    temperatures = np.array([weights.temperature(name) for name in names])
-    return _assemble(population, params, stats), list(steps), temperatures
+def _as_trained(dataset: Dataset, trained_on: dict) -> Dataset:
+    """The data set normalised as that which networks learnt; `UserError` where it is of another kind."""
+    found = dataset.num_classes, dataset.image_size
+    wanted = len(trained_on['classes']), trained_on['image_size']
+    if found != wanted:
+        here, there = (f'{classes} classes of {size} pixels' for classes, size in (found, wanted))
+        raise UserError(f'{dataset.name} has {here}, and not {there}: name another --dataset')
+    return replace(dataset, mean=tuple(trained_on['mean']), std=tuple(trained_on['std']))
 
 
 class Evaluation:
-    """A run's images and its networks, ready to be evaluated with whatever weights."""
+    """A run's images and its networks, ready to be evaluated with whatever weights.
+
+    trained_on: classes, image_size, mean and std of exported networks.
+    """
 
     def __init__(
         self,
@@ -163,13 +105,16 @@ class Evaluation:
         flip: bool = False,
         poll: Callable = lambda: None,
         config: ConfigDict | None = None,
+        trained_on: dict | None = None,
     ):
         self.workdir, self.poll = workdir, poll
         self.config = config or configs.load(workdir / 'config.json')
         self.config.eval.flip = self.config.eval.flip or flip
         self.config.devices = None
-        root = self.config.data.root or configs.data_root()
-        self.dataset = load_dataset(self.config.dataset, root, self.config.data.image_size)
+        self.config.data.root = self.config.data.root or configs.data_root()
+        self.dataset = load_dataset(self.config.dataset, self.config.data.root, self.config.data.image_size)
+        if trained_on:
+            self.dataset = _as_trained(self.dataset, trained_on)
         self.split = make_split(self.dataset, self.config)
         self.images = evaluation_images(self.dataset, self.split)
         self.names = member_names(self.config)
@@ -207,17 +152,26 @@ def evaluate(
     flip: bool,
     posthoc_tau: float = 0.0,
     baseline: Path | None = None,
+    dataset: str | None = None,
 ) -> dict:
     """What the command prints."""
-    exported = portable.read(workdir) if portable.is_portable(workdir) else None
-    config = exported and portable.config_of(workdir, exported)
-    run = Evaluation(workdir, flip, config=config)
+    exported = portable.read(workdir) if portable.is_portable(workdir) else []
+    config = portable.config_of(workdir, exported) if exported else None
+    if config and dataset:
+        config.dataset = dataset
+    elif dataset:
+        raise UserError(f'--dataset is for exported networks; {workdir} is a run, and its config says which')
+    run = Evaluation(workdir, flip, config=config, trained_on=exported[0].about if exported else None)
     chosen = lookup('split', run.images, split)
     temperatures = np.ones(1)
     if exported:
         if which:
             raise UserError(f'{workdir} holds one set of weights: leave out --checkpoint {which}')
-        weights, step = _assemble(run.population, *portable.dense(exported)), None
+        head = portable.read_head(workdir)
+        weights = assemble(run.population, *portable.dense(exported), head and head.params)
+        if head is None:
+            temperatures = np.array([m.about.get('temperature', 1.0) for m in exported])
+        step = None
     elif which == 'calibrated':
         weights, step, temperatures = load_calibrated(run.config, run.population, workdir)
     else:
@@ -262,8 +216,11 @@ def main():
     parser.add_argument('--posthoc-tau', type=float, default=0.0, help=tau)
     better = 'a finished run of independent networks: how much better each member is on the test images'
     parser.add_argument('--baseline', type=Path, help=better)
+    here = 'of exported networks: where their images are here, as --config.dataset (npz:FILE)'
+    parser.add_argument('--dataset', help=here)
     args = parser.parse_args()
-    found = evaluate(args.workdir, args.checkpoint, args.split, args.flip, args.posthoc_tau, args.baseline)
+    found = evaluate(args.workdir, args.checkpoint, args.split, args.flip, args.posthoc_tau, args.baseline,
+                     args.dataset)  # fmt: skip
     print(json.dumps(found, indent=2))
 
 

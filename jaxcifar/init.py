@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 
 from jaxcifar import packed, portable, torch_weights
 from jaxcifar.errors import UserError
-from jaxcifar.evaluate import load_members
 from jaxcifar.members import member_names
 from jaxcifar.population import Population
 from jaxcifar.state import TrainState
 from jaxcifar.views import View
+from jaxcifar.weights import load_trained
 
 TORCH = ('.pt', '.pth')
 
@@ -61,7 +61,7 @@ def load(source: str, shapes, member_ids: tuple[int, ...]) -> list[dict]:
         here = [m for m in exported if m.config.member_ids[0] in member_ids]
         return [packed.to_dense(m.variables) for m in (here if len(here) == len(member_ids) else exported)]
     if path.is_dir():
-        config, members = load_members(path, which or None)
+        config, members, *_ = load_trained(path, which or None)
         ids = config.member_ids
         if set(member_ids) < set(ids):
             members = [members[ids.index(i)] for i in member_ids]

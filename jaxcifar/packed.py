@@ -12,6 +12,7 @@ Codes that fill up a last byte are 0.
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -115,9 +116,10 @@ def unpack_where_used(function: Callable) -> Callable:
         kinds = [(leaf.shape, np.float32 if _is_packed(leaf) else leaf.dtype) for leaf in leaves]
         structure = jax.tree.structure(variables, is_leaf=_is_packed)
         shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
-        jaxpr = jax.make_jaxpr(function)(shapes, jax.ShapeDtypeStruct(images.shape, images.dtype))
-        (output,) = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*leaves, images])
-        return output
+        image = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        jaxpr, output = jax.make_jaxpr(function, return_shape=True)(shapes, image)
+        found = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*leaves, images])
+        return jax.tree.unflatten(jax.tree.structure(output), found)
 
     return run
 
@@ -230,23 +232,34 @@ def read(path: Path) -> tuple[dict, dict]:
         raise UserError(f'{path} is of version {version}; this jaxcifar reads version {VERSION}')
     if hashlib.sha256(body := data[START.size :]).digest() != digest:
         raise UserError(f'{path} is damaged: its {len(data)} bytes are not those that were written')
+    try:
+        return _parse(body, length)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f'{path} is damaged: what it says of its tensors cannot be ({error})') from None
+
+
+def _parse(body: bytes, length: int) -> tuple[dict, dict]:
     header = json.loads(body[:length])
-    take = partial(_take, memoryview(body), [length])
+    take = partial(_take, memoryview(body), at := [length])
     dtype = np.dtype(REST[header['rest']])
     leaves: dict[str, Any] = {}
     for name, shape, kind, *scales in header['tensors']:
         if kind in CODES:
             signs = [take(dtype, n).astype(np.float32) for n in scales[0]]
-            codes = take(np.dtype(np.uint8), -(-int(np.prod(shape)) // CODES[kind][1]))
+            codes = take(np.dtype(np.uint8), -(-math.prod(shape) // CODES[kind][1]))
             leaves[name] = Packed(codes, signs[0], signs[-1], tuple(shape), kind)
         else:
-            leaves[name] = take(dtype, int(np.prod(shape))).astype(np.float32).reshape(shape)
+            leaves[name] = take(dtype, math.prod(shape)).astype(np.float32).reshape(shape)
+    if at != [len(body)]:
+        raise ValueError(f'{len(body) - at[0]} bytes are left over')
     variables = {'params': {}, 'batch_stats': {}, **unflatten_dict(leaves, sep='/')}
     return header['about'], unfold_norms(variables) if header['folded'] else variables
 
 
 def _take(body: memoryview, at: list[int], dtype: np.dtype, count: int) -> np.ndarray:
     """The next `count` numbers; `at` is where they begin, and moves on."""
+    if count < 0:
+        raise ValueError(f'{count} numbers')
     found = np.frombuffer(body, dtype, count, at[0])
     at[0] += found.nbytes
     return found

@@ -105,22 +105,25 @@ def _write_classes(run, logits: dict[str, dict[str, np.ndarray]]):
     write_atomically(run.workdir / 'per_class.csv', lambda out: out.write(file.getvalue().encode()))
 
 
+def alike(results: dict) -> bool:
+    """Whether members differ by their draws alone: a ± over others would look like an error bar."""
+    kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
+    return len(kinds) == 1 and not results.get('own_images')
+
+
 def lines(results: dict) -> list[str]:
     """The end of a run in a few lines for the terminal."""
     how = {'last': 'last epoch', 'best': f'chosen on {results["selection"]}'}
     how['best'] = {'test': 'chosen on the TEST images'}.get(results['selection'], how['best'])
     text = []
-    # A ± over different networks, losses, views or images would look like an error bar.
-    kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
-    own_images = results.get('own_images')
-    alike = len(kinds) == 1 and not own_images
+    own_images, error_bar = results.get('own_images'), alike(results)
     for which in results['mean']:
         mean, std = results['mean'][which], results['std'][which]
         ensemble, several = results['ensemble'][which], len(results['members']) > 1
         line = f'test accuracy {100 * mean["accuracy"]:.2f}'
-        if several and alike:
+        if several and error_bar:
             line += f' ± {100 * std["accuracy"]:.2f}'
-        line += f' % ({how[which]}{", mean of different members" if several and not alike else ""})'
+        line += f' % ({how[which]}{", mean of different members" if several and not error_bar else ""})'
         if 'mean_recall' in mean:
             line += f', mean recall {100 * mean["mean_recall"]:.2f} %'
         line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
@@ -129,7 +132,7 @@ def lines(results: dict) -> list[str]:
         text.append(line)
         if 'fusion' in results:
             text += fusion_lines(results['fusion'][which]['test'])
-        for member in results['members'] if not alike or 'loss' in results['members'][0] else ():
+        for member in results['members'] if not error_bar or 'loss' in results['members'][0] else ():
             score_of = member[which]
             score = score_of['test']
             shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]

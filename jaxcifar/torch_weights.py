@@ -24,13 +24,13 @@ from jaxcifar.checkpoint import Checkpoints, write_atomically
 from jaxcifar.cli import run_command
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.errors import UserError
-from jaxcifar.evaluate import load_members
 from jaxcifar.logs import Logger
 from jaxcifar.members import member_names
 from jaxcifar.models import build
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.selection import Selection
 from jaxcifar.state import init_state
+from jaxcifar.weights import load_trained
 
 if TYPE_CHECKING:
     import torch
@@ -207,7 +207,7 @@ def export_weights(workdir: Path, path: Path, member: int | None = None, which: 
     """
     import torch
 
-    config, members = load_members(workdir, which, shown=True)
+    config, members, *_ = load_trained(workdir, which, shown=True)
     ids = list(config.member_ids)
     if member is None and len(ids) == 1:
         member = ids[0]

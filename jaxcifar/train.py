@@ -27,6 +27,7 @@ from jaxcifar.profile import Compiled, Tracer
 from jaxcifar.selection import Selection
 from jaxcifar.state import eval_weights, init_state, new_sums
 from jaxcifar.step import make_eval_step, make_train_step
+from jaxcifar.weights import load_best
 
 FITTED = 2000  # training images that networks fit their first variables to
 IN_FLIGHT = 4  # steps that the host may be ahead of the devices
@@ -275,7 +276,7 @@ class Run:
         """The test images, with the last and with the chosen weights; then results.json."""
         weights = {'last': eval_weights(self.state)}
         if self.validation is not None:
-            weights['best'], _ = evaluate.load_best(self.config, self.population, self.workdir, self.step)
+            weights['best'], _ = load_best(self.config, self.population, self.workdir, self.step)
         logits = {
             which: {name: self._logits(images, w) for name, images in self.tests.items()}
             for which, w in weights.items()

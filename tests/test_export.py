@@ -1,7 +1,9 @@
 """Networks for others: every format gives the network's logits, and says so when it is not whole."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxcifar
-from jaxcifar import export, packed
+from jaxcifar import export, packed, portable
 from jaxcifar.config import finalize
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
@@ -104,19 +106,21 @@ def test_resnet18_fits_where_it_should(tmp_path):
 
 
 @pytest.mark.parametrize('packing', ['trits', '2bit'])
-def test_a_packed_file_evaluates_to_the_last_bit(packing, workdir, tmp_path):
+def test_a_packed_file_evaluates_to_the_last_bit(packing, workdir, small_npz, tmp_path):
     """As the checkpoint, and nearly so where it is smaller still."""
-    folder = export.export(workdir, 'packed', tmp_path / packing, packing=packing)
+    folder, data = export.export(workdir, 'packed', tmp_path / packing, packing=packing), f'npz:{small_npz}'
     expected = evaluate(workdir, 'best', 'test', flip=False)['members']
     for k, name in enumerate(('0_resnet8', '1_resnet8')):
-        found = evaluate(folder / f'{name}.packed', None, 'test', flip=False)
+        found = evaluate(folder / f'{name}.packed', None, 'test', flip=False, dataset=data)
         assert found['members'] == [expected[k]]
-    assert evaluate(folder, None, 'test', flip=False)['members'] == expected
+    assert evaluate(folder, None, 'test', flip=False, dataset=data)['members'] == expected
     with pytest.raises(UserError, match='leave out --checkpoint last'):
-        evaluate(folder, 'last', 'test', flip=False)
+        evaluate(folder, 'last', 'test', flip=False, dataset=data)
+    with pytest.raises(UserError, match='10 classes of 32 pixels, and not 4 classes of 8'):
+        evaluate(folder, None, 'test', flip=False, dataset='digits')
     small = export.export(workdir, 'packed', tmp_path / 's', packing=packing, rest='float16', fold=True)
     assert (small / '0_resnet8.packed').stat().st_size < (folder / '0_resnet8.packed').stat().st_size
-    for exact, near in zip(expected, evaluate(small, None, 'test', flip=False)['members']):
+    for exact, near in zip(expected, evaluate(small, None, 'test', flip=False, dataset=data)['members']):
         assert near['nll'] == pytest.approx(exact['nll'], abs=0.01) and near['nll'] != exact['nll']
 
 
@@ -147,11 +151,20 @@ def test_a_packed_file_that_is_not_whole_is_refused(packed_file, tmp_path):
         with pytest.raises(UserError, match=words) as caught:
             jaxcifar.load(broken)
         assert '\n' not in str(caught.value)
+    for header in (
+        b'{}',
+        b'[1]',
+        b'{"about":{},"rest":"float32","folded":false,"tensors":[["a",[9],"float32"]]}',
+    ):
+        start = packed.START.pack(packed.MAGIC, 1, len(header), hashlib.sha256(header).digest())
+        broken.write_bytes(start + header)
+        with pytest.raises(UserError, match='damaged: what it says of its tensors'):
+            jaxcifar.load(broken)
     with pytest.raises(UserError, match='no kernel is ternary'):
         packed.write(tmp_path / 'dense', {}, build('resnet8', 4).init((0, 0)))
 
 
-def test_a_release_is_a_function_in_one_line(workdir, dataset, tmp_path):
+def test_a_release_is_a_function_in_one_line(workdir, dataset, small_npz, tmp_path):
     folder = export.export(workdir, 'release')
     assert subprocess.run(['sha256sum', '--quiet', '-c', 'SHA256SUMS'], cwd=folder).returncode == 0
     umask = os.umask(0)
@@ -164,7 +177,10 @@ def test_a_release_is_a_function_in_one_line(workdir, dataset, tmp_path):
     assert hits.mean() == pytest.approx(expected['ensemble']['accuracy'])
     alone = jaxcifar.load(folder, '1_resnet8').logits(dataset.x_test)
     np.testing.assert_allclose(alone[0], model.logits(dataset.x_test)[1], atol=1e-5)
-    assert evaluate(folder, None, 'test', flip=False)['members'] == expected['members']
+    again = evaluate(folder, None, 'test', flip=False, dataset=f'npz:{small_npz}')
+    assert again['members'] == expected['members']
+    for file in folder.iterdir():  # says nothing of the machine that it comes from
+        assert str(small_npz.parent).encode() not in file.read_bytes(), file
     card, results = (folder / 'README.md').read_text(), json.loads((workdir / 'results.json').read_text())
     assert '# resnet8 for small.npz\n' in card and '/' not in card.splitlines()[0]
     assert f'Test accuracy {100 * results["mean"]["best"]["accuracy"]:.2f} ± ' in card
@@ -181,6 +197,62 @@ def test_a_release_is_a_function_in_one_line(workdir, dataset, tmp_path):
     (folder / 'config.json').write_text('{}')
     with pytest.raises(UserError, match=r'damaged: config\.json does not have the sum'):
         jaxcifar.load(folder)
+
+
+def test_a_card_knows_what_its_numbers_are_of(workdir, tmp_path):
+    def card(name, run=workdir, **options):
+        return (export.export(run, output=tmp_path / name, **options) / 'README.md').read_text()
+
+    kept = shutil.copytree(workdir, tmp_path / 'run')
+    assert 'of which a member saw 80 (sha256' in card('whole', kind='release')
+    small = card('small', kind='packed', rest='float16')
+    assert 'measured before the numbers in these files were rounded' in small
+    results = json.loads((kept / 'results.json').read_text())
+    for change, words in (
+        ({'own_images': True}, 'Test accuracy \\d+\\.\\d+ %, '),
+        ({'step': 1}, 'No accuracy was'),
+    ):
+        (kept / 'results.json').write_text(json.dumps({**results, **change}))
+        assert re.search(words, card('changed', kept, kind='release'))
+    assert not (tmp_path / 'changed/results.json').exists()  # the run has gone on since
+    config = json.loads((kept / 'config.json').read_text())
+    config['eval']['flip'] = True
+    (kept / 'config.json').write_text(json.dumps(config))
+    (kept / 'results.json').write_text(json.dumps(results))
+    assert 'of its mirror image averaged' in card('changed', kept, kind='release')
+
+
+def test_a_folder_that_is_not_what_it_says_is_refused(workdir, tmp_path):
+    good = export.export(workdir, 'release', tmp_path / 'good', member='0')
+    name = '0_resnet8.safetensors'
+
+    def broken(change, words):
+        folder = shutil.copytree(good, tmp_path / 'broken', dirs_exist_ok=True)
+        change(folder)
+        with pytest.raises(UserError, match=words) as caught:
+            jaxcifar.load(folder)
+        assert '\n' not in str(caught.value)
+
+    def sums(text):
+        return lambda folder: (folder / 'SHA256SUMS').write_text(text)
+
+    def summed(file, data):
+        def change(folder):
+            (folder / file).write_bytes(data)
+            portable.write_sums(folder)
+
+        return change
+
+    card, (member,) = json.loads((good / 'card.json').read_text()), read(good)
+    card['members'][0]['file'] = f'../good/{name}'
+    broken(sums(''), 'has no sums of what is in card')
+    broken(sums(f'{"0" * 64}  ../good/{name}\n'), 'names ../good/.*, which is not in this folder')
+    broken(summed('card.json', json.dumps(card).encode()), 'has no sums of what is in card')
+    broken(summed('card.json', b'[]'), 'is not an export of jaxcifar')
+    portable.write_safetensors(tmp_path / name, {**member.about, 'network': 'resnet20'}, member.variables)
+    broken(summed(name, (tmp_path / name).read_bytes()), 'does not hold a resnet20: .*, not ')
+    portable.write_safetensors(tmp_path / name, {'name': 'mine'}, member.variables)
+    broken(summed(name, (tmp_path / name).read_bytes()), 'does not say its network')
 
 
 def test_training_begins_from_a_release(workdir, config, tmp_path, capsys):

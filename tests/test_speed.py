@@ -16,12 +16,13 @@ from experiments.steps import Step
 from jaxcifar.config import finalize
 from jaxcifar.data.loader import Order
 from jaxcifar.errors import Preempted, UserError
-from jaxcifar.evaluate import Evaluation, load_weights
+from jaxcifar.evaluate import Evaluation
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.convolution import convolve
 from jaxcifar.models.speednet import SpeedNet, halve, whitening_filters
 from jaxcifar.optim import make_optimizer
 from jaxcifar.train import train
+from jaxcifar.weights import load_weights
 from tests.conftest import small_config
 
 

@@ -17,7 +17,7 @@ from jaxcifar.checkpoint import BestWeights
 from jaxcifar.config import finalize
 from jaxcifar.data.augment import normalise
 from jaxcifar.errors import Preempted, UserError
-from jaxcifar.evaluate import Evaluation, load_weights
+from jaxcifar.evaluate import Evaluation
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
 from jaxcifar.optim import make_optimizer
@@ -25,6 +25,7 @@ from jaxcifar.quantize import to_floats, twn
 from jaxcifar.torch_weights import export_weights
 from jaxcifar.train import Run, train
 from jaxcifar.views import SCALES, VIEWS, is_scale, make_share, ternary_layers
+from jaxcifar.weights import load_weights
 from tests.processes import assert_same
 from tests.steps import distance, run_steps
 
