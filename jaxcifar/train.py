@@ -80,7 +80,7 @@ class Run:
         self.stack.callback(self.checkpoints.close)
         self.best = BestWeights(self.workdir)
         # `pending`: the epoch is over, but not yet evaluated and logged.
-        self.step, self.pending, self.saved = 0, False, None
+        self.step, self.pending, self.saved, self.lr = 0, False, None, None
         self.selection = Selection.start(self.config.members)
         self.metrics_length, self.results = 0, None
         restored = self.checkpoints.restore_newest(self.state)
@@ -91,7 +91,8 @@ class Run:
         if restored is not None:
             self.state, meta = restored
             workdirs.check_clock(meta, self.epoch_steps)
-            self.step, self.pending = meta['step'], meta['pending']
+            self.step, self.pending, lr = meta['step'], meta['pending'], meta.get('lr') or []
+            self.lr = np.array(lr, np.float32) if len(lr) == len(self.outputs) else None
             self.selection = Selection.from_json(meta['selection'])
             self._put(active=self.selection.active(self.config))  # early_stopping may have changed
             if not self.pending:
@@ -185,9 +186,11 @@ class Run:
         config, epoch = self.config, self.step // self.epoch_steps
         sums = jax.device_get(self.state.sums)
         seconds, rate = self.clock.stop()
+        if self.lr is None:  # kept in the checkpoint: after more epochs were asked for, it would be another
+            self.lr = np.asarray(self.learning_rates(self.step - 1))[: len(self.outputs)]
         row = {
             **{name: value / sums['count'] for name, value in sums.items() if name != 'count'},
-            'lr': self.learning_rates(self.step - 1)[: len(self.outputs)],
+            'lr': self.lr,
         }
         self._require_finite(row['loss'])
         due = epoch % config.eval.every_epochs == 0 or self.step >= self.total
@@ -199,7 +202,7 @@ class Run:
         if metrics is not None:
             self._choose(metrics, epoch)
         self._put(active=self.selection.active(config), sums=new_sums(config))
-        self.pending = False
+        self.pending, self.lr = False, None
         if seconds:  # not where only an evaluation was left to do
             self.logger.write_timing(epoch, self.step, seconds, rate)
         best = self.selection.best if self.selection.best_epoch.all() else None
@@ -247,6 +250,7 @@ class Run:
             'epoch_steps': self.epoch_steps,
             'selection': self.selection.to_json(),
             'metrics_length': self.logger.flush(),
+            'lr': None if self.lr is None else self.lr.tolist(),
         }
         if has_head(self.config) and hosts.is_first():
             fusion_log.write(self.workdir, self.config, self.learning_rates)

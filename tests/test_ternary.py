@@ -169,12 +169,12 @@ def test_a_ternary_run_from_end_to_end(small, tmp_path, capsys):
     np.testing.assert_array_equal(exported, shown['conv2']['kernel'].transpose(3, 2, 0, 1))
 
 
-def stop_at(monkeypatch, step):
-    """SIGTERM comes when training has come to this step."""
+def stop_at(monkeypatch, step, evaluating=False):
+    """SIGTERM comes when training has come to this step, or its epoch is being evaluated."""
     poll = Run._poll
 
     def stop(run):
-        if run.step == step and not run.pending:
+        if run.step == step and run.pending == evaluating:
             run.terminated.set()
         poll(run)
 
@@ -187,7 +187,7 @@ def test_a_stopped_run_is_extended(config, small, tmp_path, monkeypatch):
     small.ternary.rule, small.epochs, small.ema, small.checkpoint.every_epochs = 'ttq', 3, 0.9, 1
     workdir, again = tmp_path / 'run', tmp_path / 'again'
     with monkeypatch.context() as patch:
-        stop_at(patch, 4)
+        stop_at(patch, 4, evaluating=True)
         with pytest.raises(Preempted, match='saved at step 4'):
             train(small, workdir)
     before = (workdir / 'metrics.csv').read_bytes()
