@@ -23,6 +23,7 @@ from jaxcifar.init import begin_from
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
 from jaxcifar.models.resnet import subsample
+from jaxcifar.models.speednet import halve
 from jaxcifar.packed import pack, unpack
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.portable import read
@@ -300,9 +301,9 @@ class Everything(nn.Module):
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         y = nn.relu6(a.norm('bn2')(a.conv(8, 3, 2, 8, name='depthwise')(x)))
         y = a.norm('bn3')(a.conv(12, 3, 1, 2, name='grouped')(y))
-        x = nn.sigmoid(subsample(x, 12, 2, a) + y)
+        x = nn.sigmoid(subsample(x, 12, 2, a) + nn.gelu(y))
         x = nn.avg_pool(jnp.concatenate([x, a.conv(4, 3, name='conv2')(x)], -1), (2, 2), (2, 2))
-        return head(x, self.num_classes)
+        return head(halve(x), self.num_classes)
 
 
 def test_onnx_graphs_give_the_same_logits(monkeypatch):
