@@ -29,6 +29,8 @@ def command(session: dict, workdir: Path) -> str:
             kept[i + 1] = renamed
         elif word.startswith('--workdir='):
             kept[i] = f'--workdir={renamed}'
+        elif word.startswith(('--config.init_from=', '--config.resume_from=')):  # of a run beside it
+            kept[i] = word.replace(f'{workdir.parent}/', 'runs/')
     return shlex.join(['python', '-m', 'jaxcifar.main', *kept])
 
 
@@ -57,9 +59,10 @@ def rows(workdir: Path):
     }
     for weights, mean in found['mean'].items():
         several = config['members'] > 1
+        alike = several and not found.get('own_images')  # otherwise a ± would look like an error bar
         numbers = {
             'accuracy': round(mean['accuracy'], 5),
-            'std': round(found['std'][weights]['accuracy'], 5) if several else '',
+            'std': round(found['std'][weights]['accuracy'], 5) if alike else '',
             'nll': round(mean['nll'], 4),
             'ece': round(mean['ece'], 4),
             'ensemble': round(found['ensemble'][weights]['accuracy'], 5) if several else '',

@@ -131,7 +131,7 @@ class Runner:
     def _device(self, slot: int) -> dict[str, str]:
         """The environment of a training: all GPUs, or one of them where several run at a time."""
         visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-        gpus = visible.split(',') if visible else GPUS
+        gpus = GPUS if visible is None else visible.split(',')
         if self.jobs == 1 or not gpus:
             return dict(os.environ)
         return {**os.environ, 'CUDA_VISIBLE_DEVICES': gpus[slot % len(gpus)]}

@@ -119,8 +119,8 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
             of_network.setdefault(network, []).append(100 * member[weights]['test']['accuracy'])
         for network, values in of_network.items():
             nodes.setdefault((run.row, network), []).extend(values)
-            # Members that know nothing of each other are as many seeds.
-            alone = config['coupling'] == 'none'
+            # Members that know nothing of each other, and saw the same images, are as many seeds.
+            alone = config['coupling'] == 'none' and not results.get('own_images')
             if 'fusion' in results:
                 values = [100 * results['fusion'][weights]['test']['fused']['accuracy']]
             seeds.setdefault((run.row, network), []).extend(values if alone else [float(np.mean(values))])

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from jaxcifar import hosts
-from jaxcifar.checkpoint import BestWeights, write_atomically
+from jaxcifar.checkpoint import write_atomically
 from jaxcifar.cli import run_command
 from jaxcifar.data import long_tail
 from jaxcifar.errors import UserError
@@ -23,7 +23,7 @@ from jaxcifar.evaluate import Evaluation
 from jaxcifar.logs import read_json, write_json
 from jaxcifar.members import member_losses
 from jaxcifar.metrics import BINS, log_probabilities, mean_of_probabilities, reliability, summarise
-from jaxcifar.weights import load_weights
+from jaxcifar.weights import BestWeights, load_weights
 
 FILE = 'calibration.json'
 FITTED_ON = 'val_lt'

@@ -1,14 +1,12 @@
 """Saving and restoring a run. All that is known about orbax is known here.
 
-WORKDIR/checkpoints/STEP     the whole state, the newest N
-WORKDIR/damaged/STEP         one of them whose files have changed since
-WORKDIR/best/MEMBER/STEP.npz a member's best weights, as evaluated, stamped with their step
+WORKDIR/checkpoints/STEP  the whole state, the newest N
+WORKDIR/damaged/STEP      one of them whose files have changed since
 """
 
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import sys
@@ -17,7 +15,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from jaxcifar import hosts
@@ -208,62 +205,3 @@ def write_atomically(path: Path, write):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-class BestWeights:
-    """Each member's best (params, batch statistics), one file a member and step.
-
-    So are the parts of a coupling's head, which have no batch statistics.
-    """
-
-    def __init__(self, workdir: Path, folder: str = 'best'):
-        self.folder = workdir / folder
-
-    def save(self, member: str, step: int, params: dict, stats: dict, temperature: float | None = None):
-        """Write a member's weights, trees of numpy arrays, and what calibrates them, if known."""
-        tree = flatten_dict({'params': params, 'batch_stats': stats}, sep='/')
-        if temperature is not None:
-            tree['temperature'] = np.float64(temperature)
-        write_atomically(self._file(member, step), lambda file: np.savez(file, **tree))
-
-    def load(self, member: str, upto: float = math.inf) -> tuple[dict, dict, int]:
-        """(params, batch statistics, step) of the newest stamp not after step `upto`."""
-        tree, stamp = self._read(member, upto)
-        return tree['params'], tree.get('batch_stats', {}), stamp
-
-    def temperature(self, member: str) -> float:
-        """What was saved with the newest weights."""
-        return float(self._read(member, math.inf)[0]['temperature'])
-
-    def _read(self, member: str, upto: float) -> tuple[dict, int]:
-        stamps = [s for s in self.steps(member) if s <= upto]
-        if not stamps:
-            before = '' if upto == math.inf else f' of step {upto} or before'
-            raise UserError(f'{self.folder / member} holds no {self.folder.name} weights{before}')
-        path = self._file(member, stamps[-1])
-        try:
-            with np.load(path) as file:
-                return unflatten_dict(dict(file), sep='/'), stamps[-1]
-        except Exception as error:  # zip, zlib and numpy each have their own
-            raise UserError(f'{path} is damaged: {error}; use --checkpoint last') from None
-
-    def steps(self, member: str) -> list[int]:
-        """The stamps of a member's files, oldest first."""
-        return sorted(int(p.stem) for p in (self.folder / member).glob('[0-9]*.npz'))
-
-    def forget_after(self, step: int):
-        """Delete what a run wrote that has gone back to `step` and may fare differently from there."""
-        for member in self.folder.glob('*'):
-            for stamp in self.steps(member.name):
-                if stamp > step:
-                    self._file(member.name, stamp).unlink(missing_ok=True)
-
-    def prune(self, checkpoints: list[int]):
-        """Delete what none of these checkpoints can come back to."""
-        oldest = min(checkpoints, default=0)
-        for member in self.folder.glob('*'):
-            for stamp in [s for s in self.steps(member.name) if s <= oldest][:-1]:
-                self._file(member.name, stamp).unlink(missing_ok=True)
-
-    def _file(self, member: str, step: int) -> Path:
-        return self.folder / member / f'{step}.npz'

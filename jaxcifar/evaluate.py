@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -20,19 +21,43 @@ from ml_collections import ConfigDict
 from jaxcifar import config as configs
 from jaxcifar import hosts, portable
 from jaxcifar.cli import run_command
-from jaxcifar.couplings import has_head
+from jaxcifar.couplings import has_head, make_head
+from jaxcifar.data.augment import normalise
 from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images, evaluation_images, make_split, train_counts
 from jaxcifar.errors import UserError, lookup
+from jaxcifar.fusion import join
 from jaxcifar.logs import read_json
 from jaxcifar.losses import log_priors, of_outputs
 from jaxcifar.members import member_losses, member_names, member_networks
 from jaxcifar.metrics import compare_fused, log_probabilities, mean_of_probabilities, summarise
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import Weights
-from jaxcifar.step import make_eval_step
+from jaxcifar.step import compiler_options
 from jaxcifar.weights import assemble, load_calibrated, load_weights
+
+
+def make_eval_step(config: ConfigDict, population: Population, dataset):
+    """(`Weights`, uint8 images [B,H,W,C]) -> logits [K,B,C] of the weights as the networks see them.
+
+    [K+1,B,C] where the coupling has a head, whose prediction is the last.
+    """
+    head = make_head(config, population)
+    # Apart from what follows: whoever exports what `show` gives gets the same numbers, to the bit.
+    show = jax.jit(population.show)
+
+    def forward(shown, weights: Weights, images: jax.Array) -> jax.Array:
+        def predict(images: jax.Array) -> jax.Array:
+            logits, features, _ = population.forward(shown, weights.stats, images, False)
+            return join(head, weights.head, logits, features)
+
+        images = normalise(images, dataset.mean, dataset.std)
+        logits = predict(images)
+        return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
+
+    compiled = jax.jit(forward, compiler_options=compiler_options())
+    return lambda weights, images: compiled(show(weights.params), weights._replace(params=None), images)
 
 
 def predict_logits(

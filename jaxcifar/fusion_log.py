@@ -12,6 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxcifar.checkpoint import write_atomically
+from jaxcifar.data.splits import validation_split
 from jaxcifar.fusion import NAME
 from jaxcifar.members import member_names
 
@@ -38,20 +39,20 @@ def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
         if (member, split) != (NAME, 'train'):
             continue
         experts = [cells[epoch, name, 'train'] for name in names]
-        chosen = cells.get((epoch, NAME, 'validation'), {})
-        rates = learning_rates(int(fused['step']) - 1)
+        chosen = cells.get((epoch, NAME, str(validation_split(config))), {})
         row = {
             'epoch': epoch,
             'train_loss': fused['loss_total'],
             'val_loss': chosen.get('loss', ''),
             'val_accuracy': chosen.get('accuracy', ''),
-            'experts_lr': f'{rates[0]:.8g}',
-            'fusion_lr': f'{rates[-2]:.8g}',
-            'global_head_lr': f'{rates[-1]:.8g}',
+            # Of the table where it has them: a run of more epochs had others before.
+            'experts_lr': experts[0]['lr'],
+            'fusion_lr': fused['lr'],
+            'global_head_lr': _of_head(config, fused, learning_rates),
             **{name: fused[name] for name in LOSSES},
             'timestamp': at.get(epoch, ''),
         }
-        for k, expert in enumerate(experts):
+        for k, expert in zip(config.member_ids, experts):
             row |= {f'expert_{k}_accuracy': expert['accuracy'], f'expert_{k}_loss': expert['loss']}
         rows.append(row)
     if rows:
@@ -60,6 +61,13 @@ def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
         table.writeheader()
         table.writerows(rows)
         write_atomically(workdir / file_name(config), lambda file: file.write(text.getvalue().encode()))
+
+
+def _of_head(config: ConfigDict, fused: dict[str, str], learning_rates: Callable) -> str:
+    """The global head's learning rate, which is on the schedule of the fusion module's."""
+    if config.fusion.lr:
+        return f'{float(fused["lr"]) * config.fusion.lr_head / config.fusion.lr:.8g}'
+    return f'{learning_rates(int(fused["step"]) - 1)[-1]:.8g}'
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -6,15 +6,21 @@ or file of `jaxcifar.export` for what is in it. Sources joined by + give one mem
 source of one alone is given to every member. A classifier of other classes begins fresh.
 """
 
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from jaxcifar import config as configs
 from jaxcifar import packed, portable, torch_weights
+from jaxcifar.data.datasets import Dataset
+from jaxcifar.data.splits import Split, make_split
 from jaxcifar.errors import UserError
+from jaxcifar.logs import read_json
 from jaxcifar.members import member_names
 from jaxcifar.population import Population
 from jaxcifar.state import TrainState
@@ -69,6 +75,26 @@ def load(source: str, shapes, member_ids: tuple[int, ...]) -> list[dict]:
     if path.suffix in TORCH:
         return [torch_weights.read_as(path, shapes)]
     raise UserError(f'init_from: {source} is neither a workdir nor a .pt or .pth file, nor an export')
+
+
+def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
+    """Say on stderr where members have been trained on the images that choose the weights here."""
+    for source in config.init_from.split('+') if len(split.validation) else ():
+        path = Path(source.partition('@')[0])
+        data = read_json(path / 'dataset.json') if path.is_dir() else None
+        if data is None or data['sha256'] != dataset.fingerprint():
+            continue
+        try:
+            theirs = make_split(dataset, configs.load(path / 'config.json'))
+        except UserError:  # index files may be gone
+            continue
+        seen = np.intersect1d(theirs.train, split.validation).size
+        if seen:
+            print(
+                f'warning: {source} was trained on {seen:,} of the {len(split.validation):,} images that '
+                'choose the weights here, which flatters its members',
+                file=sys.stderr,
+            )
 
 
 def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:

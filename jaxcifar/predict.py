@@ -18,11 +18,10 @@ from jaxcifar.couplings import has_head
 from jaxcifar.data.datasets import is_streamed
 from jaxcifar.data.vision import read_image
 from jaxcifar.errors import UserError
-from jaxcifar.evaluate import predict_logits
+from jaxcifar.evaluate import make_eval_step, predict_logits
 from jaxcifar.logs import read_json
 from jaxcifar.metrics import log_probabilities, mean_of_probabilities
 from jaxcifar.population import Population, make_mesh
-from jaxcifar.step import make_eval_step
 from jaxcifar.weights import load_weights
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxcifar import report_long_tail, report_page
 from jaxcifar.cli import run_command
 from jaxcifar.report_page import ON_TEST, UNFINISHED, Table
-from jaxcifar.report_runs import NONE, Run, load, show, to_float
+from jaxcifar.report_runs import FUSED, NONE, Run, load, show, to_float
 
 SELECTION = {
     'holdout': 'best on hold-out',
@@ -59,8 +59,8 @@ def summary(runs: list[Run]) -> Table:
     table = [SUMMARY.split(', ')]
     for run in runs:
         members = len(run.members)
-        last = spread(run.scores('last', 'accuracy'))
-        if not run.results and (so_far := spread(run.latest(run.watched, 'accuracy'))) != NONE:
+        last = spread(run.headline('last', 'accuracy'))
+        if not run.results and (so_far := spread(run.latest(run.watched, 'accuracy', run.fused))) != NONE:
             last = f'{run.watched} {so_far}'
         speed = [to_float(r['images_per_second']) for r in run.timing]
         table.append(
@@ -72,10 +72,10 @@ def summary(runs: list[Run]) -> Table:
                 str(members) if members else show(run.config.get('members')),
                 f'{int(run.epoch)}/{show(run.config.get("epochs"))}',
                 last,
-                spread(run.scores('best', 'accuracy')),
+                spread(run.headline('best', 'accuracy')),
                 spread(run.ensemble('last', 'accuracy')),
-                spread(run.scores('last', 'nll'), 'nll'),
-                spread(run.scores('last', 'ece'), 'ece'),
+                spread(run.headline('last', 'nll'), 'nll'),
+                spread(run.headline('last', 'ece'), 'ece'),
                 SELECTION.get(str(run.selection), show(run.selection)),
                 f'{np.nanmedian(speed):,.0f}' if speed else NONE,
                 duration(sum(to_float(r['seconds']) for r in run.timing)) if run.timing else NONE,
@@ -100,14 +100,15 @@ def notes(runs: list[Run]) -> list[str]:
             'split=long_tail: val_lt came out of the test images, so that the rest is not quite balanced; '
             "mean recall, in the run's own section, weighs all classes alike."
         )
-    if any('+' in str(run.config.get(field)) for run in runs for field in ('loss', 'network')):
+    joined = any('+' in str(run.config.get(field)) for run in runs for field in ('loss', 'network'))
+    if joined or any(run.results.get('own_images') for run in runs):
         found.append(
-            'Members of one run with different losses or networks: their ± is a spread over these, and '
-            'no error bar.'
+            'Members of one run with different losses, networks or images: their ± is a spread over these, '
+            'and no error bar.'
         )
     found += [
-        f'{show(run.name)}: the learned rule {run.beats_mean()} the mean of its experts; "test %" is the '
-        'mean of their own, and the fused prediction is in the section of the run.'
+        f'{show(run.name)}: the learned rule {run.beats_mean()} the mean of its experts; its numbers are '
+        'those of the fused prediction, but for "ensemble", the mean of the experts\' probabilities.'
         for run in runs
         if 'fusion' in run.results
     ]
@@ -161,10 +162,12 @@ def member_table(run: Run) -> Table:
         scores = [run.fusion(w).get(name, {}).get(f) for w, f in columns]
         cells = (spread([] if s is None else [s], f) for s, (_, f) in zip(scores, columns))
         rows.append([name.replace('_', ' '), *cells])
-    chosen = [m.get('best') or {} for m in run.results.get('members', [])]
-    if any(chosen):
+    chosen = {show(m['name']): m.get('best') or {} for m in run.results.get('members', [])}
+    chosen[FUSED] = run.results.get('fusion', {}).get('best', {})
+    if any(chosen.values()):
         head += ['best epoch', f'{run.watched} % then']
-        for row, best in zip(rows, chosen + [{}] * len(rows)):
+        for row in rows:
+            best = chosen.get(row[0], {})
             then = best.get('validation_accuracy')
             row += [show(best.get('epoch')), spread([then] if then is not None else [])]
     return [['member', *head], *rows] if head else []

@@ -67,6 +67,9 @@ def draw_run(run: Run) -> Figure:
         for ax, field, factor in ((loss, 'loss', 1), (accuracy, 'accuracy', 100)):
             epochs, values = run.curve(split, field)
             draw(ax, epochs, factor * values, color=colour, label=split)
+            if run.fused:
+                epochs, values = run.curve(split, field, fused=True)
+                draw(ax, epochs, factor * values, color=colour, ls='--', label=f'{split}, fused')
     draw(rate, *run.curve('train', 'lr'), color=COLOURS[2], label='learning rate')
     label((loss, accuracy, rate), ('loss (NLL, nats)', 'accuracy (%)', 'learning rate'))
     for ax in (loss, accuracy):
@@ -82,7 +85,7 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
     for i, run in enumerate(runs):
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
         name = f'{run.number}. {shorten(run.name)} ({run.watched})'
-        epochs, values = run.curve(run.watched, 'accuracy')
+        epochs, values = run.curve(run.watched, 'accuracy', run.fused)
         # Runs that have only begun would stretch the axis on which finished runs are told apart.
         late = (epochs >= 0.7 * run.epoch) & (bool(run.results) or not finished)
         for ax, part in ((whole, epochs > 0), (end, late)):

@@ -37,7 +37,9 @@ class Run:
     rejection: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.members = list(dict.fromkeys(r['member'] for r in self.rows if r['member'] not in ('', FUSED)))
+        outputs = list(dict.fromkeys(r['member'] for r in self.rows if r['member']))
+        self.members = [name for name in outputs if name != FUSED]
+        self.fused = FUSED in outputs
         self.epoch = max((to_float(r['epoch']) for r in self.rows), default=0.0)
         if self.epoch > self.results.get('epoch', self.epoch):
             self.results = {}  # trained on since they were written
@@ -52,20 +54,24 @@ class Run:
         """Columns of metrics.csv about groups of a long tail's classes."""
         return [g for g in GROUPS if self.rows and g in self.rows[0]]
 
-    def curve(self, split: str, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """Epochs (E,) and values (K, E) of one column; NaN where a member has no number."""
+    def curve(self, split: str, column: str, fused: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Epochs (E,) and values (K, E) of one column; NaN where a member has no number.
+
+        fused: of the fused prediction instead, (1, E).
+        """
         cells = {
             (r['member'], to_float(r['epoch'])): to_float(r[column])
             for r in self.rows  # after a resume an epoch may stand twice: the later row counts
             if r['split'] == split and r['checkpoint'] != 'best'
         }
         epochs = sorted({epoch for (_, epoch), value in cells.items() if not np.isnan(value)})
-        values = [[cells.get((m, e), np.nan) for e in epochs] for m in self.members]
-        return np.array(epochs), np.array(values, float).reshape(len(self.members), len(epochs))
+        names = [FUSED] if fused else self.members
+        values = [[cells.get((m, e), np.nan) for e in epochs] for m in names]
+        return np.array(epochs), np.array(values, float).reshape(len(names), len(epochs))
 
-    def latest(self, split: str, field: str) -> np.ndarray:
+    def latest(self, split: str, field: str, fused: bool = False) -> np.ndarray:
         """The members' values (K,) at the last epoch that has all of them, else an empty array."""
-        _, values = self.curve(split, field)
+        _, values = self.curve(split, field, fused)
         whole = np.flatnonzero(~np.isnan(values).any(axis=0))
         return values[:, whole[-1]] if len(whole) else np.array([])
 
@@ -73,6 +79,12 @@ class Run:
         """Test scores (K,) of the 'last' or 'best' weights; empty where there are none."""
         found = [m.get(weights) for m in self.results.get('members', [])]
         return np.array([f['test'].get(field) for f in found if f], float)
+
+    def headline(self, weights: str, field: str) -> list | np.ndarray:
+        """The test scores that a run is there for: the fused prediction's, or else those of its members."""
+        if not self.fused:
+            return self.scores(weights, field)
+        return [scores[field] for name, scores in self.fusion(weights).items() if name == FUSED]
 
     def fusion(self, weights: str) -> dict[str, dict]:
         """Test scores of a fused prediction and of what it has to beat; {} of other runs."""

@@ -66,10 +66,11 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
     kinds = {'loss': member_losses(run.config), 'view': member_views(run.config)}
     for k, member in enumerate(members):
         member |= {kind: of[k] for kind, of in kinds.items() if len(set(of)) > 1}
-        # Where there is a fused prediction, its accuracy has chosen, and this is that.
         if 'best' in member:
+            # Where there is a fused prediction, that has chosen for all, and has the accuracy.
             member['best']['epoch'] = int(chosen.best_epoch[k])
-            member['best']['validation_accuracy'] = float(chosen.best[k])
+            by = found.get('fusion', member)
+            by['best'] |= {'epoch': int(chosen.best_epoch[k]), 'validation_accuracy': float(chosen.best[k])}
     return found
 
 
@@ -86,7 +87,7 @@ def log(run, logits: dict[str, dict[str, np.ndarray]]):
 
 
 def _write_classes(run, logits: dict[str, dict[str, np.ndarray]]):
-    """per_class.csv: the recall of each class by each member and by the ensemble."""
+    """per_class.csv: the recall of each class by each output and by the members' ensemble."""
     columns = ('member', 'checkpoint', 'split', 'class', 'name', 'train_images', 'images', 'recall')
     file = io.StringIO()
     table = csv.writer(file, lineterminator='\n')
@@ -97,7 +98,8 @@ def _write_classes(run, logits: dict[str, dict[str, np.ndarray]]):
             labels = run.tests[split].labels
             images = np.bincount(labels, minlength=len(classes))
             log_p = log_probabilities(z)
-            for member, p in zip([*run.names, 'ensemble'], [*log_p, mean_of_probabilities(log_p)]):
+            mean = mean_of_probabilities(log_p[: len(run.names)])
+            for member, p in zip([*run.outputs, 'ensemble'], [*log_p, mean], strict=True):
                 recalls = class_recalls(p.argmax(1) == labels, labels, len(classes))
                 for c, recall in enumerate(recalls):
                     row = (c, classes[c], counts[c], images[c], f'{recall:.6g}')
@@ -120,7 +122,8 @@ def lines(results: dict) -> list[str]:
     for which in results['mean']:
         mean, std = results['mean'][which], results['std'][which]
         ensemble, several = results['ensemble'][which], len(results['members']) > 1
-        line = f'test accuracy {100 * mean["accuracy"]:.2f}'
+        of_members = " of the fusion's members" if 'fusion' in results else ''
+        line = f'test accuracy{of_members} {100 * mean["accuracy"]:.2f}'
         if several and error_bar:
             line += f' ± {100 * std["accuracy"]:.2f}'
         line += f' % ({how[which]}{", mean of different members" if several and not error_bar else ""})'

@@ -105,22 +105,23 @@ def advance_head(config: ConfigDict, state: TrainState, grads, rates: jax.Array)
     return HeadState(params, opt, average(config.ema, state.step, head.ema, params))
 
 
-def keep_still(population: Population, moving: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    """`new`, but members that are not `moving` [K] keep their weights, optimiser, statistics and average."""
+def pick(population: Population, mask: jax.Array, ours, theirs) -> tuple:
+    """Of two trees of the members' arrays, `ours` for the members in `mask` [K], `theirs` for the others."""
 
     def choose(mask):
-        return lambda n, o: jnp.where(mask.reshape(-1, *[1] * (n.ndim - 1)), n, o)
+        return lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
-    def over_groups(new_trees, old_trees):
-        groups = zip(population.split_by_group(moving), new_trees, old_trees)
-        return tuple(jax.tree.map(choose(mask), n, o) for mask, n, o in groups)
+    groups = zip(population.split_by_group(mask), ours, theirs)
+    return tuple(jax.tree.map(choose(m), a, b) for m, a, b in groups)
 
+
+def keep_still(population: Population, moving: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """`new`, but members that are not `moving` [K] keep their weights, optimiser, statistics and average."""
     ema = None
     if new.ema is not None:
-        ema = tuple(over_groups(n, o) for n, o in zip(new.ema, old.ema))
-    return new.replace(
-        params=over_groups(new.params, old.params),
-        stats=over_groups(new.stats, old.stats),
-        opt=over_groups(new.opt, old.opt),
-        ema=ema,
-    )
+        ema = tuple(pick(population, moving, n, o) for n, o in zip(new.ema, old.ema))
+    kept = {
+        name: pick(population, moving, getattr(new, name), getattr(old, name))
+        for name in ('params', 'stats', 'opt')
+    }
+    return new.replace(ema=ema, **kept)

@@ -10,14 +10,14 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxcifar.couplings import COUPLINGS, check_columns, make_head
-from jaxcifar.data.augment import Augmentation, normalise
+from jaxcifar.data.augment import Augmentation
 from jaxcifar.data.mixing import Targets
 from jaxcifar.fusion import join
 from jaxcifar.losses import make_loss
 from jaxcifar.members import per_member, run_seed
 from jaxcifar.optim import clip, make_learning_rates, make_optimizer
 from jaxcifar.population import Population
-from jaxcifar.state import TrainState, Weights, advance_head, average, keep_still
+from jaxcifar.state import TrainState, advance_head, average, keep_still, pick
 from jaxcifar.views import make_share
 
 # Keys are fold_in(fold_in(seed, purpose), step): no draw depends on what was drawn before.
@@ -59,14 +59,19 @@ class TrainStep:
         sums['count'] = state.sums['count'] + count
         ema = average(self.config.ema, state.step, state.ema, (new.params, new.stats))
         new = new.replace(step=state.step + 1, ema=ema, sums=sums)
-        moving = state.active & (state.step >= self.frozen_steps)
         row = {**numbers, 'lr': lr[: len(numbers['loss'])]}
-        return keep_still(self.population, moving, new, state), row
+        return keep_still(self.population, self._moving(state), new, state), row
+
+    def _moving(self, state: TrainState) -> jax.Array:
+        """Members that this step changes, [K] bool."""
+        return state.active & (state.step >= self.frozen_steps)
 
     def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
         """The state with new weights and optimisers, and what is logged, {name: [K]}."""
         (grads, head_grads), stats, numbers = self.gradients(state, images, targets, dropout_keys)
         if self.head and self.config.fusion.clip_all:
+            # What is not used does not count.
+            grads = pick(self.population, self._moving(state), grads, jax.tree.map(jnp.zeros_like, grads))
             grads, head_grads = clip((grads, head_grads), self.config.fusion.clip_all)
         params, opt = self._update(self.population, grads, state.opt, state.params, lr, self.weight_decay)
         head = self.head and advance_head(self.config, state, head_grads, lr[self.population.size :])
@@ -228,28 +233,6 @@ def make_train_step(
         out_shardings=shardings,
         compiler_options=compiler_options(),
     )
-
-
-def make_eval_step(config: ConfigDict, population: Population, dataset):
-    """(`Weights`, uint8 images [B,H,W,C]) -> logits [K,B,C] of the weights as the networks see them.
-
-    [K+1,B,C] where the coupling has a head, whose prediction is the last.
-    """
-    head = make_head(config, population)
-    # Apart from what follows: whoever exports what `show` gives gets the same numbers, to the bit.
-    show = jax.jit(population.show)
-
-    def forward(shown, weights: Weights, images: jax.Array) -> jax.Array:
-        def predict(images: jax.Array) -> jax.Array:
-            logits, features, _ = population.forward(shown, weights.stats, images, False)
-            return join(head, weights.head, logits, features)
-
-        images = normalise(images, dataset.mean, dataset.std)
-        logits = predict(images)
-        return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
-
-    compiled = jax.jit(forward, compiler_options=compiler_options())
-    return lambda weights, images: compiled(show(weights.params), weights._replace(params=None), images)
 
 
 def compiler_options() -> dict[str, str]:

@@ -1,15 +1,21 @@
-"""The weights that a run has left in its workdir."""
+"""Weights without the rest of a run's state: on disk one file a member, and back on the devices.
 
+WORKDIR/best/MEMBER/STEP.npz        a member's best weights, as evaluated, stamped with their step
+WORKDIR/calibrated/MEMBER/STEP.npz  the same with the temperature that calibrates them
+"""
+
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
 from jaxcifar import hosts
-from jaxcifar.checkpoint import BestWeights, Checkpoints
+from jaxcifar.checkpoint import Checkpoints, write_atomically
 from jaxcifar.couplings import has_head
 from jaxcifar.errors import UserError
 from jaxcifar.logs import read_json
@@ -17,7 +23,65 @@ from jaxcifar.members import member_names
 from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import Weights, eval_weights, init_state
-from jaxcifar.step import compiler_options
+
+
+class BestWeights:
+    """Each member's best (params, batch statistics), one file a member and step.
+
+    So are the parts of a coupling's head, which have no batch statistics.
+    """
+
+    def __init__(self, workdir: Path, folder: str = 'best'):
+        self.folder = workdir / folder
+
+    def save(self, member: str, step: int, params: dict, stats: dict, temperature: float | None = None):
+        """Write a member's weights, trees of numpy arrays, and what calibrates them, if known."""
+        tree = flatten_dict({'params': params, 'batch_stats': stats}, sep='/')
+        if temperature is not None:
+            tree['temperature'] = np.float64(temperature)
+        write_atomically(self._file(member, step), lambda file: np.savez(file, **tree))
+
+    def load(self, member: str, upto: float = math.inf) -> tuple[dict, dict, int]:
+        """(params, batch statistics, step) of the newest stamp not after step `upto`."""
+        tree, stamp = self._read(member, upto)
+        return tree['params'], tree.get('batch_stats', {}), stamp
+
+    def temperature(self, member: str) -> float:
+        """What was saved with the newest weights."""
+        return float(self._read(member, math.inf)[0]['temperature'])
+
+    def _read(self, member: str, upto: float) -> tuple[dict, int]:
+        stamps = [s for s in self.steps(member) if s <= upto]
+        if not stamps:
+            before = '' if upto == math.inf else f' of step {upto} or before'
+            raise UserError(f'{self.folder / member} holds no {self.folder.name} weights{before}')
+        path = self._file(member, stamps[-1])
+        try:
+            with np.load(path) as file:
+                return unflatten_dict(dict(file), sep='/'), stamps[-1]
+        except Exception as error:  # zip, zlib and numpy each have their own
+            raise UserError(f'{path} is damaged: {error}; use --checkpoint last') from None
+
+    def steps(self, member: str) -> list[int]:
+        """The stamps of a member's files, oldest first."""
+        return sorted(int(p.stem) for p in (self.folder / member).glob('[0-9]*.npz'))
+
+    def forget_after(self, step: int):
+        """Delete what a run wrote that has gone back to `step` and may fare differently from there."""
+        for member in self.folder.glob('*'):
+            for stamp in self.steps(member.name):
+                if stamp > step:
+                    self._file(member.name, stamp).unlink(missing_ok=True)
+
+    def prune(self, checkpoints: list[int]):
+        """Delete what none of these checkpoints can come back to."""
+        oldest = min(checkpoints, default=0)
+        for member in self.folder.glob('*'):
+            for stamp in [s for s in self.steps(member.name) if s <= oldest][:-1]:
+                self._file(member.name, stamp).unlink(missing_ok=True)
+
+    def _file(self, member: str, step: int) -> Path:
+        return self.folder / member / f'{step}.npz'
 
 
 def load_weights(config: ConfigDict, population: Population, workdir: Path, which: str | None):
@@ -100,7 +164,6 @@ def load_trained(workdir: Path, which: str | None = None, shown: bool = False) -
     else:
         weights, _ = load_weights(config, population, workdir, which)
     # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
-    show = jax.jit(population.show, compiler_options=compiler_options())
-    params = show(weights.params) if shown else weights.params
+    params = jax.jit(population.show)(weights.params) if shown else weights.params
     members = population.disassemble(tuple(zip(params, weights.stats)))
     return Trained(config, members, hosts.fetch(weights.head), temperatures)

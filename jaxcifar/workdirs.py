@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
 from jaxcifar import hosts
-from jaxcifar.checkpoint import BestWeights, Checkpoints, write_atomically
+from jaxcifar.checkpoint import Checkpoints, write_atomically
 from jaxcifar.couplings import has_head
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
@@ -25,6 +25,7 @@ from jaxcifar.members import flatten, member_names
 from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.profile import share_of_peak
 from jaxcifar.selection import Selection
+from jaxcifar.weights import BestWeights
 
 PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections',
             'clu', 'numpy', 'torch', 'torchvision', 'scikit-learn')  # fmt: skip
@@ -38,7 +39,8 @@ SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_siz
               'files.train', 'files.validation')  # fmt: skip
 
 # What makes of the same weights another network, whose scores have nothing to do with those before.
-SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers')
+SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers', 'fusion.rule',
+             'fusion.residual', 'fusion.heads')  # fmt: skip
 
 
 def check_config(workdir: Path, config: ConfigDict):

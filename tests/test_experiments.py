@@ -84,6 +84,8 @@ def test_each_of_several_jobs_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     assert sorted(runner.failed) == list('012345') and sorted(given) == ['0'] * 3 + ['1'] * 3
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
     assert [runner._device(slot)['CUDA_VISIBLE_DEVICES'] for slot in (0, 1)] == ['5', '7']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # none, as somebody wants it
+    assert runner._device(1)['CUDA_VISIBLE_DEVICES'] == ''
 
 
 def finished(folder, experiment, coupling, scores, ensemble):
@@ -120,6 +122,11 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path):
         '| mutual | x | 2 | 72.50 ± 2.12 | 71.00 to 74.00 | 77.00 | +1.50 |',
         '| mutual | y | 2 | 66.00 ± 1.41 | 65.00 to 67.00 | 77.00 | +6.00 |',
     ]
+    # Experts that each saw other images are no seeds of one another.
+    path = tmp_path / 'alone' / 'results.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'own_images': True}))
+    lines = run.table(run.Sweep('Title', [alone]), tmp_path)
+    assert lines[4] == '| alone | x | 1 | 71.00 | 70.00 to 72.00 | 75.00 |  |'
     longer = alone._replace(changes={'epochs': 9})
     assert run.is_finished(alone, tmp_path) and not run.is_finished(longer, tmp_path)
 
@@ -208,6 +215,13 @@ def test_ternary_table_compares_one_recipe(argument, monkeypatch, tmp_path):
         floats, twn, ttq, everything = rows.values()
         assert floats == ('none', 'twn', False) and twn == ('ternary', 'twn', False)
         assert ttq == ('ternary', 'ttq', False) and everything == ('ternary', 'twn', True)
+
+
+def test_a_kept_command_names_no_folder_of_this_machine(tmp_path):
+    workdir = tmp_path / 'fused'
+    words = f'python -m jaxcifar.main --workdir {workdir} --config.init_from={tmp_path}/a+{tmp_path}/b@last'
+    kept = 'python -m jaxcifar.main --workdir runs/fused --config.init_from=runs/a+runs/b@last'
+    assert record.command({'command': words}, workdir) == kept
 
 
 def test_zeros_of_each_layer_are_kept(monkeypatch, tmp_path):

@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import re
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +17,14 @@ from torch import nn
 import jaxcifar
 from configs import base, expert, fusion
 from experiments.members import Case
-from jaxcifar import export, report
-from jaxcifar.checkpoint import BestWeights
+from jaxcifar import export, fusion_log, report, results
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.splits import make_split
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
 from jaxcifar.fusion import RULES, adaptive_rates, make_head
-from jaxcifar.init import begin_from
+from jaxcifar.init import begin_from, warn_of_seen
 from jaxcifar.metrics import compare_fused
 from jaxcifar.models import build
 from jaxcifar.optim import init_head_optimizer, update_head
@@ -30,7 +32,7 @@ from jaxcifar.report_runs import load
 from jaxcifar.step import TrainStep
 from jaxcifar.torch_weights import to_torch
 from jaxcifar.train import train
-from jaxcifar.weights import load_trained
+from jaxcifar.weights import BestWeights, load_trained
 from tests.processes import assert_same
 from tests.steps import Run, distance
 
@@ -234,6 +236,18 @@ def test_frozen_members_stay_as_they_are_while_the_head_learns(fused, dataset):
     assert distance(head, run.state.head.ema) > 1e-6
 
 
+def test_members_that_stand_still_do_not_count_in_the_joint_clip(fused, dataset):
+    """Two with large gradients, frozen: the head learns as fast as if they had none."""
+    fused.members, fused.fusion.freeze_epochs, fused.fusion.clip = 2, 1, 0.0
+    fused.fusion.clip_all, fused.optimizer.momentum, fused.fusion.weight_decay = 1e-3, 0.0, 0.0
+    run = Run(fused, dataset)
+    before = jax.device_get(run.state.head.params)
+    state, _ = run.compiled()(run.state, next(iter(run.batches(1))))
+    moved = jax.tree.map(lambda a, b: a - b, before, jax.device_get(state.head.params))
+    norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(moved)))
+    assert norm == pytest.approx(fused.fusion.lr * fused.fusion.clip_all, rel=1e-3)
+
+
 def test_a_fused_prediction_is_compared_with_what_it_must_beat():
     labels = np.array([0, 0, 1, 1])
     sure, right = np.array([[0, 9.0]] * 4), np.array([[2.0, 0], [2, 0], [0, 2], [2, 0]])
@@ -243,6 +257,20 @@ def test_a_fused_prediction_is_compared_with_what_it_must_beat():
     assert accuracies == [1.0, 0.5, 0.75] and found['beats_mean']
     assert (found['best_expert']['name'], found['best_expert']['accuracy']) == ('b', 0.75)
     assert not compare_fused(logits[[0, 1, 2, 1]], ['a', 'b', 'c'], labels)['beats_mean']  # equal is not more
+
+
+def test_recalls_of_classes_name_the_fused_prediction(tmp_path):
+    counts = np.array([5, 1])
+    images = SimpleNamespace(labels=np.array([0, 1]), class_counts=counts)
+    run = SimpleNamespace(
+        names=['a', 'b'], outputs=['a', 'b', 'fused'], tests={'test': images}, workdir=tmp_path,
+        dataset=SimpleNamespace(classes=('x', 'y')), split=SimpleNamespace(class_counts=counts),
+        logger=SimpleNamespace(write=lambda *row: None), chooses_on=None, step=1, epoch_steps=1,
+    )  # fmt: skip
+    right, wrong = np.eye(2), 1 - np.eye(2)
+    results.log(run, {'last': {'test': np.stack([right, 2 * right, 9 * wrong])}})
+    recalls = {r['member']: float(r['recall']) for r in rows_of(tmp_path / 'per_class.csv')}
+    assert recalls == {'a': 1, 'b': 1, 'fused': 0, 'ensemble': 1}
 
 
 def shrunk(c, npz, epochs: int):
@@ -267,7 +295,7 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     c.augment, c.init_from, c.checkpoint.keep = 'cutmix', str(tmp_path / 'experts'), 9
     c.checkpoint.every_steps, c.ema = 2, 0.5
     workdir = tmp_path / 'fused'
-    results = train(c, workdir)
+    found = train(c, workdir)
 
     # The experts began as the experts' run had them; three epochs at these rates hardly move them.
     began = load_trained(tmp_path / 'experts').members
@@ -275,34 +303,42 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     assert 0 < distance([p for p, _ in began], [p for p, _ in ended]) < 0.01
 
     # The table: on the test images once, and by evaluation the same.
-    table = results['fusion']['best']['test']
+    table = found['fusion']['best']['test']
     again = evaluate(workdir, 'best', 'test', flip=False)['fusion']
     assert again['fused'] == pytest.approx(table['fused']) and again['beats_mean'] == table['beats_mean']
-    assert table['mean_of_probabilities'] == results['ensemble']['best']
-    scores = [m['best']['test'] for m in results['members']]
+    assert table['mean_of_probabilities'] == found['ensemble']['best']
+    scores = [m['best']['test'] for m in found['members']]
     assert table['best_expert']['accuracy'] == max(s['accuracy'] for s in scores)
-    assert 'the learned rule ' in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert 'the learned rule ' in said.out and 'warning' not in said.err
+    c.experts.seed = 1  # not the parts that the experts have been trained on
+    data = load_dataset(c.dataset, '')
+    warn_of_seen(c, data, make_split(data, c))
+    said = capsys.readouterr().err
+    assert re.search(r'trained on [1-8] of the 8 images that choose the weights', said)
+    c.experts.seed = 42
     rows = rows_of(workdir / 'metrics.csv')
     validation = [r for r in rows if r['split'] == 'validation']
     best = max(float(r['accuracy']) for r in validation if r['member'] == 'fused')
-    (kept_at,) = {m['best']['validation_accuracy'] for m in results['members']}
-    assert kept_at == pytest.approx(best)
+    assert found['fusion']['best']['validation_accuracy'] == pytest.approx(best)
+    assert not any('validation_accuracy' in m['best'] for m in found['members'])
+    assert {m['best']['epoch'] for m in found['members']} == {found['fusion']['best']['epoch']}
 
     # Components of one step, each loadable on its own, make the same predictions.
     kept = BestWeights(workdir)
     parts = {p.name: kept.load(p.name) for p in (workdir / 'best').iterdir()}
     assert parts.keys() == {'0_tiny', '1_tiny', 'fusion', 'global_head'}
     assert len({step for _, _, step in parts.values()}) == 1
-    network, data = build('tiny', 4, 8), load_dataset(c.dataset, '')
+    network = build('tiny', 4, 8)
     images = (data.x_test / 255 - data.mean) / data.std
     variables = [{'params': p, 'batch_stats': s} for p, s, _ in (parts['0_tiny'], parts['1_tiny'])]
     outputs = [network.apply(v, images.astype(np.float32), False)[0] for v in variables]
     logits, features = zip(*outputs)
     head = {name: parts[name][0] for name in ('fusion', 'global_head')}
     fused = make_head(c, [6] * 2, 4).apply(head, jnp.stack(logits), list(features))
-    found = compare_fused(np.array([*logits, fused]), ['0_tiny', '1_tiny'], data.y_test)
+    made = compare_fused(np.array([*logits, fused]), ['0_tiny', '1_tiny'], data.y_test)
     for name in ('fused', 'mean_of_logits', 'mean_of_probabilities'):
-        assert found[name] == pytest.approx(table[name], abs=1e-5)
+        assert made[name] == pytest.approx(table[name], abs=1e-5)
 
     # Published, the fused prediction is a function of images.
     folder = export.export(workdir, 'release', tmp_path / 'release')
@@ -325,10 +361,20 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
         [1.3e-4, 1.2e-3, 1.2e-3]
     )
 
+    # Made again under other learning rates, as when the run goes on for more epochs, the past is as it was.
+    path = workdir / 'tiny_concatenation_training_log.csv'
+    before = path.read_bytes()
+    fusion_log.write(workdir, c, lambda step: [9.0] * 4)
+    assert path.read_bytes() == before
+
     (page,) = load([workdir])
     shown = {row[0]: row for row in report.member_table(page)}
-    assert shown['fused'][1] == f'{100 * results["fusion"]["last"]["test"]["fused"]["accuracy"]:.2f}'
+    score = f'{100 * found["fusion"]["last"]["test"]["fused"]["accuracy"]:.2f}'
+    assert shown['fused'][1] == score == report.summary([page])[1][6]
     assert {'0_tiny', '1_tiny', 'mean of logits', 'best expert'} < shown.keys()
+    # Its accuracy chose for all, and is in no other row; so it is in the curves.
+    assert [name for name, row in shown.items() if row[-1] == f'{100 * best:.2f}'] == ['fused']
+    assert page.curve('validation', 'accuracy', fused=True)[1].max() == pytest.approx(best)
     verdict = 'beats' if table['beats_mean'] else 'does NOT beat'
     assert any(f'the learned rule {verdict} the mean' in note for note in report.notes([page]))
 

@@ -13,7 +13,6 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from configs import base, ternary
-from jaxcifar.checkpoint import BestWeights
 from jaxcifar.config import finalize
 from jaxcifar.data.augment import normalise
 from jaxcifar.errors import Preempted, UserError
@@ -25,7 +24,7 @@ from jaxcifar.quantize import to_floats, twn
 from jaxcifar.torch_weights import export_weights
 from jaxcifar.train import Run, train
 from jaxcifar.views import SCALES, VIEWS, is_scale, make_share, ternary_layers
-from jaxcifar.weights import load_weights
+from jaxcifar.weights import BestWeights, load_weights
 from tests.processes import assert_same
 from tests.steps import distance, run_steps
 
