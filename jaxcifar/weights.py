@@ -155,7 +155,7 @@ def load_trained(workdir: Path, which: str | None = None, shown: bool = False) -
     config, description = configs.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
     if description is None:
         raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
-    config.devices = None if shown else 1
+    config.devices = 1 if hosts.alone() and not shown else None  # several hosts take part with all
     shape = len(description['classes']), description['image_size']
     population = Population(config, *shape, make_mesh(config))
     temperatures = np.ones(config.members)

@@ -257,9 +257,11 @@ def test_a_folder_that_is_not_what_it_says_is_refused(workdir, tmp_path):
 
 
 def test_training_begins_from_a_release(workdir, config, tmp_path, capsys):
+    """Or from the run that it is of: floats with the ternary weights, not with those behind them."""
     folder = export.export(workdir, 'release', tmp_path / 'release')
-    config.init_from, config.members = str(folder), 2
-    for classes in (4, 3):
+    config.members = 2
+    for classes, source in ((4, folder), (3, folder), (4, workdir)):
+        config.init_from = str(source)
         run = finalize(config.copy_and_resolve_references())
         population = Population(run, classes, 8, make_mesh(run))
         drawn = init_state(run, population)
