@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxcifar import config as configs
-from jaxcifar import packed
+from jaxcifar import packed, packed_file
 from jaxcifar.cards import make_card, to_markdown
 from jaxcifar.checkpoint import write_atomically
 from jaxcifar.cli import run_command
@@ -62,7 +62,7 @@ def _write_safetensors(path: Path, member: Portable):
 
 
 def _write_packed(path: Path, member: Portable, packing='trits', rest='float32', fold=False):
-    packed.write(path, member.about, member.variables, packing, rest, fold)
+    packed_file.write(path, member.about, member.variables, packing, rest, fold)
 
 
 def _write_onnx(path: Path, member: Portable, bits: int = 2):

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
-from jaxcifar import fusion, packed
+from jaxcifar import fusion, packed, packed_file
 from jaxcifar.checkpoint import write_atomically
 from jaxcifar.data.augment import normalise
 from jaxcifar.errors import UserError
@@ -127,9 +127,9 @@ def dense(members: list[Portable]) -> tuple[list[dict], list[dict]]:
 
 def _read_file(path: Path) -> Portable:
     with path.open('rb') as file:
-        is_packed = file.read(len(packed.MAGIC)) == packed.MAGIC
+        is_packed = file.read(len(packed_file.MAGIC)) == packed_file.MAGIC
     if is_packed:
-        member = Portable(*packed.read(path))
+        member = Portable(*packed_file.read(path))
     elif path.suffix == '.safetensors':
         about, tensors = _read_tensors(path)
         member = Portable(about, {'batch_stats': {}, **tensors})

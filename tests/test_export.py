@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxcifar
-from jaxcifar import export, packed, portable
+from jaxcifar import export, packed, packed_file, portable
 from jaxcifar.config import finalize
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
@@ -71,7 +71,7 @@ def workdir(small_npz, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def packed_file(workdir) -> Path:
+def packed_path(workdir) -> Path:
     return export.export(workdir, 'packed', member='1') / '1_resnet8.packed'
 
 
@@ -97,11 +97,11 @@ def test_resnet18_fits_where_it_should(tmp_path):
     size = {}
     kinds = [('trits', 'float32', False), ('trits', 'float16', False), ('2bit', 'float32', False)]
     for how, rest, fold in [*kinds, ('trits', 'float16', True)]:
-        packed.write(tmp_path / 'file', {}, variables, how, rest, fold)
+        packed_file.write(tmp_path / 'file', {}, variables, how, rest, fold)
         size[how, rest, fold] = (tmp_path / 'file').stat().st_size
     assert size['trits', 'float16', False] < 2.3e6 and size['trits', 'float16', True] < 2.28e6
     assert size['trits', 'float32', False] < 2.35e6 and size['2bit', 'float32', False] < 2.765 * 2**20
-    _, same = packed.read(tmp_path / 'file')
+    _, same = packed_file.read(tmp_path / 'file')
     assert distance(packed.to_dense(same)['params']['layer4_1']['conv2'],
                     variables['params']['layer4_1']['conv2']) < 1e-4  # fmt: skip
 
@@ -125,8 +125,8 @@ def test_a_packed_file_evaluates_to_the_last_bit(packing, workdir, small_npz, tm
         assert near['nll'] == pytest.approx(exact['nll'], abs=0.01) and near['nll'] != exact['nll']
 
 
-def test_packed_weights_stay_packed_in_memory(packed_file, workdir, dataset):
-    model, dense = jaxcifar.load(packed_file), jaxcifar.load(workdir, 1)
+def test_packed_weights_stay_packed_in_memory(packed_path, workdir, dataset):
+    model, dense = jaxcifar.load(packed_path), jaxcifar.load(workdir, 1)
     np.testing.assert_allclose(model.logits(dataset.x_test), dense.logits(dataset.x_test), atol=1e-5)
     held, before = (sum(leaf.nbytes for leaf in jax.tree.leaves(m.weights)) for m in (model, dense))
     assert held < 0.1 * before
@@ -135,8 +135,8 @@ def test_packed_weights_stay_packed_in_memory(packed_file, workdir, dataset):
     assert program.memory_analysis().temp_size_in_bytes < 2 * largest  # where all together are 4.5 times it
 
 
-def test_a_packed_file_that_is_not_whole_is_refused(packed_file, tmp_path):
-    good, broken = packed_file.read_bytes(), tmp_path / 'broken.packed'
+def test_a_packed_file_that_is_not_whole_is_refused(packed_path, tmp_path):
+    good, broken = packed_path.read_bytes(), tmp_path / 'broken.packed'
     faults = {
         'is not a packed network|is neither a packed': b'no network at all',
         'ends after 20 bytes': good[:20],
@@ -157,12 +157,12 @@ def test_a_packed_file_that_is_not_whole_is_refused(packed_file, tmp_path):
         b'[1]',
         b'{"about":{},"rest":"float32","folded":false,"tensors":[["a",[9],"float32"]]}',
     ):
-        start = packed.START.pack(packed.MAGIC, 1, len(header), hashlib.sha256(header).digest())
+        start = packed_file.START.pack(packed_file.MAGIC, 1, len(header), hashlib.sha256(header).digest())
         broken.write_bytes(start + header)
         with pytest.raises(UserError, match='damaged: what it says of its tensors'):
             jaxcifar.load(broken)
     with pytest.raises(UserError, match='no kernel is ternary'):
-        packed.write(tmp_path / 'dense', {}, build('resnet8', 4).init((0, 0)))
+        packed_file.write(tmp_path / 'dense', {}, build('resnet8', 4).init((0, 0)))
 
 
 def test_a_release_is_a_function_in_one_line(workdir, dataset, small_npz, tmp_path):
