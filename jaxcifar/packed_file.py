@@ -117,6 +117,8 @@ def _parse(body: bytes, length: int) -> tuple[dict, dict]:
     for name, shape, kind, *scales in header['tensors']:
         if kind in CODES:
             signs = [take(dtype, n).astype(np.float32) for n in scales[0]]
+            if {len(sign) for sign in signs} - {1, shape[-1]}:
+                raise ValueError(f'{name} has scales for other channels than its {shape[-1]}')
             codes = take(np.dtype(np.uint8), -(-math.prod(shape) // CODES[kind][1]))
             leaves[name] = Packed(codes, signs[0], signs[-1], tuple(shape), kind)
         else:

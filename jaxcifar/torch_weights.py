@@ -207,6 +207,8 @@ def export_weights(workdir: Path, path: Path, member: int | None = None, which: 
     """
     import torch
 
+    if which == 'calibrated':
+        raise UserError('a state_dict has no temperature: use jaxcifar.export, or --checkpoint best')
     config, members, *_ = load_trained(workdir, which, shown=True)
     ids = list(config.member_ids)
     if member is None and len(ids) == 1:

@@ -152,14 +152,18 @@ def test_a_packed_file_that_is_not_whole_is_refused(packed_path, tmp_path):
         with pytest.raises(UserError, match=words) as caught:
             jaxcifar.load(broken)
         assert '\n' not in str(caught.value)
-    for header in (
-        b'{}',
-        b'[1]',
-        b'{"about":{},"rest":"float32","folded":false,"tensors":[["a",[9],"float32"]]}',
+    for header, rest, words in (
+        (b'{}', b'', "'rest'"),
+        (b'[1]', b'', 'indices'),
+        (b'{"rest":"float32","tensors":[["a",[9],"float32"]]}', b'', 'buffer'),
+        (b'{"rest":"float32","tensors":[["a",[-1],"float32"]]}', b'', '-1 numbers'),
+        (b'{"rest":"float16","tensors":[["a",[2,3],"2bit",[2]]]}', bytes(6), 'for other channels'),
+        (b'{"rest":"float16","tensors":[["a",[2,3],"2bit",[1]]]}', bytes(5), '1 bytes are left over'),
     ):
-        start = packed_file.START.pack(packed_file.MAGIC, 1, len(header), hashlib.sha256(header).digest())
-        broken.write_bytes(start + header)
-        with pytest.raises(UserError, match='damaged: what it says of its tensors'):
+        digest = hashlib.sha256(header + rest).digest()
+        start = packed_file.START.pack(packed_file.MAGIC, 1, len(header), digest)
+        broken.write_bytes(start + header + rest)
+        with pytest.raises(UserError, match=f'damaged: what it says of its tensors .*{words}'):
             jaxcifar.load(broken)
     with pytest.raises(UserError, match='no kernel is ternary'):
         packed_file.write(tmp_path / 'dense', {}, build('resnet8', 4).init((0, 0)))

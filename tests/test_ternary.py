@@ -115,6 +115,21 @@ def test_floats_turn_ternary_bit_by_bit(config):
         np.testing.assert_allclose(blended, (1 - s) * kernel + s * codes, rtol=1e-6)
 
 
+def test_learned_scales_that_are_not_above_zero(config):
+    """One below is its size, with codes as they were; one of 0 may grow."""
+    config.ternary.rule, config.ternary.layers = 'ttq', 'conv1'
+    show, kernel = VIEWS['ternary'](config).show, np.array([[0.5, -0.5, 0.0]], np.float32)
+
+    def seen_with(positive, negative):
+        scales = dict(zip(SCALES, (np.float32([positive]), np.float32([negative]))))
+        return lambda scales=scales: show({'conv1': {'kernel': kernel, **scales}})['conv1']['kernel']
+
+    np.testing.assert_allclose(seen_with(-2, 0.25)(), [[2, -0.25, 0]])
+    zeros = {name: np.zeros(1, np.float32) for name in SCALES}
+    slope = jax.grad(lambda s: (seen_with(0, 0)(s) * np.float32([3, 5, 7])).sum())(zeros)
+    assert [float(slope[name][0]) for name in SCALES] == [3, -5]
+
+
 class Small(nn.Module):
     """A stem, a convolution and a classifier."""
 
