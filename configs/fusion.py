@@ -8,7 +8,8 @@ a run of configs/expert.py (WORKDIR, WORKDIR@last), from several joined by +, or
 a.pth+b.pth+c.pth+d.pth; without init_from all begins fresh.
 
 Rules: multiplicative, multiplicativeAddition, TransformerBase, concatenation; each has its augmentation,
-smoothing and, with the number of features, learning rates. 9,000 images of the fusion holdout, the other
+smoothing (of the argument's rule, whatever --config.fusion.rule says) and, with the number of features,
+learning rates. 9,000 images of the fusion holdout, the other
 1,000 choose by the fused accuracy; 100 epochs. Experts on warm restarts, fusion and head on a cosine to
 a tenth; nothing is frozen.
 

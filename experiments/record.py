@@ -59,7 +59,8 @@ def rows(workdir: Path):
     }
     for weights, mean in found['mean'].items():
         several = config['members'] > 1
-        alike = several and not found.get('own_images')  # otherwise a ± would look like an error bar
+        # Otherwise a ± would look like an error bar.
+        alike = several and not found.get('own_images') and 'fusion' not in found
         numbers = {
             'accuracy': round(mean['accuracy'], 5),
             'std': round(found['std'][weights]['accuracy'], 5) if alike else '',
@@ -67,7 +68,8 @@ def rows(workdir: Path):
             'ece': round(mean['ece'], 4),
             'ensemble': round(found['ensemble'][weights]['accuracy'], 5) if several else '',
         }
-        yield {**common, 'weights': weights, **numbers}
+        of_members = f'{config["network"]} within fusion' if 'fusion' in found else config['network']
+        yield {**common, 'weights': weights, **numbers, 'network': of_members}
         if 'fusion' in found:
             fused = found['fusion'][weights]['test']['fused']
             rounded = {'accuracy': round(fused['accuracy'], 5), 'std': '', 'nll': round(fused['nll'], 4),

@@ -11,6 +11,7 @@ import numpy as np
 from experiments import record
 from jaxcifar.errors import UserError, unknown
 from jaxcifar.logs import read_json, write_json
+from jaxcifar.metrics import verdict
 
 KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
 
@@ -148,18 +149,30 @@ FUSED = ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert')
 
 
 def fusion_table(sweep: Sweep, folder: Path) -> list[str]:
-    """Fused predictions beside what they have to beat, in Markdown: a line for each run; [] without any."""
-    lines: list[str] = []
+    """Fused predictions beside what they have to beat, in Markdown: a line for each run; [] without any.
+
+    The last columns are the sweep's single networks, of the same kind as those that are fused.
+    """
+    singles: dict[str, dict[str, str]] = {}  # row -> network -> numbers
+    fused: list[tuple[Run, str, dict]] = []
     for run in sweep.runs:
         results = read_json(folder / run.name / 'results.json') if is_finished(run, folder) else None
-        if results is None or 'fusion' not in results:
+        if results is None:
             continue
-        found = results['fusion'][weights_that_count(results)]['test']
-        cells = [
-            f'{100 * s["accuracy"]:.2f}, {s["nll"]:.3f}, {s["ece"]:.3f}' for s in (found[f] for f in FUSED)
-        ]
-        verdict = 'beats the mean' if found['beats_mean'] else 'does NOT beat the mean'
-        lines.append(f'| {run.name} | {" | ".join(cells)} | {verdict} |')
-    head = ' | '.join(name.replace('_', ' ') for name in FUSED)
-    title = f'| test %, NLL, ECE of | {head} | the learned rule |'
-    return ['', title, '|---' * 6 + '|', *lines] if lines else []
+        weights, network = weights_that_count(results), results['members'][0]['name'].partition('_')[2]
+        if 'fusion' in results:
+            fused.append((run, network, results['fusion'][weights]['test']))
+        elif len(results['members']) == 1:
+            singles.setdefault(run.row, {})[network] = _numbers(results['mean'][weights])
+    lines = [
+        f'| {run.name} | {" | ".join(_numbers(found[name]) for name in FUSED)} | {verdict(found)} |'
+        + ''.join(f' {of_network.get(network, "")} |' for of_network in singles.values())
+        for run, network, found in fused
+    ]
+    head = ' | '.join([name.replace('_', ' ') for name in FUSED] + ['the learned rule', *singles])
+    columns = 2 + len(FUSED) + len(singles)
+    return ['', f'| test %, NLL, ECE of | {head} |', '|---' * columns + '|', *lines] if lines else []
+
+
+def _numbers(scores: dict) -> str:
+    return f'{100 * scores["accuracy"]:.2f}, {scores["nll"]:.3f}, {scores["ece"]:.3f}'

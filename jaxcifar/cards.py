@@ -84,6 +84,7 @@ def _accuracy(found: dict, which: str, names: list[str], config: ConfigDict, fus
     if len(scores) != len(names):
         return None
     mean, std = mean_and_std(scores)
+    error_bar = len(scores) > 1 and results.alike(found) and 'fusion' not in found
     together = len(found['members']) == len(names) > 1 and not calibrated
     return {
         'split': 'test',
@@ -91,7 +92,7 @@ def _accuracy(found: dict, which: str, names: list[str], config: ConfigDict, fus
         'flip': config.eval.flip,
         'members': {name: score['accuracy'] for name, score in zip(names, scores)},
         'mean': mean['accuracy'],
-        'std': std['accuracy'] if len(scores) > 1 and results.alike(found) else None,
+        'std': std['accuracy'] if error_bar else None,
         'ensemble': found['ensemble'][which]['accuracy'] if together else None,
         'fused': found['fusion'][which]['test']['fused']['accuracy'] if fused else None,
     }

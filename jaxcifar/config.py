@@ -101,6 +101,8 @@ def finalize(config: ConfigDict) -> ConfigDict:
     imagenet = config.dataset.startswith('imagenet:')
     config.data.image_size = config.data.image_size or (224 if imagenet else 32)
     config.data.root = config.data.root or data_root()
+    if couplings.has_head(config) and config.update_order == 'sequential':
+        raise UserError(f'coupling={config.coupling} has one forward pass: set update_order=simultaneous')
     if config.coupling == 'fusion':
         _finalize_fusion(config)
     _check(config, names)
@@ -115,8 +117,6 @@ def data_root() -> str:
 def _finalize_fusion(config: ConfigDict):
     """Learning rates by rule and features, and what fusion cannot be with."""
     lookup('fusion.rule', fusion.RULES, config.fusion.rule)
-    if config.update_order == 'sequential':
-        raise UserError('coupling=fusion has one forward pass: set update_order=simultaneous')
     sizes = {name: build(name, 2).feature_size() for name in config.network.split('+')}
     fusion.fill_rates(config, [sizes[name] for name in member_networks(config)])
 
@@ -140,6 +140,8 @@ def _check(config: ConfigDict, names: list[str]):
         for value in values:
             if value is not None and not low <= value <= high:
                 raise UserError(f'{field}={value} is not from {low} to {high}')
+    if couplings.has_head(config) and None in (config.fusion.lr, config.fusion.lr_head):
+        raise UserError(f'coupling={config.coupling} has a head: set fusion.lr and fusion.lr_head')
     if config.batch_size % config.optimizer.accumulate:
         raise UserError(
             f'batch_size={config.batch_size} does not split into '

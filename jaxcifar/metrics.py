@@ -1,7 +1,7 @@
 """What logits are worth: accuracy, top-5, negative log-likelihood, calibration error."""
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp
+from scipy.special import bdtr, log_softmax, logsumexp
 
 BINS = 15
 MANY, FEW = 100, 20  # training images: more than these make 'many', fewer than those 'few'
@@ -36,7 +36,7 @@ def compare_fused(
     """A fused prediction, the last of logits [K+1,N,C], beside what the K members give without it.
 
     The best member is the best on these very images, which is hard on the fused one. `beats_mean` says
-    whether that has a higher accuracy than both means.
+    whether that has a higher accuracy than both means; p_value is the larger of those of McNemar's test.
     """
     members, log_p = logits[:-1], log_probabilities(logits)
     predictions = {
@@ -50,7 +50,25 @@ def compare_fused(
     found['best_expert'] = {'name': names[best], **scores[best]}
     means = found['mean_of_logits'], found['mean_of_probabilities']
     found['beats_mean'] = all(found['fused']['accuracy'] > mean['accuracy'] for mean in means)
+    fused, *others = (p.argmax(1) == labels for p in predictions.values())
+    found['p_value'] = max(mcnemar(fused, other) for other in others)
     return found
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """Two-sided p-value of two networks being equally often right on the same images, [N] bool each.
+
+    Exact (McNemar 1947, with the binomial distribution). It knows of the chance in which images are
+    tested, not of that in training.
+    """
+    only = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(min(1.0, 2 * bdtr(min(only), sum(only), 0.5)))
+
+
+def verdict(found: dict) -> str:
+    """'beats the mean of the experts (p = 0.003)', from what `compare_fused` found."""
+    text = f'{"beats" if found["beats_mean"] else "does NOT beat"} the mean of the experts'
+    return text + (f' (p = {found["p_value"]:.2g})' if 'p_value' in found else '')
 
 
 def class_recalls(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

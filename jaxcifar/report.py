@@ -107,7 +107,7 @@ def notes(runs: list[Run]) -> list[str]:
             'and no error bar.'
         )
     found += [
-        f'{show(run.name)}: the learned rule {run.beats_mean()} the mean of its experts; its numbers are '
+        f'{show(run.name)}: the learned rule {run.against_mean()}; its numbers are '
         'those of the fused prediction, but for "ensemble", the mean of the experts\' probabilities.'
         for run in runs
         if 'fusion' in run.results

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxcifar.errors import UserError
 from jaxcifar.members import flatten
+from jaxcifar.metrics import verdict
 
 NONE = '—'  # stands for a number or a setting that is not there
 FUSED = 'fused'  # the name that a fused prediction has in metrics.csv
@@ -91,10 +92,10 @@ class Run:
         found = (self.results.get('fusion', {}).get(weights) or {}).get('test', {})
         return {name: scores for name, scores in found.items() if isinstance(scores, dict)}
 
-    def beats_mean(self) -> str:
+    def against_mean(self) -> str:
         """What the fused prediction of the chosen weights, or else the last, does to the mean."""
         found = self.results['fusion']
-        return 'beats' if found.get('best', found['last'])['test']['beats_mean'] else 'does NOT beat'
+        return verdict(found.get('best', found['last'])['test'])
 
     def ensemble(self, weights: str, field: str) -> list[float]:
         """The members' joint test score, in a list that is empty where there is none."""

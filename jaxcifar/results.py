@@ -13,7 +13,7 @@ from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.evaluate import compare, evaluate_logits, mean_and_std, member_metrics
 from jaxcifar.logs import write_json
 from jaxcifar.members import member_losses, member_views
-from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities
+from jaxcifar.metrics import class_recalls, log_probabilities, mean_of_probabilities, verdict
 
 FILE = 'results.json'
 
@@ -118,15 +118,15 @@ def lines(results: dict) -> list[str]:
     how = {'last': 'last epoch', 'best': f'chosen on {results["selection"]}'}
     how['best'] = {'test': 'chosen on the TEST images'}.get(results['selection'], how['best'])
     text = []
-    own_images, error_bar = results.get('own_images'), alike(results)
+    own_images, same = results.get('own_images'), alike(results)
     for which in results['mean']:
         mean, std = results['mean'][which], results['std'][which]
         ensemble, several = results['ensemble'][which], len(results['members']) > 1
         of_members = " of the fusion's members" if 'fusion' in results else ''
         line = f'test accuracy{of_members} {100 * mean["accuracy"]:.2f}'
-        if several and error_bar:
+        if several and same and 'fusion' not in results:
             line += f' ± {100 * std["accuracy"]:.2f}'
-        line += f' % ({how[which]}{", mean of different members" if several and not error_bar else ""})'
+        line += f' % ({how[which]}{", mean of different members" if several and not same else ""})'
         if 'mean_recall' in mean:
             line += f', mean recall {100 * mean["mean_recall"]:.2f} %'
         line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
@@ -134,8 +134,9 @@ def lines(results: dict) -> list[str]:
             line += f'; ensemble {100 * ensemble["accuracy"]:.2f} %'
         text.append(line)
         if 'fusion' in results:
-            text += fusion_lines(results['fusion'][which]['test'])
-        for member in results['members'] if not error_bar or 'loss' in results['members'][0] else ():
+            scores = {member['name']: member[which]['test'] for member in results['members']}
+            text += fusion_lines(results['fusion'][which]['test'], scores)
+        for member in results['members'] if not same or 'loss' in results['members'][0] else ():
             score_of = member[which]
             score = score_of['test']
             shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
@@ -146,14 +147,18 @@ def lines(results: dict) -> list[str]:
     return text
 
 
-def fusion_lines(scores: dict) -> list[str]:
-    """A fused prediction beside what it has to beat, and whether it does."""
-    text = []
-    for name in ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert'):
-        score = scores[name]
-        label = name.replace('_', ' ') + (f' ({score["name"]})' if 'name' in score else '')
-        text.append(
-            f'  {label}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
-        )
-    verdict = 'beats' if scores['beats_mean'] else 'does NOT beat'
-    return [*text, f'  the learned rule {verdict} the mean of the experts']
+def fusion_lines(found: dict, members: dict[str, dict]) -> list[str]:
+    """A fused prediction beside its members and all else that it has to beat, and whether it does."""
+    best = found['best_expert']
+    rows = {
+        'fused': found['fused'],
+        **members,
+        'mean of logits': found['mean_of_logits'],
+        'mean of probabilities': found['mean_of_probabilities'],
+        f'best expert ({best["name"]})': best,
+    }
+    text = [
+        f'  {name}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
+        for name, score in rows.items()
+    ]
+    return [*text, f'  the learned rule {verdict(found)}']

@@ -158,10 +158,11 @@ class Run(Resumable):
         if better.any():
             weights = eval_weights(self.state)
             members = self.population.disassemble(tuple(zip(weights.params, weights.stats)))
-            self._require_finite(members)
+            head = hosts.fetch(weights.head or {})
+            self._require_finite([*members, head])
             for k in np.flatnonzero(better):
                 self.best.save(self.names[k], self.step, *members[k])
-            for part, params in hosts.fetch(weights.head or {}).items():
+            for part, params in head.items():
                 self.best.save(part, self.step, params, {})
         row = {**metrics, **self.selection.columns(len(self.outputs))}
         self.logger.write(epoch, self.step, str(self.chooses_on), row)

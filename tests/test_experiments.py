@@ -5,6 +5,7 @@ import json
 import subprocess
 import threading
 
+import numpy as np
 import pytest
 
 from experiments import fusion_4gpu, long_tail_table, mutual_table, record, results, run, sweep, ternary_table
@@ -98,6 +99,7 @@ def finished(folder, experiment, coupling, scores, ensemble):
         'results': {
             'selection': 'test',
             'members': [{'name': n, 'last': {'test': {'accuracy': a}}} for n, a in scores.items()],
+            'mean': {'last': {'accuracy': float(np.mean([*scores.values()])), 'nll': 1.0, 'ece': 0.1}},
             'ensemble': {'last': {'accuracy': ensemble}},
         },
     }
@@ -173,17 +175,22 @@ def test_fusion_follows_its_experts(argument, monkeypatch, small_npz, tmp_path):
 
 def test_a_table_says_where_a_learned_rule_does_not_beat_the_mean(tmp_path):
     fused = sweep.Run('a', 'fusion', 'c.py', {'init_from': '{folder}/experts'})
+    single, other = (sweep.Run(name, 'one network', 'c.py', {}) for name in 'bc')
     finished(tmp_path, fused, 'fusion', {'0_x': 0.70, '1_x': 0.72}, 0.75)
+    finished(tmp_path, single, 'none', {'0_x': 0.73}, 0.73)
+    finished(tmp_path, other, 'none', {'0_y': 0.99}, 0.99)
     path = tmp_path / 'a' / 'results.json'
     results = json.loads(path.read_text())
     scores = {name: {'accuracy': 0.75, 'nll': 1.0, 'ece': 0.1} for name in sweep.FUSED}
     scores['fused']['accuracy'] = 0.74
-    results['fusion'] = {'last': {'test': {**scores, 'beats_mean': False}}}
+    results['fusion'] = {'last': {'test': {**scores, 'beats_mean': False, 'p_value': 0.25}}}
     path.write_text(json.dumps(results))
-    lines = sweep.table(sweep.Sweep('Title', [fused]), tmp_path)
+    lines = sweep.table(sweep.Sweep('Title', [fused, single, other]), tmp_path)
     assert lines[4] == '| fusion | x | 1 | 74.00 | 70.00 to 72.00 | 75.00 |  |'
     others = '| 75.00, 1.000, 0.100 ' * 3
-    assert lines[-1] == f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean |'
+    begin = f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean of the experts (p = 0.25) '
+    assert lines[-1] == f'{begin}| 73.00, 1.000, 0.100 |'
+    assert lines[-3].endswith('| the learned rule | one network |')
 
 
 @pytest.mark.parametrize('argument', ['', 'short'])

@@ -256,6 +256,7 @@ def test_a_fused_prediction_is_compared_with_what_it_must_beat():
     accuracies = [found[name]['accuracy'] for name in ('fused', 'mean_of_logits', 'mean_of_probabilities')]
     assert accuracies == [1.0, 0.5, 0.75] and found['beats_mean']
     assert (found['best_expert']['name'], found['best_expert']['accuracy']) == ('b', 0.75)
+    assert found['p_value'] == 1  # one image that the one has right and the other has not says nothing
     assert not compare_fused(logits[[0, 1, 2, 1]], ['a', 'b', 'c'], labels)['beats_mean']  # equal is not more
 
 
@@ -311,6 +312,7 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     assert table['best_expert']['accuracy'] == max(s['accuracy'] for s in scores)
     said = capsys.readouterr()
     assert 'the learned rule ' in said.out and 'warning' not in said.err
+    assert '±' not in said.out.rpartition('test accuracy')[2] and '\n  1_tiny: ' in said.out
     c.experts.seed = 1  # not the parts that the experts have been trained on
     data = load_dataset(c.dataset, '')
     warn_of_seen(c, data, make_split(data, c))
@@ -376,7 +378,8 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     assert [name for name, row in shown.items() if row[-1] == f'{100 * best:.2f}'] == ['fused']
     assert page.curve('validation', 'accuracy', fused=True)[1].max() == pytest.approx(best)
     verdict = 'beats' if table['beats_mean'] else 'does NOT beat'
-    assert any(f'the learned rule {verdict} the mean' in note for note in report.notes([page]))
+    verdict += f' the mean of the experts (p = {table["p_value"]:.2g})'
+    assert any(f'the learned rule {verdict};' in note for note in report.notes([page]))
 
     # From a step in the middle of an epoch it ends in the same bits.
     again = shutil.copytree(workdir, tmp_path / 'again')

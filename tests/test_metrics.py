@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
-from jaxcifar.metrics import calibration_error, log_probabilities, mean_of_probabilities, summarise
+from jaxcifar.metrics import (
+    calibration_error,
+    log_probabilities,
+    mcnemar,
+    mean_of_probabilities,
+    summarise,
+)
 
 
 def random_logits(*shape):
@@ -63,3 +70,12 @@ def test_ties_and_few_classes():
     constant = summarise(log_probabilities(np.zeros((100, 100), np.float32)), np.arange(100))
     assert (constant['accuracy'], constant['top5']) == (0.01, 0.05)
     assert summarise(log_probabilities(random_logits(20, 4)), np.arange(20) % 4)['top5'] == 1
+
+
+def test_mcnemars_p_value_is_that_of_the_binomial_test():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 300)) < [[0.8], [0.7]]
+    only_a, only_b = (a & ~b).sum(), (b & ~a).sum()
+    expected = stats.binomtest(int(only_a), int(only_a + only_b)).pvalue
+    assert mcnemar(a, b) == pytest.approx(expected) == mcnemar(b, a) and 0 < expected < 1
+    assert mcnemar(a, a) == 1
