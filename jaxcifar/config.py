@@ -202,8 +202,19 @@ def to_dict(config: ConfigDict) -> dict:
 
 
 def from_dict(fields: dict) -> ConfigDict:
-    """A config from what `to_dict` made of it."""
-    return ConfigDict(json.loads(json.dumps(fields), object_hook=_tuples))
+    """A config from what `to_dict` made of it; fields that are newer than that have their defaults."""
+    try:
+        from configs import base
+    except ImportError:  # away from the checkout, where trained networks are only run
+        defaults = {}
+    else:
+        defaults = to_dict(base.get_config())
+    return ConfigDict(json.loads(json.dumps(_merge(defaults, fields)), object_hook=_tuples))
+
+
+def _merge(defaults: dict, fields: dict) -> dict:
+    groups = {k: _merge(v, fields.get(k, {})) for k, v in defaults.items() if isinstance(v, dict)}
+    return {**defaults, **fields, **groups}
 
 
 def load(path: Path) -> ConfigDict:

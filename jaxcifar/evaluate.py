@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ from jaxcifar import hosts, portable
 from jaxcifar.cli import run_command
 from jaxcifar.couplings import has_head, make_head
 from jaxcifar.data.augment import normalise
-from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images, evaluation_images, make_split, train_counts
 from jaxcifar.errors import UserError, lookup
@@ -107,8 +108,21 @@ def mean_and_std(members: list[dict]) -> tuple[dict, dict]:
     return mean, {k: float(v.std(ddof=ddof)) for k, v in values.items()}
 
 
+def _as_trained(dataset: Dataset, trained_on: dict) -> Dataset:
+    """The data set normalised as that which networks learnt; `UserError` where it is of another kind."""
+    found = dataset.num_classes, dataset.image_size
+    wanted = len(trained_on['classes']), trained_on['image_size']
+    if found != wanted:
+        here, there = (f'{classes} classes of {size} pixels' for classes, size in (found, wanted))
+        raise UserError(f'{dataset.name} has {here}, and not {there}: name another --dataset')
+    return replace(dataset, mean=tuple(trained_on['mean']), std=tuple(trained_on['std']))
+
+
 class Evaluation:
-    """A run's images and its networks, ready to be evaluated with whatever weights."""
+    """A run's images and its networks, ready to be evaluated with whatever weights.
+
+    trained_on: classes, image_size, mean and std of exported networks.
+    """
 
     def __init__(
         self,
@@ -116,13 +130,16 @@ class Evaluation:
         flip: bool = False,
         poll: Callable = lambda: None,
         config: ConfigDict | None = None,
+        trained_on: dict | None = None,
     ):
         self.workdir, self.poll = workdir, poll
         self.config = config or configs.load(workdir / 'config.json')
         self.config.eval.flip = self.config.eval.flip or flip
         self.config.devices = None
-        root = self.config.data.root or configs.data_root()
-        self.dataset = load_dataset(self.config.dataset, root, self.config.data.image_size)
+        self.config.data.root = self.config.data.root or configs.data_root()
+        self.dataset = load_dataset(self.config.dataset, self.config.data.root, self.config.data.image_size)
+        if trained_on:
+            self.dataset = _as_trained(self.dataset, trained_on)
         self.split = make_split(self.dataset, self.config)
         self.images = evaluation_images(self.dataset, self.split)
         self.names = member_names(self.config)
@@ -160,17 +177,26 @@ def evaluate(
     flip: bool,
     posthoc_tau: float = 0.0,
     baseline: Path | None = None,
+    dataset: str | None = None,
 ) -> dict:
     """What the command prints."""
-    exported = portable.read(workdir) if portable.is_portable(workdir) else None
-    config = exported and portable.config_of(workdir, exported)
-    run = Evaluation(workdir, flip, config=config)
+    exported = portable.read(workdir) if portable.is_portable(workdir) else []
+    config = portable.config_of(workdir, exported) if exported else None
+    if config and dataset:
+        config.dataset = dataset
+    elif dataset:
+        raise UserError(f'--dataset is for exported networks; {workdir} is a run, and its config says which')
+    run = Evaluation(workdir, flip, config=config, trained_on=exported[0].about if exported else None)
     chosen = lookup('split', run.images, split)
     temperatures = np.ones(1)
     if exported:
         if which:
             raise UserError(f'{workdir} holds one set of weights: leave out --checkpoint {which}')
-        weights, step = assemble(run.population, *portable.dense(exported)), None
+        head = portable.read_head(workdir)
+        weights = assemble(run.population, *portable.dense(exported), head and head.params)
+        if head is None:
+            temperatures = np.array([m.about.get('temperature', 1.0) for m in exported])
+        step = None
     elif which == 'calibrated':
         weights, step, temperatures = load_calibrated(run.config, run.population, workdir)
     else:
@@ -215,8 +241,11 @@ def main():
     parser.add_argument('--posthoc-tau', type=float, default=0.0, help=tau)
     better = 'a finished run of independent networks: how much better each member is on the test images'
     parser.add_argument('--baseline', type=Path, help=better)
+    here = 'of exported networks: where their images are here, as --config.dataset (npz:FILE)'
+    parser.add_argument('--dataset', help=here)
     args = parser.parse_args()
-    found = evaluate(args.workdir, args.checkpoint, args.split, args.flip, args.posthoc_tau, args.baseline)
+    found = evaluate(args.workdir, args.checkpoint, args.split, args.flip, args.posthoc_tau, args.baseline,
+                     args.dataset)  # fmt: skip
     print(json.dumps(found, indent=2))
 
 

@@ -23,14 +23,14 @@ import jax
 import numpy as np
 
 from jaxcifar import config as configs
-from jaxcifar import packed
+from jaxcifar import packed, packed_file
 from jaxcifar.cards import make_card, to_markdown
 from jaxcifar.checkpoint import write_atomically
 from jaxcifar.cli import run_command
 from jaxcifar.errors import UserError, lookup
 from jaxcifar.inference import Classifier, from_workdir, load, released
 from jaxcifar.logs import write_json
-from jaxcifar.portable import CARD, SUMS, Portable, write_safetensors, write_sums
+from jaxcifar.portable import CARD, HEAD, SUMS, Portable, write_safetensors, write_sums
 
 IMAGES = 16  # of noise, that a file is tried with
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}  # of logits up to 1; of larger ones relative to the largest
@@ -57,8 +57,12 @@ def _run_loaded(path: Path) -> Callable:
     return lambda images: model.logits(images)[0]
 
 
+def _write_safetensors(path: Path, member: Portable):
+    write_safetensors(path, member.about, member.variables)
+
+
 def _write_packed(path: Path, member: Portable, packing='trits', rest='float32', fold=False):
-    packed.write(path, member.about, member.variables, packing, rest, fold)
+    packed_file.write(path, member.about, member.variables, packing, rest, fold)
 
 
 def _write_onnx(path: Path, member: Portable, bits: int = 2):
@@ -94,8 +98,8 @@ def _run_stablehlo(path: Path) -> Callable:
 
 
 FORMATS = {
-    'release': Format('safetensors', write_safetensors, _run_loaded),
-    'safetensors': Format('safetensors', write_safetensors, _run_loaded),
+    'release': Format('safetensors', _write_safetensors, _run_loaded),
+    'safetensors': Format('safetensors', _write_safetensors, _run_loaded),
     'packed': Format('packed', _write_packed, _run_loaded, ('packing', 'rest', 'fold'), exact=False),
     'onnx': Format('onnx', _write_onnx, _run_onnx, ('bits',), precision='float32'),
     'stablehlo': Format('stablehlo', _write_stablehlo, _run_stablehlo),
@@ -115,7 +119,7 @@ def export(
     Args:
       kind: a key of FORMATS.
       member: all, or one by its name or id.
-      which: best, last or a step; None is best, or last where nothing was chosen.
+      which: best, last, calibrated or a step; None is best, or last where nothing was chosen.
       options: of the format; None is its default.
 
     Raises:
@@ -127,21 +131,31 @@ def export(
         raise UserError(f'--{name} is not for --format {kind}')
     config = configs.load(workdir / 'config.json')
     which = which or ('last' if config.data.validation == 'none' else 'best')
-    members = from_workdir(workdir, which, member)
-    folder = output or workdir / 'exports' / kind
+    members, head = from_workdir(workdir, which, member)
+    head = head if kind == 'release' else None
+    folder = (output or workdir / 'exports' / kind).resolve()
     _check_free(folder)
     new = folder.with_name(f'.{folder.name}.new')
     shutil.rmtree(new, ignore_errors=True)
     files = [_write(new, how, one, options) for one in members]
     together = released(config) if len(members) > 1 else members[0].config
+    if head is not None:
+        together.coupling = config.coupling
+        write_safetensors(new / HEAD, head.about, head.params)
     write_json(new / 'config.json', configs.to_dict(together))
-    for name in ('dataset.json', 'metrics.csv', 'results.json') if kind == 'release' else ():
-        if (workdir / name).exists():
-            shutil.copy(workdir / name, new / name)
-    card = make_card(workdir, which, kind, members, files)
+    card = make_card(workdir, which, kind, members, files, head)
+    if kind == 'release':
+        write_json(new / 'dataset.json', card['data'])
+        if (workdir / 'metrics.csv').exists():
+            shutil.copy(workdir / 'metrics.csv', new)
+        if card['accuracy']:  # otherwise those are of other weights
+            shutil.copy(workdir / 'results.json', new)
     write_json(new / CARD, card)
     write_atomically(new / 'README.md', lambda file: file.write(to_markdown(card).encode()))
     write_sums(new)
+    if head is not None:
+        images, allowed = _noise(members[0]), TOLERANCE[members[0].about['precision']]
+        _difference(new, load(new).logits(images)[-1], Classifier(members, head).logits(images)[-1], allowed)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
     return folder
@@ -150,7 +164,7 @@ def export(
 def _check_free(folder: Path):
     """Raise `UserError` where there is anything but an export."""
     sums = folder / SUMS
-    names = [line.split()[1] for line in sums.read_text().splitlines()] if sums.exists() else []
+    names = [line.split()[-1] for line in sums.read_text().split('\n') if line] if sums.exists() else []
     others = {path.name for path in folder.glob('*')} - {SUMS, *names}
     if others:
         raise UserError(f'{folder} holds other files ({sorted(others)[0]}): choose a new --output')
@@ -163,18 +177,14 @@ def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
     name = f'{member.about["name"]}.{how.ending}'
     path = folder / name
     how.write(path, member, **options)
-    size = member.about['image_size']
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+    images = _noise(member)
     expected = Classifier([member]).logits(images)[0]
     run = how.run(path)
     found = np.asarray(run(images))  # and compiles
     start = time.perf_counter()
     np.asarray(run(images))
     rate = IMAGES / (time.perf_counter() - start)
-    difference = float(np.abs(found - expected).max())
-    allowed = TOLERANCE[precision] * max(1, np.abs(expected).max()) if how.exact else math.inf
-    if not difference <= allowed or math.isinf(difference):
-        raise UserError(f'{path}: logits differ by {difference:.2g} from those of the network')
+    difference = _difference(path, found, expected, TOLERANCE[precision] if how.exact else math.inf)
     return {
         'file': name,
         'bytes': path.stat().st_size,
@@ -184,6 +194,19 @@ def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
     }
 
 
+def _noise(member: Portable) -> np.ndarray:
+    size = member.about['image_size']
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+
+
+def _difference(path: Path, found: np.ndarray, expected: np.ndarray, allowed: float) -> float:
+    """The largest one of logits; `UserError` where it is not `allowed`."""
+    difference = float(np.abs(found - expected).max())
+    if not difference <= allowed * max(1, np.abs(expected).max()) or math.isinf(difference):
+        raise UserError(f'{path}: logits differ by {difference:.2g} from those of the network')
+    return difference
+
+
 def main():
     """The command line."""
     usage = argparse.RawDescriptionHelpFormatter
@@ -191,7 +214,7 @@ def main():
     parser.add_argument('--workdir', type=Path, required=True)
     parser.add_argument('--format', required=True, help=' | '.join(FORMATS))
     parser.add_argument('--member', default='all', help='all, or one by its name or id (all)')
-    parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
+    parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')
     parser.add_argument('--output', type=Path, help='a new folder (WORKDIR/exports/FORMAT)')
     parser.add_argument('--packing', help='packed: trits | 2bit (trits)')
     parser.add_argument('--rest', help='packed: float32 | float16, all but the ternary kernels (float32)')

@@ -1,5 +1,6 @@
 """Trained networks as a function of images: what `jaxcifar.load` gives."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -8,12 +9,17 @@ from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
 from jaxcifar.errors import UserError
+from jaxcifar.fusion import NAME, join
 from jaxcifar.logs import read_json
 from jaxcifar.members import alone, member_names
 from jaxcifar.metrics import log_probabilities, mean_of_probabilities
-from jaxcifar.portable import Portable, is_portable, read
+from jaxcifar.portable import FusedHead, Portable, is_portable, read, read_head
 from jaxcifar.step import compiler_options
-from jaxcifar.weights import load_members
+from jaxcifar.weights import load_trained
+
+# Fields that name what is on the machine of whoever trained.
+PRIVATE = ('resume_from', 'init_from', 'compile_cache', 'files.train', 'files.validation',
+           'log.wandb_group', 'log.wandb_name')  # fmt: skip
 
 
 class Classifier:
@@ -24,23 +30,26 @@ class Classifier:
     Attributes:
       classes: the C class names.
       image_size: H and W.
-      names: the members, '0_resnet18', ….
+      names: the members, '0_resnet18', …, and of a fused run 'fused'.
     """
 
-    def __init__(self, members: list[Portable]):
+    def __init__(self, members: list[Portable], head: FusedHead | None = None):
         about = members[0].about
         self.classes, self.image_size = tuple(about['classes']), about['image_size']
-        self.names = [member.about['name'] for member in members]
-        self.weights = jax.device_put([member.variables for member in members])
-        forwards = [member.forward() for member in members]
+        self.names = [member.about['name'] for member in members] + [NAME] * (head is not None)
+        self.weights = jax.device_put(([member.variables for member in members], head and head.params))
+        self._fused = head is not None
+        runs, join_all = [member.outputs() for member in members], partial(join, head and head.make())
 
         def logits(weights, images):
-            return jax.numpy.stack([forward(w, images) for forward, w in zip(forwards, weights)])
+            own, params = weights
+            z, features = zip(*(run(w, images) for run, w in zip(runs, own)))
+            return join_all(params, jax.numpy.stack(z), list(features))
 
         self.function = jax.jit(logits, compiler_options=compiler_options())
 
     def logits(self, images) -> np.ndarray:
-        """Logits [K,B,C] of every member."""
+        """Logits [K,B,C] of every member; of a fused run [K+1,B,C], the fused ones as the last."""
         images = np.asarray(images)
         wanted = (self.image_size, self.image_size, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != wanted:
@@ -50,25 +59,38 @@ class Classifier:
         return np.asarray(self.function(self.weights, images))
 
     def __call__(self, images) -> np.ndarray:
-        """Probabilities [B,C]: the mean of the members'."""
-        return np.exp(mean_of_probabilities(log_probabilities(self.logits(images))))
+        """Probabilities [B,C]: the fused ones, or the mean of the members'."""
+        log_p = log_probabilities(self.logits(images))
+        return np.exp(log_p[-1] if self._fused else mean_of_probabilities(log_p))
 
 
-def from_workdir(workdir: Path, which: str | None = None, member: str = 'all') -> list[Portable]:
-    """The members of a run with their best, last or a step's weights, all or one by its name or id."""
-    config, members = load_members(workdir, which, shown=True)
+def from_workdir(
+    workdir: Path, which: str | None = None, member: str = 'all'
+) -> tuple[list[Portable], FusedHead | None]:
+    """The members of a run with their best, last, calibrated or a step's weights, and its head.
+
+    member: all, or one by its name or id, which then has no head.
+    """
+    config, members, head, temperatures = load_trained(workdir, which, shown=True)
     description = read_json(workdir / 'dataset.json')
     names, ids = member_names(config), [str(i) for i in config.member_ids]
     if member not in ('all', *names, *ids):
         raise UserError(f'{workdir} has no member {member!r}; it has all, {", ".join(names)}')
     chosen = [k for k in range(len(names)) if member in ('all', names[k], ids[k])]
-    return [
-        Portable(
-            _about(alone(config, k), names[k], description),
-            {'params': members[k][0], 'batch_stats': members[k][1]},
-        )
-        for k in chosen
-    ]
+    found = []
+    for k in chosen:
+        about = _about(alone(config, k), names[k], description)
+        if which == 'calibrated':
+            about['temperature'] = float(temperatures[k])
+        found.append(Portable(about, {'params': members[k][0], 'batch_stats': members[k][1]}))
+    return found, _head(config, head, found) if head and member == 'all' else None
+
+
+def _head(config: ConfigDict, params: dict, members: list[Portable]) -> FusedHead:
+    classes = len(members[0].about['classes'])
+    sizes = [member.network().feature_size() for member in members]
+    fusion = configs.to_dict(config)['fusion']
+    return FusedHead({'name': NAME, 'classes': classes, 'feature_sizes': sizes, 'fusion': fusion}, params)
 
 
 def _about(config: ConfigDict, name: str, description: dict) -> dict:
@@ -85,12 +107,15 @@ def _about(config: ConfigDict, name: str, description: dict) -> dict:
 def released(config: ConfigDict) -> ConfigDict:
     """The config for weights that are what the networks get, without what belongs to a machine."""
     config = ConfigDict(configs.to_dict(config))
+    kind, _, path = config.dataset.partition(':')
     with config.ignore_type():
+        config.dataset = f'{kind}:{Path(path).name}' if path else kind
         config.view, config.coupling, config.ema, config.devices = 'none', 'none', 0.0, 1
         config.data.root, config.data.workers = None, 0
-        for field in ('resume_from', 'init_from', 'compile_cache'):
-            if field in config:
-                config[field] = ''
+        if config.split == 'file' or config.data.validation == 'file':
+            config.split, config.data.validation = 'shared', 'none'
+        for field in PRIVATE:
+            config.update_from_flattened_dict({field: ''})
     return config
 
 
@@ -105,10 +130,14 @@ def load(path: str | Path, member: str | int | None = None) -> Classifier:
     path = Path(path)
     if not path.exists():
         raise UserError(f'{path}: no such file or folder')
-    members = read(path) if is_portable(path) else from_workdir(path)
+    if is_portable(path):
+        members, head = read(path), read_head(path)
+    else:
+        members, head = from_workdir(path)
     if member is not None:
+        head = None
         names = [m.about['name'] for m in members]
         members = [m for m, name in zip(members, names) if str(member) in (name, name.split('_')[0])]
         if not members:
             raise UserError(f'{path} has no member {member!r}; it has {", ".join(names)}')
-    return Classifier(members)
+    return Classifier(members, head)

@@ -24,8 +24,8 @@ from jaxcifar.logs import read_json
 from jaxcifar.members import member_names
 from jaxcifar.population import Population
 from jaxcifar.state import TrainState
-from jaxcifar.views import View
-from jaxcifar.weights import load_members
+from jaxcifar.views import View, is_scale
+from jaxcifar.weights import load_trained
 
 TORCH = ('.pt', '.pth')
 
@@ -40,7 +40,7 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
     found: list[dict] = []
     for source in config.init_from.split('+'):
         # A file fits the network of the next member.
-        found += load(source, shapes[min(len(found), len(shapes) - 1)], config.member_ids)
+        found += load(source, shapes[min(len(found), len(shapes) - 1)], config)
     if len(found) == 1:
         found *= population.size
     if len(found) != population.size:
@@ -54,20 +54,21 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
     return state.replace(params=params, stats=stats, ema=ema)
 
 
-def load(source: str, shapes, member_ids: tuple[int, ...]) -> list[dict]:
+def load(source: str, shapes, config: ConfigDict) -> list[dict]:
     """A source's members, each {'params': …, 'batch_stats': …} on the host.
 
-    shapes: of the network that a file is read for. member_ids: which members are taken of a run that
-    has all of these and others.
+    shapes: of the network that a file is read for. The config's member_ids are taken of a run that has all
+    of these and others. Floats begin as the networks of that run saw its weights; a view with what it was
+    made of.
     """
     name, _, which = source.partition('@')
-    path = Path(name)
+    path, member_ids = Path(name), config.member_ids
     if portable.is_portable(path) and path.suffix not in TORCH:
         exported = portable.read(path)
         here = [m for m in exported if m.config.member_ids[0] in member_ids]
         return [packed.to_dense(m.variables) for m in (here if len(here) == len(member_ids) else exported)]
     if path.is_dir():
-        config, members = load_members(path, which or None)
+        config, members, *_ = load_trained(path, which or None, shown=config.view == 'none')
         ids = config.member_ids
         if set(member_ids) < set(ids):
             members = [members[ids.index(i)] for i in member_ids]
@@ -100,7 +101,9 @@ def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
 def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:
     """The weights for a member, its drawn classifier where theirs tells other classes apart."""
     own, fresh = flatten_dict(variables), flatten_dict(drawn)
+    own = {path: leaf for path, leaf in own.items() if path in fresh or not is_scale(path[-1])}
     if own.keys() != fresh.keys():  # perhaps only without what a view adds
+        variables = unflatten_dict(own)
         own = flatten_dict({**variables, 'params': view.init(variables['params'])})
     others = {path[:-1] for path in fresh if path in own and own[path].shape != fresh[path].shape}
     dense = {path[:-1] for path, leaf in fresh.items() if path[-1] == 'kernel' and leaf.ndim == 2}

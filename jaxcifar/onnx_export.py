@@ -57,10 +57,28 @@ def _product(graph: Graph, eqn, x: Tensor, kernel) -> str:
     return graph.add('MatMul', x.name, graph.kernel(kernel, (0, 1)))
 
 
-def _sum(graph: Graph, eqn, x: Tensor) -> str:
-    axes = eqn.params['axes']
-    _require(eqn, len(x.shape) == 4 and axes == (1, 2))  # what is left is in the same order in both layouts
-    return graph.add('ReduceSum', x.name, graph.integers([NCHW.index(a) for a in axes]), keepdims=0)
+def _power(graph: Graph, eqn, x: Tensor) -> str:
+    return graph.add('Pow', x.name, graph.constant(np.array(eqn.params['y'], np.float32)))
+
+
+def _reduce(operation: str) -> Callable:
+    def translate(graph: Graph, eqn, x: Tensor) -> str:
+        axes = eqn.params['axes']
+        # What is left is in the same order in both layouts, or of four axes that the graph knows.
+        _require(eqn, (len(x.shape), axes) in ((4, (1, 2)), (6, (2, 4))))
+        return graph.add(operation, x.name, graph.integers([a + 1 for a in axes]), keepdims=0)
+
+    return translate
+
+
+def _blocks(graph: Graph, eqn, x: Tensor) -> str:
+    """[B,H,W,C] -> [B,H/p,p,W/q,q,C], which the graph has as [B,C,H/p,p,W/q,q]."""
+    new = eqn.params['new_sizes']
+    _require(eqn, len(x.shape) == 4 and len(new) == 6)
+    batch, height, width, channels = x.shape
+    _require(eqn, (new[0], new[-1]) == (batch, channels))
+    _require(eqn, (new[1] * new[2], new[3] * new[4]) == (height, width))
+    return graph.add('Reshape', x.name, graph.integers([0, 0, *new[1:5]]))  # 0: as it is
 
 
 def _slice(graph: Graph, eqn, x: Tensor) -> str:
@@ -112,7 +130,10 @@ PRIMITIVES: dict[str, Callable] = {
     'convert_element_type': _cast,
     'conv_general_dilated': _convolution,
     'dot_general': _product,
-    'reduce_sum': _sum,
+    'reduce_sum': _reduce('ReduceSum'),
+    'reduce_max': _reduce('ReduceMax'),
+    'integer_pow': _power,
+    'reshape': _blocks,
     'slice': _slice,
     'pad': _pad,
     'concatenate': _join,

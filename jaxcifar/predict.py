@@ -19,18 +19,26 @@ from jaxcifar.data.datasets import is_streamed
 from jaxcifar.data.vision import read_image
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import make_eval_step, predict_logits
+from jaxcifar.inference import load
 from jaxcifar.logs import read_json
 from jaxcifar.metrics import log_probabilities, mean_of_probabilities
 from jaxcifar.population import Population, make_mesh
+from jaxcifar.portable import is_portable, read
 from jaxcifar.weights import load_weights
 
 
-def predict(workdir: Path, images: list[Path], which: str = 'best') -> tuple[np.ndarray, list[str]]:
-    """Probabilities [N,C] of the image files, and the C class names.
+def predict(workdir: Path, images: list[Path], which: str | None = None) -> tuple[np.ndarray, list[str]]:
+    """Probabilities [N,C] of the image files, and the C class names; of an export too.
 
     The files are cut and scaled as those of the run's evaluation, or to their centred square. Needs the
     workdir and not the dataset.
     """
+    if is_portable(workdir):
+        if which:
+            raise UserError(f'{workdir} holds one set of weights: leave out --checkpoint {which}')
+        model, dataset_name = load(workdir), read(workdir)[0].about['config']['dataset']
+        reader = _reader(dataset_name, model.image_size)
+        return model(np.stack([_read(path, reader) for path in images])), list(model.classes)
     config = configs.load(workdir / 'config.json')
     description = read_json(workdir / 'dataset.json')
     if description is None:
@@ -40,8 +48,8 @@ def predict(workdir: Path, images: list[Path], which: str = 'best') -> tuple[np.
     mesh = make_mesh(config)
     population = Population(config, len(dataset.classes), dataset.image_size, mesh)
     weights, _ = load_weights(config, population, workdir, which)
-    read = _reader(config.dataset, dataset.image_size)
-    pixels = np.stack([_read(path, read) for path in images])
+    reader = _reader(config.dataset, dataset.image_size)
+    pixels = np.stack([_read(path, reader) for path in images])
     step = make_eval_step(config, population, dataset)
     logits = predict_logits(step, weights, pixels, config, mesh)
     log_p = log_probabilities(logits)
@@ -68,7 +76,7 @@ def _read(path: Path, read: Callable) -> np.ndarray:
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(prog='python -m jaxcifar.predict', description=__doc__)
-    parser.add_argument('--workdir', type=Path, required=True)
+    parser.add_argument('--workdir', type=Path, required=True, help='of a run or of jaxcifar.export')
     parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
     parser.add_argument('--top', type=int, default=3, help='how many classes of each image (3)')
     parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE')

@@ -49,13 +49,6 @@ def to_floats(ternary: Ternary, dtype=jnp.float32) -> jax.Array:
     return jnp.where(codes > 0, positive, jnp.where(codes < 0, -negative, 0)).astype(dtype)
 
 
-def from_floats(values: jax.Array, per: str = 'tensor') -> Ternary:
-    """The exact inverse of `to_floats` where scales are positive; a scale without codes is 0."""
-    axes = _axes(values, per)
-    positive, negative = (jnp.atleast_1d(jnp.maximum(v, 0).max(axes)) for v in (values, -values))
-    return Ternary(jnp.sign(values).astype(jnp.int8), positive, negative)
-
-
 def mean_of_kept(kernel: jax.Array, codes: jax.Array, per: str) -> jax.Array:
     """Mean of |W| where the code is not 0, [1] or [out]; 0 where all are."""
     axes, kept = _axes(kernel, per), codes != 0

@@ -107,23 +107,26 @@ def _write_classes(run, logits: dict[str, dict[str, np.ndarray]]):
     write_atomically(run.workdir / 'per_class.csv', lambda out: out.write(file.getvalue().encode()))
 
 
+def alike(results: dict) -> bool:
+    """Whether members differ by their draws alone: a ± over others would look like an error bar."""
+    kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
+    return len(kinds) == 1 and not results.get('own_images')
+
+
 def lines(results: dict) -> list[str]:
     """The end of a run in a few lines for the terminal."""
     how = {'last': 'last epoch', 'best': f'chosen on {results["selection"]}'}
     how['best'] = {'test': 'chosen on the TEST images'}.get(results['selection'], how['best'])
     text = []
-    # A ± over different networks, losses, views or images would look like an error bar.
-    kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
-    own_images = results.get('own_images')
-    alike = len(kinds) == 1 and not own_images
+    own_images, same = results.get('own_images'), alike(results)
     for which in results['mean']:
         mean, std = results['mean'][which], results['std'][which]
         ensemble, several = results['ensemble'][which], len(results['members']) > 1
         of_members = " of the fusion's members" if 'fusion' in results else ''
         line = f'test accuracy{of_members} {100 * mean["accuracy"]:.2f}'
-        if several and alike and 'fusion' not in results:
+        if several and same and 'fusion' not in results:
             line += f' ± {100 * std["accuracy"]:.2f}'
-        line += f' % ({how[which]}{", mean of different members" if several and not alike else ""})'
+        line += f' % ({how[which]}{", mean of different members" if several and not same else ""})'
         if 'mean_recall' in mean:
             line += f', mean recall {100 * mean["mean_recall"]:.2f} %'
         line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
@@ -133,7 +136,7 @@ def lines(results: dict) -> list[str]:
         if 'fusion' in results:
             scores = {member['name']: member[which]['test'] for member in results['members']}
             text += fusion_lines(results['fusion'][which]['test'], scores)
-        for member in results['members'] if not alike or 'loss' in results['members'][0] else ():
+        for member in results['members'] if not same or 'loss' in results['members'][0] else ():
             score_of = member[which]
             score = score_of['test']
             shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]

@@ -62,7 +62,7 @@ class Resumable:
         self.stack.callback(self.checkpoints.close)
         self.best = BestWeights(self.workdir)
         # `pending`: the epoch is over, but not yet evaluated and logged.
-        self.step, self.pending, self.saved = 0, False, None
+        self.step, self.pending, self.saved, self.lr = 0, False, None, None
         self.selection = Selection.start(self.config.members)
         self.metrics_length, self.results = 0, None
         restored = self.checkpoints.restore_newest(self.state)
@@ -73,7 +73,8 @@ class Resumable:
         if restored is not None:
             self.state, meta = restored
             workdirs.check_clock(meta, self.epoch_steps)
-            self.step, self.pending = meta['step'], meta['pending']
+            self.step, self.pending, lr = meta['step'], meta['pending'], meta.get('lr') or []
+            self.lr = np.array(lr, np.float32) if len(lr) == len(self.outputs) else None
             self.selection = Selection.from_json(meta['selection'])
             self._put(active=self.selection.active(self.config))  # early_stopping may have changed
             if not self.pending:
@@ -107,6 +108,7 @@ class Resumable:
             'epoch_steps': self.epoch_steps,
             'selection': self.selection.to_json(),
             'metrics_length': self.logger.flush(),
+            'lr': None if self.lr is None else self.lr.tolist(),
         }
         if has_head(self.config) and hosts.is_first():
             fusion_log.write(self.workdir, self.config, self.learning_rates)

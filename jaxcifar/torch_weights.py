@@ -30,7 +30,7 @@ from jaxcifar.models import build
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.selection import Selection
 from jaxcifar.state import init_state
-from jaxcifar.weights import load_members
+from jaxcifar.weights import load_trained
 
 if TYPE_CHECKING:
     import torch
@@ -207,7 +207,9 @@ def export_weights(workdir: Path, path: Path, member: int | None = None, which: 
     """
     import torch
 
-    config, members = load_members(workdir, which, shown=True)
+    if which == 'calibrated':
+        raise UserError('a state_dict has no temperature: use jaxcifar.export, or --checkpoint best')
+    config, members, *_ = load_trained(workdir, which, shown=True)
     ids = list(config.member_ids)
     if member is None and len(ids) == 1:
         member = ids[0]

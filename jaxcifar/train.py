@@ -122,11 +122,13 @@ class Run(Resumable):
         config, epoch = self.config, self.step // self.epoch_steps
         sums = jax.device_get(self.state.sums)
         seconds, rate = self.clock.stop()
+        if self.lr is None:  # kept in the checkpoint: after more epochs were asked for, it would be another
+            self.lr = np.asarray(self.learning_rates(self.step - 1))[: len(self.outputs)]
         if seconds:  # not where only an evaluation was left to do
             self.logger.write_timing(epoch, self.step, seconds, rate)
         row = {
             **{name: value / sums['count'] for name, value in sums.items() if name != 'count'},
-            'lr': self.learning_rates(self.step - 1)[: len(self.outputs)],
+            'lr': self.lr,
         }
         self._require_finite(row['loss'])
         due = epoch % config.eval.every_epochs == 0 or self.step >= self.total
@@ -138,7 +140,7 @@ class Run(Resumable):
         if metrics is not None:
             self._choose(metrics, epoch)
         self._put(active=self.selection.active(config), sums=new_sums(config))
-        self.pending = False
+        self.pending, self.lr = False, None
         best = self.selection.best if self.selection.best_epoch.all() else None
         row |= {'validation': metrics and metrics['accuracy'], 'best': best}
         if has_head(config):  # the fused prediction's numbers are the run's

@@ -61,8 +61,10 @@ def _show_ternary(config: ConfigDict, params, share: jax.Array | float = 1.0):
     for path in ternary_layers(config, flat):
         kernel = flat[path]
         if config.ternary.rule == 'ttq':
-            # A scale that learning took below 0 would swap the signs of the codes.
-            values = ttq_shown(kernel, *(jnp.abs(flat[_beside(path, name)]) for name in SCALES))
+            # A scale that learning took below 0 would swap the signs of the codes; and one of 0, where all
+            # weights began at 0, would stay there if it were jnp.abs, whose gradient is 0.
+            scales = (flat[_beside(path, name)] for name in SCALES)
+            values = ttq_shown(kernel, *(jnp.where(s < 0, -s, s) for s in scales))
         else:
             values = straight_through(
                 kernel, to_floats(twn(kernel, config.ternary.per, config.ternary.scale))

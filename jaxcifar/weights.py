@@ -6,6 +6,7 @@ WORKDIR/calibrated/MEMBER/STEP.npz  the same with the temperature that calibrate
 
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +23,6 @@ from jaxcifar.members import member_names
 from jaxcifar.optim import HEAD_PARTS
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import Weights, eval_weights, init_state
-from jaxcifar.step import compiler_options
 
 
 class BestWeights:
@@ -123,26 +123,6 @@ def assemble(population: Population, params, stats, head=None) -> Weights:
     return Weights(population.assemble(params), population.assemble(stats), placed)
 
 
-def load_members(
-    workdir: Path, which: str | None = None, shown: bool = False
-) -> tuple[ConfigDict, list[tuple[dict, dict]]]:
-    """(config, the members' (params, stats) on the host) of a run; `which` as in `load_weights`.
-
-    shown: as their networks see them, instead of what they are made of.
-    """
-    config, description = configs.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
-    if description is None:
-        raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
-    config.devices = None if shown else 1
-    shape = len(description['classes']), description['image_size']
-    population = Population(config, *shape, make_mesh(config))
-    weights, _ = load_weights(config, population, workdir, which)
-    # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
-    show = jax.jit(population.show, compiler_options=compiler_options())
-    params = show(weights.params) if shown else weights.params
-    return config, population.disassemble(tuple(zip(params, weights.stats)))
-
-
 def load_calibrated(config: ConfigDict, population: Population, workdir: Path):
     """(`Weights`, steps [K], temperatures [K]) that `jaxcifar.calibrate` left behind."""
     if has_head(config):
@@ -152,3 +132,38 @@ def load_calibrated(config: ConfigDict, population: Population, workdir: Path):
     params, stats, steps = zip(*(weights.load(name) for name in names))
     temperatures = np.array([weights.temperature(name) for name in names])
     return assemble(population, params, stats), list(steps), temperatures
+
+
+class Trained(NamedTuple):
+    """A run's weights on the host.
+
+    members: K (params, batch statistics); head: params of the coupling's, None where it has none;
+    temperatures: [K], what logits are to be divided by.
+    """
+
+    config: ConfigDict
+    members: list[tuple[dict, dict]]
+    head: Any
+    temperatures: np.ndarray
+
+
+def load_trained(workdir: Path, which: str | None = None, shown: bool = False) -> Trained:
+    """`which` is as in `load_weights`, or calibrated.
+
+    shown: members as their networks see them, instead of what they are made of.
+    """
+    config, description = configs.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
+    if description is None:
+        raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
+    config.devices = 1 if hosts.alone() and not shown else None  # several hosts take part with all
+    shape = len(description['classes']), description['image_size']
+    population = Population(config, *shape, make_mesh(config))
+    temperatures = np.ones(config.members)
+    if which == 'calibrated':
+        weights, _, temperatures = load_calibrated(config, population, workdir)
+    else:
+        weights, _ = load_weights(config, population, workdir, which)
+    # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
+    params = jax.jit(population.show)(weights.params) if shown else weights.params
+    members = population.disassemble(tuple(zip(params, weights.stats)))
+    return Trained(config, members, hosts.fetch(weights.head), temperatures)

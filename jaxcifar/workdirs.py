@@ -189,7 +189,7 @@ def take_over(config: ConfigDict, like, workdir: Path):
     finally:
         checkpoints.close()
     now = flatten(configs.to_dict(config))
-    old = now | flatten(configs.to_dict(before))  # runs of old lack newer fields
+    old = flatten(configs.to_dict(before))
     for field in SAME_CLOCK if meta['step'] else ():
         if old[field] != now[field]:
             raise UserError(f'resume_from: {source} has {field}={old[field]}, not {now[field]}')

@@ -177,3 +177,11 @@ def test_a_saved_config_comes_back_whole(tmp_path):
     c.optimizer.lr = 0.3
     with pytest.raises(UserError, match=r'optimizer\.lr was 0\.1, now 0\.3'):
         configs.refuse_changes(loaded, c, tmp_path)
+
+
+def test_runs_of_old_lack_newer_fields(tmp_path):
+    c = configs.finalize(shipped('quickstart'))
+    fields = configs.to_dict(c)
+    del fields['update_order'], fields['ternary'], fields['optimizer']['rest']
+    (tmp_path / 'config.json').write_text(json.dumps(fields))
+    assert flatten(configs.load(tmp_path / 'config.json')) == flatten(c)

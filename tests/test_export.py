@@ -1,7 +1,9 @@
 """Networks for others: every format gives the network's logits, and says so when it is not whole."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxcifar
-from jaxcifar import export, packed
+from jaxcifar import export, packed, packed_file, portable
 from jaxcifar.config import finalize
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
@@ -21,6 +23,7 @@ from jaxcifar.init import begin_from
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
 from jaxcifar.models.resnet import subsample
+from jaxcifar.models.speednet import halve
 from jaxcifar.packed import pack, unpack
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.portable import read
@@ -68,7 +71,7 @@ def workdir(small_npz, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def packed_file(workdir) -> Path:
+def packed_path(workdir) -> Path:
     return export.export(workdir, 'packed', member='1') / '1_resnet8.packed'
 
 
@@ -94,34 +97,36 @@ def test_resnet18_fits_where_it_should(tmp_path):
     size = {}
     kinds = [('trits', 'float32', False), ('trits', 'float16', False), ('2bit', 'float32', False)]
     for how, rest, fold in [*kinds, ('trits', 'float16', True)]:
-        packed.write(tmp_path / 'file', {}, variables, how, rest, fold)
+        packed_file.write(tmp_path / 'file', {}, variables, how, rest, fold)
         size[how, rest, fold] = (tmp_path / 'file').stat().st_size
     assert size['trits', 'float16', False] < 2.3e6 and size['trits', 'float16', True] < 2.28e6
     assert size['trits', 'float32', False] < 2.35e6 and size['2bit', 'float32', False] < 2.765 * 2**20
-    _, same = packed.read(tmp_path / 'file')
+    _, same = packed_file.read(tmp_path / 'file')
     assert distance(packed.to_dense(same)['params']['layer4_1']['conv2'],
                     variables['params']['layer4_1']['conv2']) < 1e-4  # fmt: skip
 
 
 @pytest.mark.parametrize('packing', ['trits', '2bit'])
-def test_a_packed_file_evaluates_to_the_last_bit(packing, workdir, tmp_path):
+def test_a_packed_file_evaluates_to_the_last_bit(packing, workdir, small_npz, tmp_path):
     """As the checkpoint, and nearly so where it is smaller still."""
-    folder = export.export(workdir, 'packed', tmp_path / packing, packing=packing)
+    folder, data = export.export(workdir, 'packed', tmp_path / packing, packing=packing), f'npz:{small_npz}'
     expected = evaluate(workdir, 'best', 'test', flip=False)['members']
     for k, name in enumerate(('0_resnet8', '1_resnet8')):
-        found = evaluate(folder / f'{name}.packed', None, 'test', flip=False)
+        found = evaluate(folder / f'{name}.packed', None, 'test', flip=False, dataset=data)
         assert found['members'] == [expected[k]]
-    assert evaluate(folder, None, 'test', flip=False)['members'] == expected
+    assert evaluate(folder, None, 'test', flip=False, dataset=data)['members'] == expected
     with pytest.raises(UserError, match='leave out --checkpoint last'):
-        evaluate(folder, 'last', 'test', flip=False)
+        evaluate(folder, 'last', 'test', flip=False, dataset=data)
+    with pytest.raises(UserError, match='10 classes of 32 pixels, and not 4 classes of 8'):
+        evaluate(folder, None, 'test', flip=False, dataset='digits')
     small = export.export(workdir, 'packed', tmp_path / 's', packing=packing, rest='float16', fold=True)
     assert (small / '0_resnet8.packed').stat().st_size < (folder / '0_resnet8.packed').stat().st_size
-    for exact, near in zip(expected, evaluate(small, None, 'test', flip=False)['members']):
+    for exact, near in zip(expected, evaluate(small, None, 'test', flip=False, dataset=data)['members']):
         assert near['nll'] == pytest.approx(exact['nll'], abs=0.01) and near['nll'] != exact['nll']
 
 
-def test_packed_weights_stay_packed_in_memory(packed_file, workdir, dataset):
-    model, dense = jaxcifar.load(packed_file), jaxcifar.load(workdir, 1)
+def test_packed_weights_stay_packed_in_memory(packed_path, workdir, dataset):
+    model, dense = jaxcifar.load(packed_path), jaxcifar.load(workdir, 1)
     np.testing.assert_allclose(model.logits(dataset.x_test), dense.logits(dataset.x_test), atol=1e-5)
     held, before = (sum(leaf.nbytes for leaf in jax.tree.leaves(m.weights)) for m in (model, dense))
     assert held < 0.1 * before
@@ -130,8 +135,8 @@ def test_packed_weights_stay_packed_in_memory(packed_file, workdir, dataset):
     assert program.memory_analysis().temp_size_in_bytes < 2 * largest  # where all together are 4.5 times it
 
 
-def test_a_packed_file_that_is_not_whole_is_refused(packed_file, tmp_path):
-    good, broken = packed_file.read_bytes(), tmp_path / 'broken.packed'
+def test_a_packed_file_that_is_not_whole_is_refused(packed_path, tmp_path):
+    good, broken = packed_path.read_bytes(), tmp_path / 'broken.packed'
     faults = {
         'is not a packed network|is neither a packed': b'no network at all',
         'ends after 20 bytes': good[:20],
@@ -147,11 +152,24 @@ def test_a_packed_file_that_is_not_whole_is_refused(packed_file, tmp_path):
         with pytest.raises(UserError, match=words) as caught:
             jaxcifar.load(broken)
         assert '\n' not in str(caught.value)
+    for header, rest, words in (
+        (b'{}', b'', "'rest'"),
+        (b'[1]', b'', 'indices'),
+        (b'{"rest":"float32","tensors":[["a",[9],"float32"]]}', b'', 'buffer'),
+        (b'{"rest":"float32","tensors":[["a",[-1],"float32"]]}', b'', '-1 numbers'),
+        (b'{"rest":"float16","tensors":[["a",[2,3],"2bit",[2]]]}', bytes(6), 'for other channels'),
+        (b'{"rest":"float16","tensors":[["a",[2,3],"2bit",[1]]]}', bytes(5), '1 bytes are left over'),
+    ):
+        digest = hashlib.sha256(header + rest).digest()
+        start = packed_file.START.pack(packed_file.MAGIC, 1, len(header), digest)
+        broken.write_bytes(start + header + rest)
+        with pytest.raises(UserError, match=f'damaged: what it says of its tensors .*{words}'):
+            jaxcifar.load(broken)
     with pytest.raises(UserError, match='no kernel is ternary'):
-        packed.write(tmp_path / 'dense', {}, build('resnet8', 4).init((0, 0)))
+        packed_file.write(tmp_path / 'dense', {}, build('resnet8', 4).init((0, 0)))
 
 
-def test_a_release_is_a_function_in_one_line(workdir, dataset, tmp_path):
+def test_a_release_is_a_function_in_one_line(workdir, dataset, small_npz, tmp_path):
     folder = export.export(workdir, 'release')
     assert subprocess.run(['sha256sum', '--quiet', '-c', 'SHA256SUMS'], cwd=folder).returncode == 0
     umask = os.umask(0)
@@ -164,7 +182,10 @@ def test_a_release_is_a_function_in_one_line(workdir, dataset, tmp_path):
     assert hits.mean() == pytest.approx(expected['ensemble']['accuracy'])
     alone = jaxcifar.load(folder, '1_resnet8').logits(dataset.x_test)
     np.testing.assert_allclose(alone[0], model.logits(dataset.x_test)[1], atol=1e-5)
-    assert evaluate(folder, None, 'test', flip=False)['members'] == expected['members']
+    again = evaluate(folder, None, 'test', flip=False, dataset=f'npz:{small_npz}')
+    assert again['members'] == expected['members']
+    for file in folder.iterdir():  # says nothing of the machine that it comes from
+        assert str(small_npz.parent).encode() not in file.read_bytes(), file
     card, results = (folder / 'README.md').read_text(), json.loads((workdir / 'results.json').read_text())
     assert '# resnet8 for small.npz\n' in card and '/' not in card.splitlines()[0]
     assert f'Test accuracy {100 * results["mean"]["best"]["accuracy"]:.2f} ± ' in card
@@ -183,10 +204,68 @@ def test_a_release_is_a_function_in_one_line(workdir, dataset, tmp_path):
         jaxcifar.load(folder)
 
 
+def test_a_card_knows_what_its_numbers_are_of(workdir, tmp_path):
+    def card(name, run=workdir, **options):
+        return (export.export(run, output=tmp_path / name, **options) / 'README.md').read_text()
+
+    kept = shutil.copytree(workdir, tmp_path / 'run')
+    assert 'of which a member saw 80 (sha256' in card('whole', kind='release')
+    small = card('small', kind='packed', rest='float16')
+    assert 'measured before the numbers in these files were rounded' in small
+    results = json.loads((kept / 'results.json').read_text())
+    for change, words in (
+        ({'own_images': True}, 'Test accuracy \\d+\\.\\d+ %, '),
+        ({'step': 1}, 'No accuracy was'),
+    ):
+        (kept / 'results.json').write_text(json.dumps({**results, **change}))
+        assert re.search(words, card('changed', kept, kind='release'))
+    assert not (tmp_path / 'changed/results.json').exists()  # the run has gone on since
+    config = json.loads((kept / 'config.json').read_text())
+    config['eval']['flip'] = True
+    (kept / 'config.json').write_text(json.dumps(config))
+    (kept / 'results.json').write_text(json.dumps(results))
+    assert 'of its mirror image averaged' in card('changed', kept, kind='release')
+
+
+def test_a_folder_that_is_not_what_it_says_is_refused(workdir, tmp_path):
+    good = export.export(workdir, 'release', tmp_path / 'good', member='0')
+    name = '0_resnet8.safetensors'
+
+    def broken(change, words):
+        folder = shutil.copytree(good, tmp_path / 'broken', dirs_exist_ok=True)
+        change(folder)
+        with pytest.raises(UserError, match=words) as caught:
+            jaxcifar.load(folder)
+        assert '\n' not in str(caught.value)
+
+    def sums(text):
+        return lambda folder: (folder / 'SHA256SUMS').write_text(text)
+
+    def summed(file, data):
+        def change(folder):
+            (folder / file).write_bytes(data)
+            portable.write_sums(folder)
+
+        return change
+
+    card, (member,) = json.loads((good / 'card.json').read_text()), read(good)
+    card['members'][0]['file'] = f'../good/{name}'
+    broken(sums(''), 'has no sums of what is in card')
+    broken(sums(f'{"0" * 64}  ../good/{name}\n'), 'names ../good/.*, which is not in this folder')
+    broken(summed('card.json', json.dumps(card).encode()), 'has no sums of what is in card')
+    broken(summed('card.json', b'[]'), 'is not an export of jaxcifar')
+    portable.write_safetensors(tmp_path / name, {**member.about, 'network': 'resnet20'}, member.variables)
+    broken(summed(name, (tmp_path / name).read_bytes()), 'does not hold a resnet20: .*, not ')
+    portable.write_safetensors(tmp_path / name, {'name': 'mine'}, member.variables)
+    broken(summed(name, (tmp_path / name).read_bytes()), 'does not say its network')
+
+
 def test_training_begins_from_a_release(workdir, config, tmp_path, capsys):
+    """Or from the run that it is of: floats with the ternary weights, not with those behind them."""
     folder = export.export(workdir, 'release', tmp_path / 'release')
-    config.init_from, config.members = str(folder), 2
-    for classes in (4, 3):
+    config.members = 2
+    for classes, source in ((4, folder), (3, folder), (4, workdir)):
+        config.init_from = str(source)
         run = finalize(config.copy_and_resolve_references())
         population = Population(run, classes, 8, make_mesh(run))
         drawn = init_state(run, population)
@@ -228,9 +307,9 @@ class Everything(nn.Module):
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         y = nn.relu6(a.norm('bn2')(a.conv(8, 3, 2, 8, name='depthwise')(x)))
         y = a.norm('bn3')(a.conv(12, 3, 1, 2, name='grouped')(y))
-        x = nn.sigmoid(subsample(x, 12, 2, a) + y)
+        x = nn.sigmoid(subsample(x, 12, 2, a) + nn.gelu(y))
         x = nn.avg_pool(jnp.concatenate([x, a.conv(4, 3, name='conv2')(x)], -1), (2, 2), (2, 2))
-        return head(x, self.num_classes)
+        return head(halve(x), self.num_classes)
 
 
 def test_onnx_graphs_give_the_same_logits(monkeypatch):

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+import jaxcifar
 from configs import base, expert, fusion
 from experiments.members import Case
-from jaxcifar import fusion_log, report, results
+from jaxcifar import export, fusion_log, report, results
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.splits import make_split
@@ -31,7 +32,7 @@ from jaxcifar.report_runs import load
 from jaxcifar.step import TrainStep
 from jaxcifar.torch_weights import to_torch
 from jaxcifar.train import train
-from jaxcifar.weights import BestWeights, load_members
+from jaxcifar.weights import BestWeights, load_trained
 from tests.processes import assert_same
 from tests.steps import Run, distance
 
@@ -298,8 +299,8 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     found = train(c, workdir)
 
     # The experts began as the experts' run had them; three epochs at these rates hardly move them.
-    _, began = load_members(tmp_path / 'experts')
-    _, ended = load_members(workdir, 'last')
+    began = load_trained(tmp_path / 'experts').members
+    ended = load_trained(workdir, 'last').members
     assert 0 < distance([p for p, _ in began], [p for p, _ in ended]) < 0.01
 
     # The table: on the test images once, and by evaluation the same.
@@ -340,6 +341,17 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     made = compare_fused(np.array([*logits, fused]), ['0_tiny', '1_tiny'], data.y_test)
     for name in ('fused', 'mean_of_logits', 'mean_of_probabilities'):
         assert made[name] == pytest.approx(table[name], abs=1e-5)
+
+    # Published, the fused prediction is a function of images.
+    folder = export.export(workdir, 'release', tmp_path / 'release')
+    model = jaxcifar.load(folder)
+    np.testing.assert_allclose(model.logits(data.x_test), np.array([*logits, fused]), atol=1e-5)
+    assert (model(data.x_test).argmax(1) == data.y_test).mean() == table['fused']['accuracy']
+    assert model.names == ['0_tiny', '1_tiny', 'fused'] == jaxcifar.load(workdir).names
+    again = evaluate(folder, None, 'test', flip=False, dataset=c.dataset)['fusion']['fused']
+    assert again == pytest.approx(table['fused'])
+    assert f'fused {100 * again["accuracy"]:.2f} %' in (folder / 'README.md').read_text()
+    assert jaxcifar.load(folder, 1).names == ['1_tiny']
 
     # The log of the run has a row an epoch, and all columns.
     log = rows_of(workdir / 'tiny_concatenation_training_log.csv')

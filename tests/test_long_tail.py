@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+import jaxcifar
 from configs import base
 from configs import long_tail as long_tail_config
-from jaxcifar import calibrate, reject
+from jaxcifar import calibrate, export, reject
 from jaxcifar import config as configs
 from jaxcifar.config import finalize
 from jaxcifar.data import long_tail
@@ -229,6 +230,21 @@ def test_exported_logits_are_the_calibrated_members(run):
     parts, names = (*SIZES, 'test'), [m['name'] for m in results['members']]
     assert files == {f'logits/{f}/{m}/{p}.npy' for f in ('tail_lt_if5', 'tail_lt_if5_last')
                      for m in names for p in parts}  # fmt: skip
+
+
+def test_calibrated_networks_are_exported_with_their_temperatures(run, tmp_path, monkeypatch):
+    workdir, _ = run
+    config = configs.load(workdir / 'config.json')
+    folder = export.export(workdir, 'safetensors', tmp_path / 'calibrated', which='calibrated')
+    images = load_dataset(config.dataset, '').x_test
+    for z, member in zip(jaxcifar.load(folder).logits(images), calibration_of(workdir)['best']['members']):
+        kept, _, indices = exported(workdir, member['name'], 'test')
+        np.testing.assert_allclose(z[indices], kept, rtol=0.01, atol=0.01)
+        assert member['temperature'] != pytest.approx(1, abs=0.03)
+    monkeypatch.setenv('JAXCIFAR_DATA', config.data.root)
+    found, wanted = (evaluate(*of, 'test', False, dataset=data)['members'] for of, data in (
+        ((folder, None), config.dataset), ((workdir, 'calibrated'), None)))  # fmt: skip
+    assert found == [pytest.approx(member) for member in wanted]
 
 
 def test_posthoc_adjustment_subtracts_the_prior(run):

@@ -115,6 +115,21 @@ def test_floats_turn_ternary_bit_by_bit(config):
         np.testing.assert_allclose(blended, (1 - s) * kernel + s * codes, rtol=1e-6)
 
 
+def test_learned_scales_that_are_not_above_zero(config):
+    """One below is its size, with codes as they were; one of 0 may grow."""
+    config.ternary.rule, config.ternary.layers = 'ttq', 'conv1'
+    show, kernel = VIEWS['ternary'](config).show, np.array([[0.5, -0.5, 0.0]], np.float32)
+
+    def seen_with(positive, negative):
+        scales = dict(zip(SCALES, (np.float32([positive]), np.float32([negative]))))
+        return lambda scales=scales: show({'conv1': {'kernel': kernel, **scales}})['conv1']['kernel']
+
+    np.testing.assert_allclose(seen_with(-2, 0.25)(), [[2, -0.25, 0]])
+    zeros = {name: np.zeros(1, np.float32) for name in SCALES}
+    slope = jax.grad(lambda s: (seen_with(0, 0)(s) * np.float32([3, 5, 7])).sum())(zeros)
+    assert [float(slope[name][0]) for name in SCALES] == [3, -5]
+
+
 class Small(nn.Module):
     """A stem, a convolution and a classifier."""
 
@@ -168,12 +183,12 @@ def test_a_ternary_run_from_end_to_end(small, tmp_path, capsys):
     np.testing.assert_array_equal(exported, shown['conv2']['kernel'].transpose(3, 2, 0, 1))
 
 
-def stop_at(monkeypatch, step):
-    """SIGTERM comes when training has come to this step."""
+def stop_at(monkeypatch, step, evaluating=False):
+    """SIGTERM comes when training has come to this step, or its epoch is being evaluated."""
     poll = Run._poll
 
     def stop(run):
-        if run.step == step and not run.pending:
+        if run.step == step and run.pending == evaluating:
             run.terminated.set()
         poll(run)
 
@@ -186,7 +201,7 @@ def test_a_stopped_run_is_extended(config, small, tmp_path, monkeypatch):
     small.ternary.rule, small.epochs, small.ema, small.checkpoint.every_epochs = 'ttq', 3, 0.9, 1
     workdir, again = tmp_path / 'run', tmp_path / 'again'
     with monkeypatch.context() as patch:
-        stop_at(patch, 4)
+        stop_at(patch, 4, evaluating=True)
         with pytest.raises(Preempted, match='saved at step 4'):
             train(small, workdir)
     before = (workdir / 'metrics.csv').read_bytes()

@@ -12,6 +12,7 @@ from PIL import Image
 from jaxcifar.data import preview
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
+from jaxcifar.export import export
 from jaxcifar.predict import predict
 from jaxcifar.train import train
 from jaxcifar.workdirs import git_commit
@@ -94,6 +95,8 @@ def test_predict_names_the_classes_of_files(run, dataset, tmp_path):
     assert classes == ['0', '1', '2', '3']
     every = evaluate(workdir, 'best', 'test', flip=False)['ensemble']['accuracy']
     assert (probabilities.argmax(1) == dataset.y_test[:8]).mean() == pytest.approx(every, abs=0.25)
+    folder = export(workdir, 'safetensors', tmp_path / 'export')
+    np.testing.assert_allclose(predict(folder, paths)[0], probabilities, atol=1e-5)
     (tmp_path / 'broken.png').write_bytes(b'no picture')
     with pytest.raises(UserError, match=r'broken\.png is not a readable image'):
         predict(workdir, [tmp_path / 'broken.png'])
