@@ -128,8 +128,8 @@ def to_markdown(card: dict) -> str:
         '',
         '## Training',
         '',
-        f'{data["images"]["train"]:,} training and {data["images"]["test"]:,} test images '
-        f'{_seen(card)}(sha256 of the data `{data["sha256"][:16]}`), '
+        f'{data["images"]["train"]:,} training images{_seen(card)}, {data["images"]["test"]:,} test images '
+        f'(sha256 of the data `{data["sha256"][:16]}`), '
         f'channel mean {data["mean"]}, std {data["std"]}.',
         '',
         *(f'- {name}: {recipe[name]}' for name in RECIPE),
@@ -198,4 +198,4 @@ def _fused_row(card: dict) -> list[str]:
 def _seen(card: dict) -> str:
     """How many of the training images a member has seen, '' where that is not known."""
     counts = sorted({m['train_images'] for m in card['members'] if m['train_images']})
-    return f'of which a member saw {" or ".join(f"{n:,}" for n in counts)} ' if counts else ''
+    return f', of which a member saw {" or ".join(f"{n:,}" for n in counts)}' if counts else ''

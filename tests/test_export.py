@@ -209,7 +209,9 @@ def test_a_card_knows_what_its_numbers_are_of(workdir, tmp_path):
         return (export.export(run, output=tmp_path / name, **options) / 'README.md').read_text()
 
     kept = shutil.copytree(workdir, tmp_path / 'run')
-    assert 'of which a member saw 80 (sha256' in card('whole', kind='release')
+    assert '96 training images, of which a member saw 80, 40 test images (sha256' in card(
+        'whole', kind='release'
+    )
     small = card('small', kind='packed', rest='float16')
     assert 'measured before the numbers in these files were rounded' in small
     results = json.loads((kept / 'results.json').read_text())
