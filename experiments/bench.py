@@ -178,7 +178,8 @@ def start_up(names: list[str]):
 
 def main():
     """Measure what is missing and print the table."""
-    parser = argparse.ArgumentParser(prog='python -m experiments.bench', description=__doc__)
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser('python -m experiments.bench', None, __doc__, formatter_class=usage)
     parser.add_argument('networks', nargs='*', help='start_up, or networks: ' + ', '.join(CHOSEN))
     parser.add_argument('--batch', help='batch sizes (128,512 on a GPU; steps of 30 GFLOP on a CPU)')
     args = parser.parse_args()

@@ -90,7 +90,8 @@ def take(name: str, device: str, workdir: Path, deadline: float):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(prog='python -m experiments.on_gpu', description=__doc__)
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser('python -m experiments.on_gpu', None, __doc__, formatter_class=usage)
     parser.add_argument('--workdir', type=Path, default=Path('runs'), help='folder of the runs (runs)')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='stop after so many')
     parser.add_argument('--only', help='steps, joined by commas')

@@ -183,7 +183,8 @@ def collect(sweep: Sweep, folder: Path):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(prog='python -m experiments.run', description=__doc__)
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser('python -m experiments.run', None, __doc__, formatter_class=usage)
     parser.add_argument('sweep', metavar='SWEEP.py[:ARGUMENT]')
     parser.add_argument('--jobs', type=int, default=1, help='how many runs at a time (1)')
     parser.add_argument('--retries', type=int, default=0, help='how often a failed run is resumed (0)')

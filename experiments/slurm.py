@@ -35,9 +35,11 @@ class Resources(NamedTuple):
 
 def add_flags(parser: argparse.ArgumentParser):
     """--slurm and what goes with it."""
-    flags = parser.add_argument_group('on a cluster')
-    flags.add_argument('--slurm', action='store_true', help='submit jobs that do it')
-    flags.add_argument('--dry-run', action='store_true', help='only write the scripts')
+    about = 'With --slurm. What each run asks for, on each node; after --time it saves and queues again.\n'
+    about += '--pack N: so many runs share a job; --setup: a line of shell before each, as module load cuda'
+    flags = parser.add_argument_group('on a cluster', about)
+    flags.add_argument('--slurm', action='store_true', help='submit jobs that do all of it')
+    flags.add_argument('--dry-run', action='store_true', help='of --slurm: only write the scripts')
     flags.add_argument('--test-only', action='store_true', help='… and let sbatch check them')
     for name, default in Resources._field_defaults.items():
         flag = '--' + name.replace('_', '-')

@@ -3,9 +3,9 @@
 ResNet-18 and MobileNetV2 on CIFAR-10 with floats, TWN, TTQ, and TWN with stem and classifier too; three
 seeds of each are one run; 300 epochs of all 50,000 images, the last epoch. Public: ResNet-18 96.07 with
 floats, 95.07 ternary but for the stem, 94.64 throughout; MobileNetV2 ternary 93.38. The zeros of each
-layer goes to experiments/results/sparsity.csv.
+layer go to experiments/results/sparsity.csv.
 
-experiments/ternary_table.py:short takes a quarter of an hour on two CPU cores; it says what it shortens.
+experiments/ternary_table.py:short takes less than an hour on two CPU cores; it says what it shortens.
 experiments/ternary_table.py:recipes compares ways to more with plain TWN, ResNet-18.
 """
 

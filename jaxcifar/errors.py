@@ -18,11 +18,16 @@ class Preempted(Exception):
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
-    """The error for a misspelt name: the nearest valid one, and the whole list if it is short."""
+    """The error for a misspelt name: the nearest valid one, and the whole list if it is short.
+
+    Of a field without its group (`lr`) the nearest are those of all groups.
+    """
     valid = sorted(valid)
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
-    names = f' (valid: {", ".join(valid)})' if len(valid) <= MOST_NAMES or not near else ''
+    near = [v for v in valid if v.rpartition('.')[2] == name]
+    near = near or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
+    listed = ', '.join(v or 'nothing' for v in valid)
+    names = f' (valid: {listed})' if len(valid) <= MOST_NAMES or not near else ''
     return UserError(f'unknown {kind} {name!r}{hint}{names}')
 
 

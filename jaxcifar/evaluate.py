@@ -230,7 +230,8 @@ def evaluate(
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(prog='python -m jaxcifar.evaluate', description=__doc__)
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser('python -m jaxcifar.evaluate', None, __doc__, formatter_class=usage)
     where = 'of a run; or a folder or file of jaxcifar.export, as float or packed weights'
     parser.add_argument('--workdir', type=Path, required=True, help=where)
     parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')

@@ -62,9 +62,19 @@ def _explain(error: Exception, argv: list[str]) -> UserError:
         field = flag.removeprefix('config.')
         if field != flag and field not in fields:
             return unknown('field', field, fields)
+        meant = [f'--config.{f}' for f in fields if flag in (f, f.rpartition('.')[2])]
+        meant = meant or ['--config.network'] * (flag == 'model')
+        if argument.startswith('--') and meant:
+            return UserError(f'--{flag} is not a flag; did you mean {" or ".join(meant)}?')
     for path in re.findall(r'(\S+\.py)\b', ' '.join(argv[1:]).replace('=', ' ')):
         if not Path(path).exists():
+            if path in _shipped():
+                return UserError(f'{path} is not in this folder; it is {ROOT / path}')
             return unknown('config', path, _shipped())
+    if 'get_config() takes 0 positional arguments' in str(error):
+        return UserError('this config takes no argument: leave out the colon and what is behind it')
+    if 'earlier failure to load' in str(error):  # neither a file that is there nor one called .py
+        return UserError('--config is not a config file; see python -m jaxcifar.main --help')
     return UserError(' '.join(str(error).split()))
 
 

@@ -75,7 +75,8 @@ def _read(path: Path, read: Callable) -> np.ndarray:
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(prog='python -m jaxcifar.predict', description=__doc__)
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser('python -m jaxcifar.predict', None, __doc__, formatter_class=usage)
     parser.add_argument('--workdir', type=Path, required=True, help='of a run or of jaxcifar.export')
     parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
     parser.add_argument('--top', type=int, default=3, help='how many classes of each image (3)')

@@ -211,7 +211,8 @@ def report(dirs: Sequence[str | Path], out: str | Path) -> Path:
 
 def main(argv: Sequence[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(prog='python -m jaxcifar.report', description=__doc__)
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser('python -m jaxcifar.report', None, __doc__, formatter_class=usage)
     parser.add_argument('dirs', nargs='+', metavar='DIR', help='folder of a run, finished or not')
     parser.add_argument('--out', help='where the report goes (default: the first DIR)')
     args = parser.parse_args(argv)

@@ -43,7 +43,8 @@ def describe(name: str, num_classes: int = 100, size: int = 32, **options) -> di
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(prog='python -m jaxcifar.models', description=__doc__)
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser('python -m jaxcifar.models', None, __doc__, formatter_class=usage)
     parser.add_argument('--classes', type=int, default=100)
     parser.add_argument('--size', type=int, default=32, help='pixels of an image')
     parser.add_argument('--stem', choices=STEMS, help='print those that have this stem (all, with their own)')
