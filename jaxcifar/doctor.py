@@ -175,7 +175,7 @@ def main(argv: list[str]):
     doctor.attempt('the machine', doctor.machine)
     if len(argv) == 1:
         doctor.data(Path(os.environ.get('JAXCIFAR_DATA') or 'data'))
-        doctor.folder('runs in', Path('runs'))
+        doctor.folder('the folder', Path('runs'))
     else:
         given = any(word.split('=')[0] == '--workdir' for word in argv)
         parsed = doctor.attempt(
