@@ -69,7 +69,7 @@ def _write_onnx(path: Path, member: Portable, bits: int = 2):
     try:
         from jaxcifar.onnx_export import to_onnx
     except ImportError:
-        raise UserError("ONNX needs packages: pip install 'jaxcifar[export]'") from None
+        raise UserError("ONNX needs packages: pip install -c constraints.txt -e '.[export]'") from None
 
     tree = packed.pack_tree(member.variables, '2bit')
     ternary = packed.map_packed(lambda leaf: leaf.ternary(), tree)
