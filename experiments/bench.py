@@ -112,11 +112,16 @@ def measure(name: str, batch_size: int, peak: float) -> list[dict]:
             'fastest': f'{max(rates[way]):.4g}' if done else '',
             'share_of_peak': f'{rate * flops / peak:.3f}',
             'peak_gflops': f'{peak / 1e9:.0f}',
-            'megabytes': f'{done.bytes / 1e6:.0f}' if done else '',
-            'compile_seconds': f'{done.compile_seconds:.1f}' if done else '',
+            'megabytes': known(done.bytes / 1e6, '.0f') if done else '',
+            'compile_seconds': known(done.compile_seconds, '.1f') if done else '',
             'failed': failed.get(way, ''),
         })  # fmt: skip
     return rows
+
+
+def known(value: float, form: str) -> str:
+    """The number, or nothing where it is not known."""
+    return '' if np.isnan(value) else format(value, form)
 
 
 def best(rows: list[dict], start: str) -> dict:
@@ -129,16 +134,24 @@ def line(rows: list[dict]) -> list[str]:
     """A network and batch in the table that is printed."""
     by_way = {r['way']: r for r in rows}
     mine, theirs = best(rows, 'ours'), best(rows, 'torch')
-    ratio = float(mine['images_per_second']) / float(theirs['images_per_second'])
+    float32 = [r for r in rows if 'bf16' not in r['way']]
+    ratios = [
+        float(best(some, 'ours')['images_per_second']) / float(best(some, 'torch')['images_per_second'])
+        for some in (rows, float32)
+    ]
     cells = [mine['network'], str(mine['batch'])]
     cells += [by_way[way]['images_per_second'] for way in ('ours', 'ours bf16', 'linen', 'torch')]
-    cells += [theirs['images_per_second'], theirs['way'].removeprefix('torch '), f'{ratio:.2f}']
+    cells += [
+        theirs['images_per_second'],
+        theirs['way'].removeprefix('torch '),
+        *(f'{r:.2f}' for r in ratios),
+    ]
     return [*cells, mine['share_of_peak'], mine['megabytes'], theirs['megabytes'], mine['compile_seconds']]
 
 
 COLUMNS = (
     'network', 'batch', 'ours', 'ours bf16', 'Linen', 'torch', 'torch best', 'which', 'ours/best',
-    'of peak', 'MB ours', 'MB torch', 'compile s',
+    'of float32', 'of peak', 'MB ours', 'MB torch', 'compile s',
 )  # fmt: skip
 
 
