@@ -6,7 +6,6 @@ one core; appended to experiments/results/augmentations.csv.
 """
 
 import statistics
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from configs import single
 from experiments import results
+from jaxcifar.cli import run_words
 from jaxcifar.config import finalize
 from jaxcifar.data.augment import PRESETS, Augmentation
 from jaxcifar.data.datasets import load_dataset
@@ -85,4 +85,4 @@ def main(size: str = '128'):
 
 if __name__ == '__main__':
     results.pin()
-    main(*sys.argv[1:])
+    run_words(main)

@@ -10,7 +10,6 @@ and the device loader. Rounds in turn; prints and keeps the median images a seco
 
 import contextlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +21,7 @@ import torch
 
 from configs import single
 from experiments import classic, results
+from jaxcifar.cli import run_words
 from jaxcifar.config import finalize
 from jaxcifar.data.augment import Augmentation
 from jaxcifar.data.datasets import load_dataset
@@ -141,4 +141,4 @@ def main(dataset: str = 'cifar10', network: str = 'resnet8'):
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    run_words(main)

@@ -6,11 +6,11 @@ weights or else the last, on the test images; with the areas of Chow's rule wher
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 from experiments import results
 from experiments.record import command
+from jaxcifar.cli import run_words
 
 SCORES = ('accuracy', 'mean_recall', 'many', 'medium', 'few', 'head', 'tail', 'nll', 'ece')
 COLUMNS = ('date', 'commit', 'device', 'dataset', 'images_sha256', 'split', 'imbalance', 'network',
@@ -63,7 +63,7 @@ def rows(workdir: Path):
         }
 
 
-def main(workdirs: list[str]):
+def main(*workdirs: str):
     """Append and print."""
     kept = [{column: row.get(column, '') for column in COLUMNS} for w in workdirs for row in rows(Path(w))]
     results.append('long_tail', kept)
@@ -71,4 +71,4 @@ def main(workdirs: list[str]):
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    run_words(main)

@@ -22,7 +22,7 @@ import numpy as np
 
 from configs import mutual
 from experiments import results
-from jaxcifar.cli import run_command
+from jaxcifar.cli import run_words
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.population import Population, make_mesh
@@ -131,4 +131,4 @@ def main(network: str = 'resnet20', batch: str = '64', size: str = '32', rounds:
 
 
 if __name__ == '__main__':
-    run_command(lambda: main(*sys.argv[1:]))
+    run_words(main)

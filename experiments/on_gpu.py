@@ -40,7 +40,7 @@ STEPS = {
     'loaders': Step('experiments.loaders cifar10 resnet18', 'whether input keeps up'),
     'augmentations': Step('experiments.augmentations', 'what augmentation costs'),
     'pipeline': Step('experiments.pipeline resnet18 cifar10 5', 'cold start to end, beside the classic loop'),
-    'speedrun': Step('experiments.speedrun speednet 20', 'CIFAR-10 to 94 %, 20 runs'),
+    'speedrun': Step('experiments.speedrun 94 20', 'CIFAR-10 to 94 %, 20 runs'),
     'mutual': Step(
         'experiments.run experiments/mutual_table.py --workdir {workdir}/mutual', 'mutual learning, 3 seeds'
     ),

@@ -7,7 +7,6 @@ GPU of one core's CPU time.
 """
 
 import statistics
-import sys
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 
 from experiments import results
 from jaxcifar import packed
+from jaxcifar.cli import run_words
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.inference import Classifier
 from jaxcifar.models import build
@@ -90,4 +90,4 @@ def main(network: str = 'resnet18', *batches: str):
 
 if __name__ == '__main__':
     results.pin()
-    main(*sys.argv[1:])
+    run_words(main)

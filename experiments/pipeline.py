@@ -21,7 +21,7 @@ import torch
 from experiments import results
 from experiments.classic_loop import BATCH
 from experiments.results import ON_GPU
-from jaxcifar.cli import run_command
+from jaxcifar.cli import run_words
 from jaxcifar.errors import UserError
 
 
@@ -83,4 +83,4 @@ def main(network: str = 'resnet8', dataset: str = 'cifar10', epochs: str = '2', 
 
 
 if __name__ == '__main__':
-    run_command(lambda: main(*sys.argv[1:]))
+    run_words(main)

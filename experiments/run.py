@@ -197,6 +197,8 @@ def main():
     path = args.sweep.partition(':')[0]
     folder = args.workdir or Path('runs') / args.sweep.replace(path, Path(path).stem).replace(':', '-')
     folder.mkdir(parents=True, exist_ok=True)
+    if not args.slurm and (args.dry_run or args.test_only):
+        raise UserError('--dry-run and --test-only are of --slurm')
     if args.slurm:
         slurm.submit(sweep, folder, args)
     elif args.collect:

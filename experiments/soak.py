@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import results
-from jaxcifar.cli import NO_SPACE, run_command
+from jaxcifar.cli import NO_SPACE, run_words
 from jaxcifar.errors import EXIT_PREEMPTED, UserError
 
 FIELDS = {
@@ -200,4 +200,4 @@ def _compare(soak: Soak) -> int:
 
 
 if __name__ == '__main__':
-    run_command(lambda: main(*sys.argv[1:]))
+    run_words(main)

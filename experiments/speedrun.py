@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import results
-from jaxcifar.cli import run_command
+from jaxcifar.cli import run_words
 from jaxcifar.errors import UserError
 from jaxcifar.logs import write_json
 
@@ -68,4 +68,4 @@ def main(mark: str = '94', runs: str = '20', folder: str = 'runs/speedrun'):
 
 
 if __name__ == '__main__':
-    run_command(lambda: main(*sys.argv[1:]))
+    run_words(main)

@@ -5,7 +5,6 @@ CPU time of one core; appended to experiments/results/views.csv.
 """
 
 import statistics
-import sys
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from configs import single
 from experiments import results
 from experiments.augmentations import Step, milliseconds
+from jaxcifar.cli import run_words
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
 
@@ -50,4 +50,4 @@ def main(network: str = 'resnet18', size: str = '32'):
 
 if __name__ == '__main__':
     results.pin()
-    main(*sys.argv[1:])
+    run_words(main)

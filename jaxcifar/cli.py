@@ -37,6 +37,15 @@ def run_command(main: Callable[[], None]):
         sys.exit(1)
 
 
+def run_words(main: Callable):
+    """`run_command` for a main that takes the words of the command line; --help prints its file's text."""
+    words = sys.argv[1:]
+    if {'--help', '-h'} & set(words):
+        print(str(sys.modules['__main__'].__doc__).strip())
+    else:
+        run_command(lambda: main(*words))
+
+
 def _hook(fault):
     """Python's own, but for what tensorstore's threads still say when a save has failed and raised."""
     if str(fault.exc_value) != 'Event loop is closed':

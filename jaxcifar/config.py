@@ -160,7 +160,7 @@ def _check(config: ConfigDict, names: list[str]):
     if len(config.profile.steps) != 2:
         raise UserError(f'profile.steps={config.profile.steps} is not a pair (first, end)')
     if config.log.wandb != 'disabled' and not importlib.util.find_spec('wandb'):
-        raise UserError(f"log.wandb={config.log.wandb} needs a package: pip install 'jaxcifar[wandb]'")
+        raise UserError(f"log.wandb={config.log.wandb} needs a package: pip install -e '.[wandb]'")
     mixes = augment.parse(config.augment).mixes
     if config.augment_each and mixes:
         raise UserError(f'augment_each would mix other images for each member: leave out {mixes[0].name}')

@@ -315,7 +315,7 @@ class Everything(nn.Module):
 
 
 def test_onnx_graphs_give_the_same_logits(monkeypatch):
-    onnxruntime = pytest.importorskip('onnxruntime', reason="needs pip install 'jaxcifar[export]'")
+    onnxruntime = pytest.importorskip('onnxruntime', reason="needs pip install -e '.[export]'")
     from jaxcifar.onnx_export import to_onnx
 
     monkeypatch.setitem(NETWORKS, 'everything', Everything)
@@ -342,7 +342,7 @@ def test_onnx_graphs_give_the_same_logits(monkeypatch):
 
 
 def test_onnx_of_a_run_keeps_codes(workdir, tmp_path):
-    onnx = pytest.importorskip('onnx', reason="needs pip install 'jaxcifar[export]'")
+    onnx = pytest.importorskip('onnx', reason="needs pip install -e '.[export]'")
     folder = export.export(workdir, 'onnx', tmp_path / '2')  # which compares it with the network itself
     model = onnx.load(folder / '0_resnet8.onnx')
     types = [onnx.TensorProto.DataType.Name(t.data_type) for t in model.graph.initializer]
