@@ -4,6 +4,7 @@ import numpy as np
 from scipy.special import bdtr, log_softmax, logsumexp
 
 BINS = 15
+CHANCE = 0.05  # the p-value from which on a difference is not claimed
 MANY, FEW = 100, 20  # training images: more than these make 'many', fewer than those 'few'
 
 
@@ -67,8 +68,10 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
 
 def verdict(found: dict) -> str:
     """'beats the mean of the experts (p = 0.003)', from what `compare_fused` found."""
-    text = f'{"beats" if found["beats_mean"] else "does NOT beat"} the mean of the experts'
-    return text + (f' (p = {found["p_value"]:.2g})' if 'p_value' in found else '')
+    p = found.get('p_value')
+    better = 'beats' if p is None or p < CHANCE else 'is no more than by chance above'
+    text = f'{better if found["beats_mean"] else "does NOT beat"} the mean of the experts'
+    return text if p is None else f'{text} (p = {p:.2g})'
 
 
 def class_recalls(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
 from jaxcifar.fusion import RULES, adaptive_rates, make_head
 from jaxcifar.init import begin_from, warn_of_seen
-from jaxcifar.metrics import compare_fused
+from jaxcifar.metrics import compare_fused, verdict
 from jaxcifar.models import build
 from jaxcifar.optim import init_head_optimizer, update_head
 from jaxcifar.report_runs import load
@@ -248,6 +248,17 @@ def test_members_that_stand_still_do_not_count_in_the_joint_clip(fused, dataset)
     assert norm == pytest.approx(fused.fusion.lr * fused.fusion.clip_all, rel=1e-3)
 
 
+def test_a_difference_that_chance_explains_is_no_victory():
+    words = [
+        verdict({'beats_mean': beats, 'p_value': p}) for beats, p in ((True, 0.01), (True, 0.9), (False, 0.9))
+    ]
+    assert [w.partition(' the mean')[0] for w in words] == [
+        'beats',
+        'is no more than by chance above',
+        'does NOT beat',
+    ]
+
+
 def test_a_fused_prediction_is_compared_with_what_it_must_beat():
     labels = np.array([0, 0, 1, 1])
     sure, right = np.array([[0, 9.0]] * 4), np.array([[2.0, 0], [2, 0], [0, 2], [2, 0]])
@@ -377,9 +388,7 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     # Its accuracy chose for all, and is in no other row; so it is in the curves.
     assert [name for name, row in shown.items() if row[-1] == f'{100 * best:.2f}'] == ['fused']
     assert page.curve('validation', 'accuracy', fused=True)[1].max() == pytest.approx(best)
-    verdict = 'beats' if table['beats_mean'] else 'does NOT beat'
-    verdict += f' the mean of the experts (p = {table["p_value"]:.2g})'
-    assert any(f'the learned rule {verdict};' in note for note in report.notes([page]))
+    assert any(f'the learned rule {verdict(table)};' in note for note in report.notes([page]))
 
     # From a step in the middle of an epoch it ends in the same bits.
     again = shutil.copytree(workdir, tmp_path / 'again')
