@@ -142,7 +142,7 @@ def test_steps_for_a_gpu_run_once_and_stop_in_time(folder, tmp_path, monkeypatch
 def test_several_steps_in_a_call_are_the_same_steps(loader, small_npz, tmp_path, tiny_networks):
     config = small_config(small_npz)
     config.network, config.members, config.batch_size = 'tiny', 2, 12  # 6 steps and one of 8 images
-    config.data.loader, config.log.every_steps, config.devices = loader, 5, None
+    config.data.loader, config.devices = loader, None
     config.data.order = 'member' if loader == 'device' else 'shared'
     train(config.copy_and_resolve_references(), tmp_path / 'one')
     config.steps_per_call = 3
