@@ -3,7 +3,8 @@
 N times (200) a training process is killed (at any time, within a save, between best weights and checkpoint),
 asked to leave, or finds the disk full; or a file of its newest checkpoint is cut or gets a wrong bit. When
 the run comes to its end, as every 20 faults it may, it is compared to the last bit with one that was left
-alone, and begun again. A row is appended to experiments/results/soak.csv. Takes some 5 seconds a fault on a quiet core.
+alone, and begun again. A row is appended to experiments/results/soak.csv. Some 5 seconds a
+fault on a quiet core.
 """
 
 import os
