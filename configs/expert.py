@@ -21,9 +21,10 @@ pre-activation ResNeXt-29 76.2, WRN-28-10 78.8; on all 50,000: 80.4, 83.7, 84.8,
 
 import os
 import sys
+from collections.abc import Iterable
 
 from configs import base
-from jaxcifar.errors import UserError, unknown
+from jaxcifar.errors import UserError, by_kind
 from jaxcifar.models import NETWORKS
 
 # word -> config.split, and what chooses the weights
@@ -71,19 +72,12 @@ OF_NETWORK = {
     'preact_resnet18': {'optimizer.lr': 0.2},
     **{name: {'optimizer.weight_decay': 1e-4} for name in ('resnet18', 'resnet34', 'resnet50')},
 }
-KINDS: dict[str, dict] = {'recipe': RECIPES, 'split': SPLITS, 'network': NETWORKS}
+KINDS: dict[str, Iterable[str]] = {'recipe': RECIPES, 'split': SPLITS, 'network': NETWORKS}
 
 
 def get_config(argument: str = ''):
     """`argument` is made of a network, one of RECIPES and one of SPLITS, with commas between them."""
-    given: dict[str, str] = {}
-    for word in filter(None, argument.split(',')):
-        kind = next((kind for kind, values in KINDS.items() if word in values), None)
-        if kind is None:
-            raise unknown('word of configs/expert.py', word, [w for values in KINDS.values() for w in values])
-        if kind in given:
-            raise UserError(f'configs/expert.py takes one {kind}, not {given[kind]} and {word}')
-        given[kind] = word
+    given = by_kind('configs/expert.py', argument, KINDS)
     recipe, split = given.get('recipe', 'seed'), given.get('split', 'overlap')
     c = base.get_config()
     c.dataset = 'cifar100'

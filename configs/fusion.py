@@ -21,8 +21,10 @@ to 78 at the last epoch. The sum of the experts' features beat the rules, and on
 50,000 images has 84.7: read the fused number beside the means, which every table here has.
 """
 
+from collections.abc import Iterable
+
 from configs import base
-from jaxcifar.errors import UserError, unknown
+from jaxcifar.errors import by_kind
 from jaxcifar.fusion import RULES
 from jaxcifar.models import NETWORKS
 
@@ -47,19 +49,12 @@ STRONG = {
     'fusion.clip': 0.0,
     'fusion.clip_all': 1.0,
 }
+KINDS: dict[str, Iterable[str]] = {'rule': RULES, 'network': NETWORKS, 'recipe': ('strong',)}
 
 
 def get_config(argument: str = ''):
     """`argument` is made of a network, a rule and strong, with commas between them."""
-    given: dict[str, str] = {}
-    for word in filter(None, argument.split(',')):
-        kinds: dict[str, dict] = {'rule': RULES, 'network': NETWORKS, 'recipe': {'strong': STRONG}}
-        kind = next((kind for kind, values in kinds.items() if word in values), None)
-        if kind is None:
-            raise unknown('word of configs/fusion.py', word, [w for values in kinds.values() for w in values])
-        if kind in given:
-            raise UserError(f'configs/fusion.py takes one {kind}, not {given[kind]} and {word}')
-        given[kind] = word
+    given = by_kind('configs/fusion.py', argument, KINDS)
     c = base.get_config()
     c.dataset, c.members = 'cifar100', 4
     c.network = given.get('network', 'resnet18')

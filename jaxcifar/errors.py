@@ -36,3 +36,19 @@ def lookup(kind: str, registry: dict, name: str):
     if name not in registry:
         raise unknown(kind, name, registry)
     return registry[name]
+
+
+def by_kind(where: str, argument: str, kinds: dict[str, Iterable[str]]) -> dict[str, str]:
+    """{kind: word} of the words of an argument, joined by commas, at most one of each kind.
+
+    kinds: the words of each; where: what the argument is for. Raises `UserError` for others.
+    """
+    given: dict[str, str] = {}
+    for word in filter(None, argument.split(',')):
+        kind = next((kind for kind, words in kinds.items() if word in words), None)
+        if kind is None:
+            raise unknown(f'word of {where}', word, [w for words in kinds.values() for w in words])
+        if kind in given:
+            raise UserError(f'{where} takes one {kind}, not {given[kind]} and {word}')
+        given[kind] = word
+    return given
