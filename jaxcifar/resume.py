@@ -16,7 +16,7 @@ from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.data.loader import Order
 from jaxcifar.data.splits import evaluation_images, make_split, validation_split
 from jaxcifar.errors import Preempted, UserError
-from jaxcifar.init import begin_from, warn_of_seen
+from jaxcifar.init_from import begin_from, warn_of_seen
 from jaxcifar.members import member_names
 from jaxcifar.population import Population, check_batch, make_mesh
 from jaxcifar.selection import Selection
@@ -54,9 +54,10 @@ class Resumable:
 
     def _restore(self):
         """Take up the newest checkpoint, or another run's, or begin."""
-        seen = np.unique(np.concatenate(rows_of(self.split.train)))
-        few = seen[:FITTED] if self.population.fits else None
-        images = None if few is None else self.dataset.normalised(few)
+        images = None
+        if self.population.fits:
+            seen = np.unique(np.concatenate(rows_of(self.split.train)))
+            images = self.dataset.normalised(seen[:FITTED])
         self.state = init_state(self.config, self.population, images)
         self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep)
         self.stack.callback(self.checkpoints.close)

@@ -19,7 +19,7 @@ from jaxcifar import export, packed, packed_file, portable
 from jaxcifar.config import finalize
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
-from jaxcifar.init import begin_from
+from jaxcifar.init_from import begin_from
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
 from jaxcifar.models.resnet import subsample

@@ -24,7 +24,7 @@ from jaxcifar.data.splits import make_split
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
 from jaxcifar.fusion import RULES, adaptive_rates, make_head
-from jaxcifar.init import begin_from, warn_of_seen
+from jaxcifar.init_from import begin_from, warn_of_seen
 from jaxcifar.metrics import compare_fused, verdict
 from jaxcifar.models import build
 from jaxcifar.optim import init_head_optimizer, update_head
