@@ -74,8 +74,7 @@ def main(size: str = '128'):
             times[network].append(milliseconds(step, 1))
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f'{"batch of " + size:30} {"ms":>8}' + ''.join(f'{n:>10}' for n in NETWORKS))
-    rows, here = [], results.here()
-    here['machine'] += results.PINNED
+    rows, here = [], results.here_pinned()
     for name in (*steps, *runs):
         shares = {f'share_of_{n}': round(medians[name] / medians[n], 5) for n in NETWORKS}
         print(f'{name:30} {medians[name]:8.2f}' + ''.join(f'{s:10.2%}' for s in shares.values()))

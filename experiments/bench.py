@@ -97,8 +97,7 @@ def measure(name: str, batch_size: int, peak: float) -> list[dict]:
             rates[way].append(STEPS * batch_size / (clock() - start))
     torch.compiler.reset()
     flops = steps['ours'].flops / batch_size if 'ours' in steps else float('nan')
-    here = results.here()
-    common = {**here, 'machine': here['machine'] + results.PINNED}
+    common = results.here_pinned()
     common |= {'jax': jax.__version__, 'torch': torch.__version__, 'network': name, 'batch': batch_size}
     rows = []
     for way in WAYS:
@@ -182,8 +181,8 @@ def start_up(names: list[str]):
     """Measure, keep and print how long our step takes to begin, at a batch of 8."""
     print(f'{"network":24} seconds to initialise  to compile')
     for name in names or NETWORKS:
-        step, here = ours(name, noise(8)), results.here()
-        row = {**here, 'machine': here['machine'] + results.PINNED, 'jax': jax.__version__, 'network': name}
+        step = ours(name, noise(8))
+        row = {**results.here_pinned(), 'jax': jax.__version__, 'network': name}
         row |= {'init_seconds': round(step.init_seconds, 2)}
         results.append('start_up', [row | {'compile_seconds': round(step.compile_seconds, 1)}])
         print(f'{name:24} {step.init_seconds:21.2f} {step.compile_seconds:11.1f}', flush=True)

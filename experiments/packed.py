@@ -75,8 +75,7 @@ def measure(network: str, form: str, batch: int) -> dict:
 
 def main(network: str = 'resnet18', *batches: str):
     """Measure, print and append to experiments/results/packed.csv."""
-    here = results.here()
-    here['machine'] += results.PINNED
+    here = results.here_pinned()
     rows = []
     print(f'{"weights":10} {"batch":>5} {"weights, MB":>12} {"scratch, MB":>12} {"ms a call":>10}')
     for batch in map(int, batches or ('1', '256')):

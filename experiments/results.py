@@ -58,3 +58,9 @@ def here(device: str | None = None) -> dict:
         'machine': f'{platform.machine()} x {os.cpu_count()}',
         'device': device or jax.devices()[0].device_kind,
     }
+
+
+def here_pinned() -> dict:
+    """`here`, of a process that `pin` has run in."""
+    found = here()
+    return {**found, 'machine': found['machine'] + PINNED}

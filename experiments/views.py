@@ -38,8 +38,7 @@ def main(network: str = 'resnet18', size: str = '32'):
         for name, step in steps.items():
             times[name].append(milliseconds(step, 1))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    rows, here = [], results.here()
-    here['machine'] += results.PINNED
+    rows, here = [], results.here_pinned()
     for name, ms in medians.items():
         more = ms / medians['floats'] - 1
         print(f'{network} ({size}) {name:16} {ms:9.1f} ms {more:+7.2%}')
