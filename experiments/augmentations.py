@@ -16,12 +16,13 @@ import numpy as np
 from configs import single
 from experiments import results
 from jaxcifar.cli import run_words
+from jaxcifar.compiler import compiler_options
 from jaxcifar.config import finalize
 from jaxcifar.data.augment import PRESETS, Augmentation
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import init_state
-from jaxcifar.step import compiler_options, make_train_step
+from jaxcifar.step import make_train_step
 
 ROUNDS, CALLS = 3, 5
 NETWORKS = ('resnet18', 'resnet20')

@@ -22,13 +22,14 @@ import torch
 from configs import single
 from experiments import classic, results
 from jaxcifar.cli import run_words
+from jaxcifar.compiler import compiler_options
 from jaxcifar.config import finalize
 from jaxcifar.data.augment import Augmentation
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import init_state
-from jaxcifar.step import compiler_options, make_train_step
+from jaxcifar.step import make_train_step
 
 ROUNDS, ALONE_STEPS, PREPARED_STEPS, CLASSIC_STEPS, TRAIN_STEPS = 3, 2000, 200, 30, 12
 PREPARED = {

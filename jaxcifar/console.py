@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxcifar import hosts
+from jaxcifar import compiler, hosts, memory
 from jaxcifar.optim import last_restart
 from jaxcifar.sparsity import describe
 
@@ -50,6 +50,7 @@ class Console:
             f'{_images(order.rows)}, {order.steps_per_epoch} steps an epoch, '
             f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
         )
+        self.say(f'compiler: {compiler.describe()}; memory {memory.describe()}')
         for line in describe(config, run.population, run.state.params):
             self.say(line)
         if order.trimmed:

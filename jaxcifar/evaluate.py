@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from jaxcifar import config as configs
 from jaxcifar import hosts, portable
 from jaxcifar.cli import run_command
+from jaxcifar.compiler import compiler_options
 from jaxcifar.couplings import has_head, make_head
 from jaxcifar.data.augment import normalise
 from jaxcifar.data.datasets import Dataset, load_dataset
@@ -34,7 +35,6 @@ from jaxcifar.members import member_losses, member_names, member_networks
 from jaxcifar.metrics import compare_fused, log_probabilities, mean_of_probabilities, summarise
 from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import Weights
-from jaxcifar.step import compiler_options
 from jaxcifar.weights import assemble, load_calibrated, load_weights
 
 

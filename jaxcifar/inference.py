@@ -8,13 +8,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcifar import config as configs
+from jaxcifar.compiler import compiler_options
 from jaxcifar.errors import UserError
 from jaxcifar.fusion import NAME, join
 from jaxcifar.logs import read_json
 from jaxcifar.members import alone, member_names
 from jaxcifar.metrics import log_probabilities, mean_of_probabilities
 from jaxcifar.portable import FusedHead, Portable, is_portable, read, read_head
-from jaxcifar.step import compiler_options
 from jaxcifar.weights import load_trained
 
 # Fields that name what is on the machine of whoever trained.

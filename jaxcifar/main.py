@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from jaxcifar import memory
 from jaxcifar.cli import run_command
 from jaxcifar.errors import UserError, unknown
 from jaxcifar.members import flatten
@@ -121,4 +122,5 @@ def main():
 
 
 if __name__ == '__main__':
+    memory.restart_in_huge_pages()
     run_command(main)

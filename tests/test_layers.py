@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from scipy.stats import kstest
 
 from jaxcifar.models import build
-from jaxcifar.models.convolution import LAYOUT, convolve_groups
+from jaxcifar.models.convolution import LAYOUT, convolve
 from jaxcifar.models.layers import SCHEMES, BatchNorm, Layers, initialise
 from jaxcifar.torch_weights import LEAVES
 
@@ -157,7 +157,7 @@ def test_convolution_and_its_gradients_are_xlas(size, stride, padding, groups, o
         y, pull = jax.vjp(convolve, x, kernel)
         return y, pull(weights)
 
-    ours = partial(convolve_groups, stride=stride, padding=pads, groups=groups)
+    ours = partial(convolve, stride=stride, padding=pads, groups=groups)
     weights = rng.normal(size=jax.eval_shape(xlas, x, kernel).shape).astype(np.float32)
     results = (jax.jit(partial(run, f))(x, kernel, weights) for f in (ours, xlas))
     for a, b in zip(*map(jax.tree.leaves, results)):

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcifar.cli import run_command
+from jaxcifar.compiler import compiler_options
 from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
@@ -20,7 +21,7 @@ from jaxcifar.data.splits import make_split
 from jaxcifar.errors import UserError
 from jaxcifar.main import parse
 from jaxcifar.population import Population, make_mesh
-from jaxcifar.step import TrainStep, compiler_options
+from jaxcifar.step import TrainStep
 
 COLUMNS, EPOCHS = 10, 4
 

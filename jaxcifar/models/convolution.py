@@ -1,10 +1,9 @@
-"""A convolution whose gradients are convolutions in the one layout that XLA runs fast on a CPU.
+"""Convolutions, and those of separate groups in forms that are fast on a CPU.
 
-Autodiff's gradients of a convolution permute dimension numbers. XLA's CPU backend runs those well at
-the top of a program and 30 to 40 times slower within a loop (`scan`, `map`); written as NHWC/HWIO
-convolutions with explicit transposes they are fast everywhere. Grouped convolutions are naive there
-too: one convolution a group, and shifted products for depthwise ones, are 3 to 5 times faster. Other
-backends run the groups as they are.
+XLA's CPU backend is slow with groups: one convolution a group, and sums of shifted products where each
+channel is a group, take a third to a tenth of the time there. Other backends run groups as they are.
+On a CPU nothing of this belongs into a loop (`scan`, `map`): XLA runs gradients of convolutions 30 to
+100 times slower within one.
 """
 
 from functools import partial
@@ -28,66 +27,17 @@ def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
     return [jax.lax.pcast(a, tuple(all_axes - own), to='varying') for a, own in zip(arrays, over)]
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """Cross-correlation of x [B,H,W,C] with kernel [h,w,C,D]; returns [B,H',W',D]."""
-    x, kernel = vary_alike(x, kernel)
-    return _convolve(x, kernel, stride, padding)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x, kernel, stride, padding):
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
-
-
-def _forward(x, kernel, stride, padding):
-    return _convolve(x, kernel, stride, padding), (x, kernel)
-
-
-def _backward(stride, padding, saved, g):
-    x, kernel = saved
-    height, width, _, _ = kernel.shape
-    sizes = zip(x.shape[1:3], g.shape[1:3], (height, width), padding)
-    # What the stride left over at the far edge has no gradient; the paddings below make up for it.
-    rest = [n + low + high - k - (m - 1) * stride for n, m, k, (low, high) in sizes]
-    far = [k - 1 - high + r for k, (_, high), r in zip((height, width), padding, rest)]
-    near = [k - 1 - low for k, (low, _) in zip((height, width), padding)]
-    dx = jax.lax.conv_general_dilated(
-        g,
-        kernel[::-1, ::-1].transpose(0, 1, 3, 2),
-        (1, 1),
-        tuple(zip(near, far)),
-        lhs_dilation=(stride, stride),
-        dimension_numbers=LAYOUT,
-    )
-    cut = tuple((low, high - r) for (low, high), r in zip(padding, rest))
-    dkernel = jax.lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),  # the batch is summed over, as channels are
-        g.transpose(1, 2, 0, 3),
-        (1, 1),
-        cut,
-        rhs_dilation=(stride, stride),
-        dimension_numbers=LAYOUT,
-    )
-    return dx, dkernel.transpose(1, 2, 0, 3)
-
-
-_convolve.defvjp(_forward, _backward)
-
-
-def convolve_groups(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int):
-    """Channels in `groups` that do not see each other: kernel [h,w,C/groups,D]."""
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int = 1) -> jax.Array:
+    """Cross-correlation of x [B,H,W,C] with kernel [h,w,C/groups,D]; returns [B,H',W',D]."""
+    shape = {'stride': stride, 'padding': padding}
     if groups == 1:
-        return convolve(x, kernel, stride, padding)
+        return _native(x, kernel, **shape)
     depthwise = groups == x.shape[-1] == kernel.shape[-1]
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(_shifted if depthwise else _separate, stride=stride, padding=padding, groups=groups),
-        default=partial(_native, stride=stride, padding=padding, groups=groups),
-    )
+    on_cpu = partial(_depthwise, **shape) if depthwise else partial(_separate, **shape, groups=groups)
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=partial(_native, **shape, groups=groups))
 
 
-def _native(x, kernel, *, stride, padding, groups):
+def _native(x, kernel, *, stride, padding, groups=1):
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT, feature_group_count=groups
     )
@@ -96,20 +46,55 @@ def _native(x, kernel, *, stride, padding, groups):
 def _separate(x, kernel, *, stride, padding, groups):
     """One convolution a group."""
     parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1))
-    return jnp.concatenate([convolve(a, k, stride, padding) for a, k in parts], -1)
+    return jnp.concatenate([_native(a, k, stride=stride, padding=padding) for a, k in parts], -1)
 
 
-def _shifted(x, kernel, *, stride, padding, groups):
+def _depthwise(x, kernel, *, stride, padding):
+    """Each channel with a kernel of its own: kernel [h,w,1,C]."""
+    x, kernel = vary_alike(x, kernel)
+    return _shifted_sum(x, kernel, stride, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shifted_sum(x, kernel, stride, padding):
     """One product of the whole image for each pixel of the kernel."""
-    height, width = kernel.shape[:2]
+    return sum(part * kernel[i, j, 0] for (i, j), part in _shifted(x, kernel.shape, stride, padding))
+
+
+def _shifted(x, kernel_shape, stride, padding):
+    """((i, j), what the pixel i, j of the kernel sees of x: [B,H',W',C])."""
+    height, width = kernel_shape[:2]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = ((n - k) // stride + 1 for n, k in zip(x.shape[1:3], (height, width)))
+    for i in range(height):
+        for j in range(width):
+            ends = i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1
+            yield (i, j), x[:, i : ends[0] : stride, j : ends[1] : stride]
 
-    def shifted(i: int, j: int) -> jax.Array:
-        i_end, j_end = i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1
-        return x[:, i:i_end:stride, j:j_end:stride]
 
-    return sum(shifted(i, j) * kernel[i, j, 0] for i in range(height) for j in range(width))
+def _forward(x, kernel, stride, padding):
+    return _shifted_sum(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(stride, padding, saved, g):
+    """Autodiff would add up as many padded images as the kernel has pixels, one after the other."""
+    x, kernel = saved
+    products = [(part * g).astype(jnp.float32) for _, part in _shifted(x, kernel.shape, stride, padding)]
+    # One pass for all sums.
+    zeros = [jnp.zeros_like(products[0], shape=())] * len(products)
+    sums = jax.lax.reduce(products, zeros, partial(jax.tree.map, jnp.add), (0, 1, 2))
+    # The gradient, spread by the stride, goes through the mirrored kernel. What the stride left over at
+    # the far edge has none.
+    spread = [
+        (k - 1 - low, n + low - 1 - (m - 1) * stride, stride - 1)
+        for n, m, k, (low, _) in zip(x.shape[1:3], g.shape[1:3], kernel.shape, padding)
+    ]
+    g = jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
+    dx = _shifted_sum(g, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
+    return dx, jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_shifted_sum.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
@@ -128,4 +113,4 @@ class Conv(nn.Module):
         kernel = self.param('kernel', nn.initializers.zeros, shape)
         pads = ((self.padding, self.padding),) * 2
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return convolve_groups(x, kernel, self.stride, pads, self.groups)
+        return convolve(x, kernel, self.stride, pads, self.groups)

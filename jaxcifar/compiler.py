@@ -1,0 +1,38 @@
+"""What the compiler is told, by kind of device; chosen by measurement (`python -m experiments.options`)."""
+
+from functools import cache
+
+import jax
+
+OPTIONS: dict[str, dict[str, str]] = {
+    'cpu': {
+        # Skips transposes that slow the weight gradients of narrow networks down.
+        'xla_cpu_opt_preset': 'CPU_OPT_PRESET_FAST_COMPILE',
+        # YNNPACK for sums and products, and not for convolutions, which it runs on one core alone.
+        'xla_cpu_experimental_ynn_fusion_type': ','.join(
+            f'LIBRARY_FUSION_TYPE_{what}' for what in ('REDUCE', 'INDIVIDUAL_DOT')
+        ),
+    },
+}
+
+
+@cache
+def compiler_options() -> dict[str, str]:
+    """For `jax.jit(compiler_options=…)`: those of the default backend that this version of XLA knows."""
+    wanted = OPTIONS.get(jax.default_backend(), {})
+    return {name: value for name, value in wanted.items() if knows(name, value)}
+
+
+def knows(name: str, value: str) -> bool:
+    """Whether the compiler takes this option."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def describe() -> str:
+    """The options in short, for a line of the log."""
+    told = [f'{name.removeprefix("xla_")}={value}' for name, value in compiler_options().items()]
+    return ', '.join(told) or 'as it comes'

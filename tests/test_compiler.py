@@ -1,0 +1,60 @@
+"""What the compiler and the C library are told before a run."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxcifar import compiler, memory
+
+
+def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
+    shipped = compiler.OPTIONS['cpu']
+    compiler.compiler_options.cache_clear()
+    assert compiler.compiler_options() == shipped
+    monkeypatch.setitem(compiler.OPTIONS, 'cpu', {**shipped, 'xla_cpu_of_tomorrow': '1'})
+    compiler.compiler_options.cache_clear()
+    assert compiler.compiler_options() == shipped
+    assert 'cpu_opt_preset' in compiler.describe() and 'tomorrow' not in compiler.describe()
+    assert jax.jit(jnp.sin, compiler_options=compiler.compiler_options())(0.0) == 0
+
+
+ALLOCATE = """
+import ctypes, sys
+from pathlib import Path
+from jaxcifar.memory import describe, restart_in_huge_pages
+restart_in_huge_pages()
+size = 1 << 26
+c = ctypes.CDLL(None)
+c.malloc.restype = ctypes.c_void_p
+ctypes.memset(c.malloc(ctypes.c_size_t(size)), 1, size)
+lines = Path('/proc/self/smaps').read_text().splitlines()
+pages = max(int(line.split()[1]) for line in lines if line.startswith('AnonHugePages'))
+print(pages, *sys.argv[1:], describe())
+"""
+
+
+@pytest.mark.skipif(not memory.wish(), reason='Linux gives huge pages unasked here, or not at all')
+def test_a_command_begins_again_in_huge_pages(tmp_path):
+    program = tmp_path / 'allocate.py'
+    program.write_text(ALLOCATE)
+    done = subprocess.run([sys.executable, program, 'a', 'b c'], capture_output=True, text=True, check=True)
+    kilobytes, words = done.stdout.split(maxsplit=1)
+    assert int(kilobytes) > 1 << 15 and words.strip() == 'a b c in huge pages'
+
+
+def test_nothing_is_wished_for_twice_or_in_vain(monkeypatch, tmp_path):
+    setting = tmp_path / 'enabled'
+    monkeypatch.setattr(memory, 'SETTING', setting)
+    monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.check=1')
+    assert memory.wish() == {}  # no such file: no Linux
+    setting.write_text('[always] madvise never')
+    assert memory.wish() == {}
+    setting.write_text('always [madvise] never')
+    wish = memory.wish()
+    assert wish == {'GLIBC_TUNABLES': 'glibc.malloc.check=1:glibc.malloc.hugetlb=1'}
+    monkeypatch.setenv('GLIBC_TUNABLES', wish['GLIBC_TUNABLES'])
+    assert memory.wish() == {}
+    memory.restart_in_huge_pages()  # and goes on
