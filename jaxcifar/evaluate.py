@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -37,9 +38,11 @@ from jaxcifar.population import Population, make_mesh
 from jaxcifar.state import Weights
 from jaxcifar.weights import assemble, load_calibrated, load_weights
 
+IN_FLIGHT = 4  # batches that the host may be ahead of the devices
+
 
 def make_eval_step(config: ConfigDict, population: Population, dataset):
-    """(`Weights`, uint8 images [B,H,W,C]) -> logits [K,B,C] of the weights as the networks see them.
+    """`Weights` -> (uint8 images [B,H,W,C] -> logits [K,B,C]) of the weights as the networks see them.
 
     [K+1,B,C] where the coupling has a head, whose prediction is the last.
     """
@@ -57,7 +60,7 @@ def make_eval_step(config: ConfigDict, population: Population, dataset):
         return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
 
     compiled = jax.jit(forward, compiler_options=compiler_options())
-    return lambda weights, images: compiled(show(weights.params), weights._replace(params=None), images)
+    return lambda weights: partial(compiled, show(weights.params), weights._replace(params=None))
 
 
 def predict_logits(
@@ -70,15 +73,16 @@ def predict_logits(
     shards = mesh.shape['data']
     batch = math.ceil(min(config.eval.batch_size, len(images)) / shards) * shards
     sharding = NamedSharding(mesh, PartitionSpec('data'))
-    outputs = []
+    see, outputs, sizes = eval_step(weights), list[jax.Array](), list[int]()
     with contextlib.closing(in_order(images, batch, config.data.workers)) as parts:
         for part in parts:
             poll()
             # A last, shorter batch is filled up: evaluation has no batch statistics to disturb.
             filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
-            logits = eval_step(weights, hosts.put(filled, sharding))
-            outputs.append(hosts.fetch(logits)[:, : len(part)])
-    return np.concatenate(outputs, 1)
+            outputs.append(see(hosts.put(filled, sharding)))
+            sizes.append(len(part))
+            jax.block_until_ready(outputs[-IN_FLIGHT:][0])
+    return np.concatenate([hosts.fetch(z)[:, :n] for z, n in zip(outputs, sizes)], 1)
 
 
 def member_metrics(logits: np.ndarray, images: Images) -> dict[str, np.ndarray]:

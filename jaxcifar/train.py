@@ -23,8 +23,6 @@ from jaxcifar.state import eval_weights, new_sums
 from jaxcifar.step import make_train_step
 from jaxcifar.weights import load_best
 
-IN_FLIGHT = 4  # steps that the host may be ahead of the devices
-
 
 def train(config: ConfigDict, workdir: str | Path) -> dict:
     """Train, or go on training, in `workdir`; returns what its results.json holds.
@@ -94,7 +92,7 @@ class Run(Resumable):
                 self.state, row = self.train_step(self.state, batch)
                 self.tracer.after(call.stop - 1, row)
                 in_flight.append(row)
-                if len(in_flight) > IN_FLIGHT:
+                if len(in_flight) > evaluate.IN_FLIGHT:
                     jax.block_until_ready(in_flight.popleft())
                 self.step = call.stop
                 self.clock.count(batch['label'].shape[-1], len(call))

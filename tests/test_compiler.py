@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxcifar import compiler, memory
+from jaxcifar.models import build
+from jaxcifar.profile import count_flops
 
 
 def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
@@ -58,3 +60,26 @@ def test_nothing_is_wished_for_twice_or_in_vain(monkeypatch, tmp_path):
     monkeypatch.setenv('GLIBC_TUNABLES', wish['GLIBC_TUNABLES'])
     assert memory.wish() == {}
     memory.restart_in_huge_pages()  # and goes on
+
+
+def test_flops_are_those_of_products_and_convolutions():
+    network, x = build('resnet18', 10), jnp.zeros((2, 32, 32, 3))
+    shapes = network.shapes()
+
+    def count(function, *arguments):
+        return count_flops(jax.jit(function).trace(*arguments).jaxpr.jaxpr)
+
+    forward = count(lambda v, x: network.apply(v, x, False)[0], shapes, x)
+    assert forward / 2 == pytest.approx(2 * 555_422_720 + 2 * 512 * 10, rel=1e-3)  # multiplications, twice
+    backward = count(jax.grad(lambda v, x: network.apply(v, x, False)[0][0].sum()), shapes, x)
+    assert backward == pytest.approx(3 * forward, rel=0.01)  # but for the first layer's images
+
+    def product(a):
+        return a @ a
+
+    mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec('data')
+    shared = jax.shard_map(lambda a: product(a[0])[None], mesh=mesh, in_specs=spec, out_specs=spec)
+    a = jnp.ones((4, 8, 8))
+    assert count(shared, a) == 4 * count(product, a[0]) == 4 * 2 * 8**3
+    assert count(lambda a: jax.lax.scan(lambda b, a: (product(b), None), a[0], a)[0], a) == 4 * 2 * 8**3

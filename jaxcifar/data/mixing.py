@@ -35,12 +35,17 @@ class Mix(NamedTuple):
     keep: Callable
 
 
+def _beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
+    """Draws from Beta(α, α). α = 1 without rejection, a loop whose end a GPU's host would wait for."""
+    return jax.random.uniform(key, shape) if alpha == 1 else jax.random.beta(key, alpha, alpha, shape)
+
+
 def mixup(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> Mix:
     """λ·x + (1-λ)·x' with λ ~ Beta(α, α), one a batch or one an image (Zhang et al. 2018)."""
     _check(alpha, probability, per)
 
     def keep(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
-        return jax.random.beta(key, alpha, alpha, (count, 1, 1))
+        return _beta(key, alpha, (count, 1, 1))
 
     return Mix('mixup', probability, per, keep)
 
@@ -55,7 +60,7 @@ def cutmix(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> 
 
     def keep(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
         share, place = jax.random.split(key)
-        half = jnp.sqrt(1 - jax.random.beta(share, alpha, alpha, (count,))) / 2
+        half = jnp.sqrt(1 - _beta(share, alpha, (count,))) / 2
         y, x = jax.random.uniform(place, (2, count, 1))
 
         def inside(chance, size: int):

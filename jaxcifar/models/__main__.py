@@ -1,7 +1,6 @@
 """The table of networks: python -m jaxcifar.models [--classes 100] [--size 32] [--stem imagenet]"""
 
 import argparse
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +12,7 @@ from jaxcifar.cli import run_command
 from jaxcifar.models import NETWORKS, build, has_choice
 from jaxcifar.models.convolution import Conv
 from jaxcifar.models.layers import STEMS
+from jaxcifar.profile import count_flops
 
 
 def describe(name: str, num_classes: int = 100, size: int = 32, **options) -> dict:
@@ -29,13 +29,12 @@ def describe(name: str, num_classes: int = 100, size: int = 32, **options) -> di
         return out
 
     with nn.intercept_methods(watch):
-        lowered = jax.jit(lambda v, x: network.apply(v, x, False)[0]).lower(variables, image)
-    _, features = lowered.out_info
-    costs: Any = lowered.cost_analysis()
+        traced = jax.jit(lambda v, x: network.apply(v, x, False)[0]).trace(variables, image)
+    _, features = traced.out_info
     return {
         'network': name,
         'parameters': sum(x.size for x in jax.tree.leaves(variables['params'])),
-        'flops': costs['flops'],
+        'flops': count_flops(traced.jaxpr.jaxpr),
         'features': features.shape[-1],
         'maps': maps,
     }

@@ -29,7 +29,6 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, channels)
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
-        x = x.astype(jnp.float32)
         if self.train:
             y, mean, var = normalise_batch(x, scale, bias, self.epsilon, self.axis_name)
             if not self.is_initializing():
@@ -42,7 +41,7 @@ class BatchNorm(nn.Module):
 
 
 def normalise_batch(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None):
-    """(normalised x, mean [C], biased variance [C]) of x [...,C]; only the first has a gradient."""
+    """(normalised x, mean [C], biased variance [C]) of x [...,C], float32; only the first has a gradient."""
     x, scale, bias = vary_alike(x, scale, bias)
     return _normalise(x, scale, bias, epsilon, axis_name)
 
@@ -64,12 +63,13 @@ def _normalise(x, scale, bias, epsilon, axis_name):
 
 def _forward(x, scale, bias, epsilon, axis_name):
     axes = tuple(range(x.ndim - 1))
+    saved, x = x, x.astype(jnp.float32)
     mean, square = x.mean(axes), (x * x).mean(axes)
     if axis_name is not None:
         mean, square = jax.lax.pmean((mean, square), axis_name)
     var = jnp.maximum(square - mean * mean, 0.0)
     y = _affine(x, mean, var + epsilon, scale, bias)
-    return (y, mean, var), (x, mean, var + epsilon, scale)
+    return (y, mean, var), (saved, mean, var + epsilon, scale)
 
 
 def _backward(epsilon, axis_name, saved, gradients):
@@ -80,6 +80,7 @@ def _backward(epsilon, axis_name, saved, gradients):
     """
     x, mean, variance, scale = saved
     g, _, _ = gradients
+    dtype, x = x.dtype, x.astype(jnp.float32)
     axes = tuple(range(x.ndim - 1))
     d_bias = g.sum(axes)
     d_scale = ((g * x).sum(axes) - mean * d_bias) * jax.lax.rsqrt(variance)
@@ -91,7 +92,7 @@ def _backward(epsilon, axis_name, saved, gradients):
     b = -scale * sums[1] / divisor
     c = scale * (mean * sums[1] - jnp.sqrt(variance) * sums[0]) / divisor
     a = scale * jax.lax.rsqrt(variance)
-    return a * g + (b * x + c), d_scale, d_bias
+    return (a * g + (b * x + c)).astype(dtype), d_scale, d_bias
 
 
 _normalise.defvjp(_forward, _backward)
