@@ -12,7 +12,7 @@ from jaxcifar.errors import lookup
 
 # network, epochs, batch, precision, loader
 MARKS = {
-    '90': ('speednet_small', 5, 500, 'float32', 'host'),
+    '90': ('speednet_small', 4, 500, 'float32', 'host'),
     '94': ('speednet', 8, 1000, 'bfloat16', 'device'),
     '96': ('speednet_large', 40, 1000, 'bfloat16', 'device'),
 }

@@ -1,13 +1,16 @@
 """All that needs a GPU, the most important first: python -m experiments.on_gpu [--workdir runs] [--minutes N]
 
-Each step is a command of this repository that keeps its rows in experiments/results; what came to its
-end is noted in on_gpu.csv there and skipped the next time on the same kind of device. Steps that were
-stopped go on where they were. --minutes stops in time: the step that runs then is asked to save and leave.
---list shows the steps, --only runs some.
+Each step is a command of this repository that keeps its rows in experiments/results, or several; what
+came to its end is noted in on_gpu.csv there and skipped the next time on the same kind of device. Steps
+that were stopped go on where they were. --minutes stops in time: all that the step has started is asked to
+save and leave. --list shows the steps, --only runs some.
 """
 
 import argparse
+import contextlib
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -22,13 +25,18 @@ SAVE_SECONDS = 60  # between asking a step to leave and making it
 
 
 class Step(NamedTuple):
-    """A command and why it is worth the time; {workdir} stands for the folder of runs."""
+    """Commands joined by ' && ' and why they are worth the time; {workdir} stands for the folder of runs."""
 
-    command: str
+    commands: str
     why: str
 
 
 MAIN = 'jaxcifar.main --workdir {workdir}/'
+# What makes a long training on a GPU fast; it saves, too, when it is asked to leave.
+FAST = (
+    '--config.precision=bfloat16 --config.data.loader=device --config.checkpoint.every_epochs=10 '
+    '--config.compile_cache={workdir}/compiled'
+)
 STEPS = {
     'smoke': Step(
         MAIN + 'smoke --config configs/single.py:resnet18,cifar10 --config.members=2 --config.epochs=2 '
@@ -36,11 +44,22 @@ STEPS = {
         'the whole program works here: transfer guard, device loader, trace',
     ),
     'bench': Step('experiments.bench', 'images/s beside PyTorch, six networks, batches of 128 and 512'),
-    'members': Step('experiments.members resnet32 64 32 30', 'what K members cost'),
+    'options_resnet32': Step('experiments.options resnet32 64', 'which options small steps want'),
+    'options_resnet18': Step('experiments.options resnet18 128', '… and middling ones'),
+    'options_wideresnet28_10': Step('experiments.options wideresnet28_10 128', '… and large ones'),
+    'members': Step('experiments.members resnet32 64 32 30', 'what K members cost where one leaves gaps'),
+    'speedrun_94': Step(
+        'experiments.speedrun 94 20 {workdir}/speedrun', 'seconds to 94 % on CIFAR-10, 20 runs'
+    ),
+    'speedrun_96': Step('experiments.speedrun 96 20 {workdir}/speedrun', '… and to 96 %'),
+    'pipeline_resnet18': Step(
+        'experiments.pipeline resnet18 cifar10 5', 'cold start to end, beside the classic loop'
+    ),
+    'pipeline_resnet32': Step(
+        'experiments.pipeline resnet32 cifar100 5', '… of steps that the host must keep up with'
+    ),
     'loaders': Step('experiments.loaders cifar10 resnet18', 'whether input keeps up'),
     'augmentations': Step('experiments.augmentations', 'what augmentation costs'),
-    'pipeline': Step('experiments.pipeline resnet18 cifar10 5', 'cold start to end, beside the classic loop'),
-    'speedrun': Step('experiments.speedrun 94 20', 'CIFAR-10 to 94 %, 20 runs'),
     'mutual': Step(
         'experiments.run experiments/mutual_table.py --workdir {workdir}/mutual', 'mutual learning, 3 seeds'
     ),
@@ -49,6 +68,16 @@ STEPS = {
     ),
     'ternary': Step(
         'experiments.run experiments/ternary_table.py --workdir {workdir}/ternary', 'ternary, 3 seeds'
+    ),
+    'resnet18': Step(
+        f'{MAIN}resnet18 --config configs/expert.py:resnet18,strong,all --config.members=3 {FAST} '
+        '&& experiments.record {workdir}/resnet18',
+        'ResNet-18 on all of CIFAR-100, 3 seeds',
+    ),
+    'wideresnet28_10': Step(
+        f'{MAIN}wideresnet28_10 --config configs/expert.py:wideresnet28_10,strong,all --config.members=3 '
+        f'{FAST} && experiments.record {{workdir}}/wideresnet28_10',
+        'WRN-28-10 on all of CIFAR-100, 3 seeds',
     ),
     'fusion': Step(
         'experiments.run experiments/fusion_4gpu.py --workdir {workdir}/fusion', 'experts and their fusion'
@@ -62,30 +91,40 @@ def device_kind() -> str:
     return subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True).stdout.strip()
 
 
-def finished() -> set[tuple[str, str]]:
-    """(step, device) that came to their end."""
-    return {(row['step'], row['device']) for row in results.read('on_gpu')}
+def finished() -> dict[tuple[str, str], str]:
+    """(step, device) that came to their end, and the seconds that this took."""
+    return {(row['step'], row['device']): row['seconds'] for row in results.read('on_gpu')}
 
 
 def take(name: str, device: str, workdir: Path, deadline: float):
     """Run a step; raises `Preempted` at the deadline."""
-    command = STEPS[name].command.format(workdir=workdir)
-    print(f'[{name}] python -m {command}', flush=True)
     start = time.monotonic()
-    process = subprocess.Popen([sys.executable, '-m', *shlex.split(command)])
-    try:
-        status = process.wait(max(deadline - start, 0))
-    except subprocess.TimeoutExpired:
-        process.terminate()
+    for command in STEPS[name].commands.format(workdir=shlex.quote(str(workdir))).split(' && '):
+        print(f'[{name}] python -m {command}', flush=True)
+        # In a group, so that what the command starts can be asked to leave with it.
+        process = subprocess.Popen([sys.executable, '-m', *shlex.split(command)], process_group=0)
         try:
-            process.wait(SAVE_SECONDS)
+            status = process.wait(max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
-            process.kill()
-        raise Preempted(f'{name} was stopped in time; the same command goes on there') from None
+            raise Preempted(f'{name} was stopped in time; the same command goes on there') from None
+        finally:
+            end(process)
+        if status:
+            seconds = time.monotonic() - start
+            raise UserError(f'{name} failed with exit status {status} after {seconds:.0f} s')
     seconds = time.monotonic() - start
-    if status:
-        raise UserError(f'{name} failed with exit status {status} after {seconds:.0f} s')
     results.append('on_gpu', [{**results.here(device), 'step': name, 'seconds': f'{seconds:.0f}'}])
+
+
+def end(process: subprocess.Popen):
+    """Leave nothing of a process and its children running; if it runs, it may save first."""
+    with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(SAVE_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def main():
@@ -101,12 +140,12 @@ def main():
     names = args.only.split(',') if args.only else list(STEPS)
     device, done, failed = device_kind(), finished(), []
     for name in names:
-        lookup('step', STEPS, name)
-        state = 'done' if (name, device) in done else 'to do'
+        step, seconds = lookup('step', STEPS, name), done.get((name, device))
         if args.list:
-            print(f'{name:14} {state:6} {STEPS[name].why}')
-        elif state == 'done':
-            print(f'[{name}] finished before on {device}', flush=True)
+            state = 'to do' if seconds is None else f'done in {seconds} s'
+            print(f'{name:24} {state:16} {step.why}')
+        elif seconds is not None:
+            print(f'[{name}] finished before on {device}, in {seconds} s', flush=True)
         else:
             try:
                 take(name, device, args.workdir, deadline)

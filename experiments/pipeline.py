@@ -2,8 +2,9 @@
 
 In turn, each in a process of its own: `python -m jaxcifar.main` with its loader, augmentation, evaluation,
 checkpoints and logs, and `experiments.classic_loop` in both of its forms. All evaluate the test images
-after each epoch and save. Prints and keeps the median seconds from start to end, by the clock and in all
-cores, and the epochs a minute of that. Rows are appended to experiments/results/pipeline.csv.
+after each epoch and save. Each one's seconds from start to end, by the clock and in all cores, are
+appended to experiments/results/pipeline.csv when it ends; printed are the medians of the rounds, and the
+epochs a minute of them.
 """
 
 import os
@@ -20,6 +21,7 @@ import torch
 
 from experiments import results
 from experiments.classic_loop import BATCH
+from experiments.on_gpu import device_kind
 from experiments.results import ON_GPU
 from jaxcifar.cli import run_words
 from jaxcifar.errors import UserError
@@ -59,27 +61,27 @@ def run(command: list[str]) -> tuple[float, float]:
 
 
 def main(network: str = 'resnet8', dataset: str = 'cifar10', epochs: str = '2', rounds: str = '1'):
-    """Measure, print and append."""
+    """Measure, append and print."""
+    # Not asked here: the device's memory belongs to what is measured.
+    common = {**results.here(device_kind()), 'jax': jax.__version__, 'torch': torch.__version__}
+    common |= {'network': network, 'dataset': dataset, 'epochs': epochs}
     times: dict[str, list[tuple[float, float]]] = {}
     for _ in range(int(rounds)):
         with tempfile.TemporaryDirectory() as folder:
             for name, command in commands(network, dataset, epochs, folder).items():
                 workdir = ['--workdir', str(Path(folder) / name)] if name.startswith('ours') else []
-                times.setdefault(name, []).append(run([*command, *workdir]))
-    common = {**results.here(), 'jax': jax.__version__, 'torch': torch.__version__}
-    common |= {'network': network, 'dataset': dataset, 'epochs': epochs}
+                seconds, cores = run([*command, *workdir])
+                times.setdefault(name, []).append((seconds, cores))
+                row = {**common, 'what': name, 'seconds': f'{seconds:.1f}', 'cpu_seconds': f'{cores:.1f}'}
+                row['epochs_per_minute'] = f'{60 * int(epochs) / seconds:.2f}'
+                results.append('pipeline', [row])
     medians = {name: [statistics.median(t) for t in zip(*found)] for name, found in times.items()}
-    rows = []
     for name, (seconds, cores) in medians.items():
-        per_minute = 60 * int(epochs) / seconds
-        rows.append({**common, 'what': name, 'seconds': f'{seconds:.1f}', 'cpu_seconds': f'{cores:.1f}'})
-        rows[-1]['epochs_per_minute'] = f'{per_minute:.2f}'
-        ratio = medians['classic'][0] / seconds
+        per_minute, ratio = 60 * int(epochs) / seconds, medians['classic'][0] / seconds
         print(
             f'{name:22} {seconds:8.1f} s, {cores:8.1f} s of cores, {per_minute:6.2f} epochs a minute, '
             f'{ratio:.2f} times as fast as classic'
         )
-    results.append('pipeline', rows)
 
 
 if __name__ == '__main__':

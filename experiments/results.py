@@ -7,11 +7,6 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import jax
-import torch
-
-from jaxcifar.workdirs import git_commit
-
 FOLDER = Path(os.environ.get('JAXCIFAR_RESULTS') or Path(__file__).parent / 'results')
 ON_GPU = Path('/dev/nvidiactl').exists()  # known before jax starts
 clock = time.perf_counter if ON_GPU else time.process_time  # of a process that `pin` has run in
@@ -23,6 +18,8 @@ def pin():
 
     Runs before jax starts its threads.
     """
+    import torch
+
     if not ON_GPU:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         torch.set_num_threads(1)
@@ -52,6 +49,10 @@ def read(name: str) -> list[dict[str, str]]:
 
 def here(device: str | None = None) -> dict:
     """When, with which commit and on what something is measured; without `device`, this process's."""
+    import jax  # with the next a second or two: not for those who only ask for ON_GPU
+
+    from jaxcifar.workdirs import git_commit
+
     return {
         'date': datetime.now(UTC).date().isoformat(),
         'commit': git_commit(),

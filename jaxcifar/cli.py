@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from jaxcifar.errors import EXIT_PREEMPTED, Preempted, UserError
+from jaxcifar.memory import restart_in_huge_pages
 
 # As texts: tensorstore raises what the system said within a ValueError.
 FULL = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
@@ -43,6 +44,7 @@ def run_words(main: Callable):
     if {'--help', '-h'} & set(words):
         print(str(sys.modules['__main__'].__doc__).strip())
     else:
+        restart_in_huge_pages()  # what is measured is a step as it is in training
         run_command(lambda: main(*words))
 
 

@@ -100,7 +100,8 @@ def _flops(eqn) -> float:
         (summed, _), _ = params['dimension_numbers']
         return 2 * shapes[-1].prod() * shapes[0][list(summed)].prod()
     within = jax.tree.leaves(list(params.values()), is_leaf=lambda leaf: isinstance(leaf, JAXPRS))
-    costs = [count_flops(getattr(leaf, 'jaxpr', leaf)) for leaf in within if isinstance(leaf, JAXPRS)]
+    closed = [leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf for leaf in within]
+    costs = [count_flops(leaf) for leaf in closed if isinstance(leaf, Jaxpr)]
     times = params['mesh'].size if name == 'shard_map' else params.get('length', 1)
     return times * (max(costs) if name == 'cond' else sum(costs))
 

@@ -3,6 +3,7 @@
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -11,8 +12,7 @@ import numpy as np
 import pytest
 
 from configs import base, speedrun
-from experiments import bench, on_gpu, results
-from experiments.steps import Step
+from experiments import on_gpu, results
 from jaxcifar.config import finalize
 from jaxcifar.data.loader import Order
 from jaxcifar.errors import Preempted, UserError
@@ -48,10 +48,10 @@ def test_halving_is_max_pooling():
 
 def test_a_dirac_network_passes_its_first_inputs_on():
     kernel = build('speednet_small', 10, init='dirac').init((0, 0))['params']['layer2_conv1']['kernel']
-    x = np.random.default_rng(0).normal(size=(1, 5, 5, 32)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(1, 5, 5, kernel.shape[2])).astype(np.float32)
     y = convolve(jnp.array(x), jnp.array(kernel), 1, ((1, 1), (1, 1)))
-    np.testing.assert_allclose(y[..., :32], x, rtol=1e-5)
-    assert np.abs(kernel[..., 32:]).max() > 0
+    np.testing.assert_allclose(y[..., : x.shape[-1]], x, rtol=1e-5)
+    assert np.abs(kernel[..., x.shape[-1] :]).max() > 0
 
 
 def test_muon_takes_orthogonal_steps_for_kernels_and_sgds_for_the_rest():
@@ -92,50 +92,41 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_benchmark_names_the_fastest_and_measures_nothing_twice(folder, monkeypatch, capsys):
-    def sleeper(seconds):
-        return lambda name, batch: Step(lambda steps: time.sleep(steps * seconds), 0.1, 2.0, 5e6, 1e9)
-
-    def failing(name, batch):
-        raise RuntimeError('out of memory')
-
-    ways = {'ours': 1e-3, 'ours bf16': 5e-3, 'linen': 2e-3, 'torch': 3e-3, 'torch compile': 2e-3}
-    ways = {way: sleeper(seconds) for way, seconds in ways.items()} | {'torch graphs': failing}
-    monkeypatch.setattr(bench, 'WAYS', ways)
-    monkeypatch.setattr(bench, 'clock', time.perf_counter)
-    monkeypatch.setattr(sys, 'argv', ['bench', 'resnet8', '--batch', '4'])
-    bench.main()
-    assert 'resnet8, batch 4 …' in capsys.readouterr().out
-    rows = results.read('bench')
-    assert [r['way'] for r in rows] == list(ways) and rows[-1]['failed'] == 'out of memory'
-    mine, theirs = bench.best(rows, 'ours'), bench.best(rows, 'torch')
-    assert (mine['way'], theirs['way']) == ('ours', 'torch compile')
-    assert bench.line(rows)[7] == 'compile' and float(bench.line(rows)[8]) > 1.2
-    bench.main()
-    assert 'batch 4 …' not in capsys.readouterr().out
-    assert (folder / 'bench.png').stat().st_size > 5000
-
-
 def test_steps_for_a_gpu_run_once_and_stop_in_time(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(on_gpu, 'device_kind', lambda: 'a device')
-    sleep = 'timeit -n1 -r1 -s "import time" "time.sleep(60)"'
-    steps = {'quick': 'timeit -n1 -r1 pass', 'broken': 'no_such_module', 'long': sleep}
+    made = 'timeit -n1 -r1 -s "import pathlib" "pathlib.Path(\'{workdir}/made\').touch()"'
+    there = made.replace('touch', 'stat')
+    child = "timeit -n1 -r1 -s \"import subprocess\" \"subprocess.run(['sh', '-c', '%s'])\""
+    sleep = child % 'echo $$ > {workdir}/child; exec sleep 60'
+    steps = {'quick': f'{made} && {there}', 'broken': 'no_such_module && timeit', 'long': sleep}
     monkeypatch.setattr(on_gpu, 'STEPS', {name: on_gpu.Step(c, '') for name, c in steps.items()})
 
     def go(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['on_gpu', *arguments])
+        monkeypatch.setattr(sys, 'argv', ['on_gpu', '--workdir', str(tmp_path), *arguments])
         on_gpu.main()
 
     with pytest.raises(UserError, match='failed: broken'):
         go('--only', 'quick,broken')
+    assert (tmp_path / 'made').exists()
     go('--only', 'quick')
-    assert '[quick] finished before on a device' in capsys.readouterr().out
-    monkeypatch.setattr(on_gpu, 'SAVE_SECONDS', 5)
+    assert '[quick] finished before on a device, in ' in capsys.readouterr().out
+    monkeypatch.setattr(on_gpu, 'SAVE_SECONDS', 1)
     with pytest.raises(Preempted, match='stopped in time'):
-        go('--only', 'long', '--minutes', '0.1')
+        go('--only', 'long', '--minutes', '0.05')
+    wait_for_end((tmp_path / 'child').read_text().strip())
+    capsys.readouterr()
     go('--list')
-    out = capsys.readouterr().out
-    assert 'quick          done' in out and 'long           to do' in out
+    states = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert states['quick'].startswith('done in ')
+    assert states['broken'].startswith('to do') and states['long'].startswith('to do')
+
+
+def wait_for_end(pid: str):
+    """Until there is no such process but one that has ended."""
+    stat, end = Path('/proc', pid, 'stat'), time.monotonic() + 10
+    while stat.exists() and stat.read_text().rpartition(')')[2].split()[0] != 'Z':
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize('loader', ['host', 'device'])

@@ -1,0 +1,140 @@
+"""A way to train in a process of its own, which takes its turns when it is told to.
+
+The threads of PyTorch and XLA wait for work by spinning, and each library keeps what memory it has had:
+within one process the two slow each other down. Imports nothing large, for each worker imports it.
+"""
+
+import json
+import os
+import pkgutil
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcifar import memory
+from jaxcifar.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+CLASSES = 100
+
+
+def noise(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What all ways train on: random images uint8 [size,32,32,3] and labels [size]."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (size, 32, 32, 3), np.uint8), rng.integers(0, CLASSES, size, np.int32)
+
+
+class Step(NamedTuple):
+    """A way to train, ready to go."""
+
+    take: Callable[[int], Any]  # so many steps, and waits for the last
+    report: dict[str, Any]
+    device_bytes: Callable[[], float] | None = None  # at the peak; None where the process's memory is all
+
+
+class WorkerError(UserError):
+    """What a worker said, or how its process ended."""
+
+
+class Worker:
+    """The Step that `make`, written module:function, returns for the arguments; a context manager.
+
+    `folder` is for what compilers keep.
+    """
+
+    def __init__(self, make: str, folder: Path, **arguments):
+        # A GPU's memory is taken as it is needed, so that the peak tells what was.
+        environment = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **memory.wish()}
+        environment |= {'JAX_COMPILATION_CACHE_DIR': f'{folder}/xla'}
+        environment |= {'TORCHINDUCTOR_CACHE_DIR': f'{folder}/inductor'}
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', 'experiments.worker', make, json.dumps(arguments)],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+        )
+
+    def __enter__(self) -> 'Worker':
+        return self
+
+    def __exit__(self, *fault):
+        self._process.__exit__(*fault)  # it sees the end of its input and leaves
+
+    def answer(self) -> dict[str, Any]:
+        """What it says next; first of all, when the Step is built, its report."""
+        line = self._process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            status = self._process.wait()
+            how = f'killed by {signal.Signals(-status).name}' if status < 0 else f'exit status {status}'
+            raise WorkerError(how)
+        answer = json.loads(line)
+        if 'failed' in answer:
+            raise WorkerError(answer['failed'])
+        return answer
+
+    def turn(self, seconds: float) -> dict[str, float]:
+        """Take a step to warm up, and then steps until so many seconds are over.
+
+        Returns the 'steps', the 'seconds' that they took, and the 'bytes' at the peak so far.
+        """
+        with suppress(BrokenPipeError):  # it has ended, as it will turn out
+            self._process.stdin.write(f'{seconds}\n'.encode())  # type: ignore[union-attr]
+        return self.answer()
+
+
+def serve(make: str, arguments: str):
+    """In the process: a line of JSON when the Step is built and for each turn, a line of the input."""
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def say(**answer):
+        print(json.dumps(answer), file=answers, flush=True)
+
+    try:
+        build = pkgutil.resolve_name(make)
+        before = resident('VmRSS')
+        step = build(**json.loads(arguments))
+        say(**step.report)
+        for line in sys.stdin:
+            steps, took = turn(step.take, float(line))
+            peak = step.device_bytes() if step.device_bytes else resident('VmHWM') - before
+            say(steps=steps, seconds=took, bytes=peak)
+    except Exception as error:  # whatever it was, the other ways go on
+        first = (str(error).strip().splitlines() or [''])[0]
+        say(failed=f'{type(error).__name__}: {first}'[:100])
+
+
+def turn(take: Callable[[int], Any], limit: float) -> tuple[int, float]:
+    """Steps and the seconds that they took."""
+
+    def clock(steps: int) -> float:
+        start = time.perf_counter()
+        take(steps)
+        return time.perf_counter() - start
+
+    some = max(1, round(limit / 10 / clock(1)))  # at a time, for a GPU is waited for behind them
+    steps, took = 0, 0.0
+    while steps == 0 or took < limit:
+        steps, took = steps + some, took + clock(some)
+    return steps, took
+
+
+def resident(what: str) -> float:
+    """Bytes of this process in memory: VmRSS now, VmHWM at the most (ru_maxrss would have the parent's)."""
+    found = re.search(rf'{what}:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    return 1024 * float(found[1]) if found else float('nan')
+
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches it too: no traceback of each
+    serve(*sys.argv[1:])
