@@ -173,7 +173,7 @@ def main():
         for size in map(int, sizes.split(',')) if sizes else [cpu_batch(name)]:
             groups.append(rows_of(name, size, here, device['peak']))
     Console(width=160).print(comparison.table(groups))
-    comparison.draw(groups)
+    comparison.draw(comparison.newest(results.read('bench'), here))
     return None
 
 

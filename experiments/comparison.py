@@ -81,6 +81,15 @@ def table(groups: list[Rows]) -> Table:
     return made
 
 
+def newest(rows: Rows, here: dict[str, str]) -> list[Rows]:
+    """The last row of each way, by network and batch, of those measured on a machine as this one."""
+    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        if all(row[key] == here[key] for key in ('device', 'machine')):
+            groups.setdefault((row['network'], row['batch']), {})[row['way']] = row
+    return [list(ways.values()) for ways in groups.values()]
+
+
 def draw(groups: list[Rows]):
     """Bars: rates over that of PyTorch's fastest form in float32."""
     matplotlib.use('agg')

@@ -25,8 +25,8 @@ def wish() -> dict[str, str]:
 
 def restart_in_huge_pages():
     """Begin this command again with the wish, if there is one: glibc hears it only when a process starts."""
-    if wish():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wish()})
+    if asked := wish():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **asked})
 
 
 def describe() -> str:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 # No more at the top: the workers import this file for the ways below.
-from experiments import results
+from experiments import comparison, results
 from experiments.worker import Step, Worker, WorkerError
 
 HERE = 'tests.test_bench:'
@@ -122,3 +122,21 @@ def test_a_worker_knows_the_peak_of_its_memory(tmp_path):
         assert 95e6 < worker.turn(0)['bytes'] < 120e6
     with Worker(HERE + 'nothing', tmp_path) as worker, pytest.raises(WorkerError, match='nothing'):
         worker.answer()
+
+
+def test_the_picture_is_of_the_newest_rows_of_this_machine():
+    def row(network, way, value, machine='here'):
+        return {
+            'network': network,
+            'batch': '8',
+            'way': way,
+            'device': 'cpu',
+            'machine': machine,
+            'value': value,
+        }
+
+    rows = [row('a', 'ours', 1), row('a', 'torch', 2), row('b', 'ours', 3), row('a', 'ours', 4)]
+    groups = comparison.newest(
+        [*rows, row('a', 'ours', 5, 'elsewhere')], {'device': 'cpu', 'machine': 'here'}
+    )
+    assert [[r['value'] for r in group] for group in groups] == [[4, 2], [3]]
