@@ -2,8 +2,8 @@
 
 For each network and batch: our compiled step, the same layers in plain Flax Linen, and PyTorch in each of
 its forms (`WAYS`), each in a process of its own, on all cores, by the clock. On a CPU all are alive
-together and take turns, so that what disturbs one disturbs all; batches are those of a step of some 30
-GFLOP, at least 8. A GPU's memory does not hold them all: they come one after another, and the whole
+together and take turns, so that what disturbs one disturbs all; batches are those of a step of some 100
+GFLOP, at least 16. A GPU's memory does not hold them all: they come one after another, and the whole
 series runs twice, the second time with what the first has compiled. Rates are medians of the turns, with
 the slowest and fastest; compile seconds are those of a first time. Memory is the peak: of a GPU's, or
 what the process has come to above its imports, compiling included. Let nothing else run: PyTorch's
@@ -137,9 +137,9 @@ def to_rows(common: dict, found: dict[str, Measured], peak: float) -> list[dict[
 
 
 def cpu_batch(name: str) -> int:
-    """The power of two from 8 to 128 whose step is some 30 GFLOP."""
-    images = 30e9 / 3 / describe(name, CLASSES)['flops']
-    return int(2 ** np.clip(np.log2(images).round(), 3, 7))
+    """The power of two from 16 to 128 whose step is some 100 GFLOP."""
+    images = 100e9 / 3 / describe(name, CLASSES)['flops']
+    return int(2 ** np.clip(np.log2(images).round(), 4, 7))
 
 
 def start_up(names: list[str]):
@@ -158,7 +158,7 @@ def main():
     usage = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser('python -m experiments.bench', None, __doc__, formatter_class=usage)
     parser.add_argument('networks', nargs='*', help='start_up, or networks: ' + ', '.join(CHOSEN))
-    parser.add_argument('--batch', help='batch sizes (128,512 on a GPU; steps of 30 GFLOP on a CPU)')
+    parser.add_argument('--batch', help='batch sizes (128,512 on a GPU; steps of 100 GFLOP on a CPU)')
     args = parser.parse_args()
     if args.networks[:1] == ['start_up']:
         return start_up(args.networks[1:])

@@ -8,9 +8,11 @@ this device is not measured again, so that the command goes on where it was stop
 are a warm process's: XLA remembers which of cuDNN's algorithms were the fastest.
 """
 
+import math
 import statistics
 import time
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -23,6 +25,7 @@ from jaxcifar.cli import run_words
 from jaxcifar.compiler import compiler_options, knows
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.memory import describe
+from jaxcifar.models import convolution
 
 PRECISION = 'bfloat16' if ON_GPU else 'float32'
 STEPS = 32 if ON_GPU else 1  # that are timed together, if a call does not take more
@@ -37,13 +40,15 @@ ALL = {
 # What does not wait for each other may run side by side: most of all members.
 CONCURRENT = {**ALL, 'xla_gpu_command_buffer_scheduling_mode': 'CONCURRENT'}
 
-# By backend: name -> fields of the config, arguments of `jax.jit`, and options of XLA by their names
-# (None leaves one to XLA). What may bring a device down comes last.
+# By backend: name -> fields of the config, arguments of `jax.jit`, the least channels of Winograd's
+# convolutions, and options of XLA by their names (None leaves one to XLA). What may bring a device down
+# comes last.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     'cpu': {
         'default again': {},
         'bfloat16': {'precision': 'bfloat16'},
         'not donated': {'donate_argnums': ()},
+        'without Winograd': {'winograd_channels': math.inf},
     },
     'gpu': {
         'default again': {},
@@ -94,7 +99,11 @@ class Case:
         batch = {'image': images, 'label': labels}
         if self.steps > 1:
             batch = {name: np.stack([array] * self.steps) for name, array in batch.items()}
-        made = Step(network, dataset, jax.device_put(batch), **fields)
+        channels = fields.pop('winograd_channels', convolution.WINOGRAD_CHANNELS)
+        with mock.patch.object(convolution, 'WINOGRAD_CHANNELS', channels):
+            self._compile(Step(network, dataset, jax.device_put(batch), **fields), donated, options)
+
+    def _compile(self, made: Step, donated: int | tuple, options: dict[str, Any]):
         self.state, self.batch = made.state, made.batch
         # Made once more of the bare function: a jitted one's options can be added to, but not taken back.
         step = jax.jit(

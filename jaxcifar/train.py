@@ -169,15 +169,18 @@ class Run(Resumable):
         mesh = self.population.mesh
         return evaluate.predict_logits(self.eval_step, weights, images.images, self.config, mesh, self._poll)
 
+    def _test_logits(self, weights) -> dict[str, np.ndarray]:
+        return {name: self._logits(images, weights) for name, images in self.tests.items()}
+
     def _finish(self) -> dict:
         """The test images, with the last and with the chosen weights; then results.json."""
         weights = {'last': eval_weights(self.state)}
-        if self.validation is not None:
+        logits = {'last': self._test_logits(weights['last'])}
+        if self.validation is not None and (self.selection.best_epoch * self.epoch_steps == self.step).all():
+            weights['best'], logits['best'] = weights['last'], logits['last']
+        elif self.validation is not None:
             weights['best'], _ = load_best(self.config, self.population, self.workdir, self.step)
-        logits = {
-            which: {name: self._logits(images, w) for name, images in self.tests.items()}
-            for which, w in weights.items()
-        }
+            logits['best'] = self._test_logits(weights['best'])
         found = results.summarise(self, logits)
         sparsity.record(self, weights, found)
         results.log(self, logits)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from scipy.stats import kstest
 
-from jaxcifar.models import build
+from jaxcifar.models import build, winograd
 from jaxcifar.models.convolution import LAYOUT, convolve
 from jaxcifar.models.layers import SCHEMES, BatchNorm, Layers, initialise
 from jaxcifar.torch_weights import LEAVES
@@ -137,31 +137,55 @@ def test_dense_layers_he_normal_are_torchs_kaiming_normal():
     assert (he['conv']['kernel'] == dense['conv']['kernel']).all()
 
 
+def native(x, kernel, stride=1, padding=((1, 1), (1, 1)), groups=1):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT, feature_group_count=groups
+    )
+
+
+def assert_same_convolution(ours, xlas, shape, kernel_shape):
+    """And the same gradients."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=s).astype(np.float32) for s in (shape, kernel_shape))
+    weights = rng.normal(size=jax.eval_shape(xlas, x, kernel).shape).astype(np.float32)
+
+    def run(convolve):
+        y, pull = jax.vjp(convolve, x, kernel)
+        return y, pull(weights)
+
+    results = (jax.jit(partial(run, f))() for f in (ours, xlas))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
 @pytest.mark.parametrize('groups, out', [(1, 6), (2, 6), (4, 4), (4, 8)])
 @pytest.mark.parametrize('size, stride, padding', [
     (1, 1, 0), (1, 2, 0), (2, 2, 0), (3, 1, 1), (3, 2, 1), (3, 2, 0), (3, 3, 2), (7, 2, 3),
 ])  # fmt: skip
 def test_convolution_and_its_gradients_are_xlas(size, stride, padding, groups, out):
-    rng = np.random.default_rng(0)
-    x, kernel = (
-        rng.normal(size=s).astype(np.float32) for s in ((2, 8, 9, 4), (size, size, 4 // groups, out))
-    )
-    pads = ((padding, padding),) * 2
+    shape = {'stride': stride, 'padding': ((padding, padding),) * 2, 'groups': groups}
+    kernel_shape = size, size, 4 // groups, out
+    assert_same_convolution(partial(convolve, **shape), partial(native, **shape), (2, 8, 9, 4), kernel_shape)
 
-    def xlas(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), pads, dimension_numbers=LAYOUT, feature_group_count=groups
-        )
 
-    def run(convolve, x, kernel, weights):
-        y, pull = jax.vjp(convolve, x, kernel)
-        return y, pull(weights)
+@pytest.mark.parametrize('cache', [2**22, 1])
+def test_winograds_convolution_is_xlas(cache, monkeypatch):
+    monkeypatch.setattr(winograd, 'CACHE', cache)  # all at once, and in parts as large as the kernels
+    assert_same_convolution(winograd.convolve_3x3, native, (6, 4, 10, 5), (3, 3, 5, 3))
 
-    ours = partial(convolve, stride=stride, padding=pads, groups=groups)
-    weights = rng.normal(size=jax.eval_shape(xlas, x, kernel).shape).astype(np.float32)
-    results = (jax.jit(partial(run, f))(x, kernel, weights) for f in (ours, xlas))
-    for a, b in zip(*map(jax.tree.leaves, results)):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+def test_wide_convolutions_are_winograds_on_a_cpu_alone():
+    def wide(x, kernel):
+        return convolve(x, kernel, 1, ((1, 1), (1, 1)))
+
+    mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    parts, whole = jax.P('data'), jax.P()
+    divided = jax.shard_map(wide, mesh=mesh, in_specs=(parts, whole), out_specs=parts)
+    shapes = (4, 32, 16, 128), (3, 3, 128, 128)
+    assert_same_convolution(divided, native, *shapes)
+    traced = jax.jit(wide).trace(*(jax.ShapeDtypeStruct(s, np.float32) for s in shapes))
+    text = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ('cpu', 'cuda')}
+    assert 'convolution' in text['cuda'] and 'convolution' not in text['cpu']
 
 
 class Call(nn.Module):
