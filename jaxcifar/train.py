@@ -176,11 +176,12 @@ class Run(Resumable):
         """The test images, with the last and with the chosen weights; then results.json."""
         weights = {'last': eval_weights(self.state)}
         logits = {'last': self._test_logits(weights['last'])}
-        if self.validation is not None and (self.selection.best_epoch * self.epoch_steps == self.step).all():
-            weights['best'], logits['best'] = weights['last'], logits['last']
-        elif self.validation is not None:
-            weights['best'], _ = load_best(self.config, self.population, self.workdir, self.step)
-            logits['best'] = self._test_logits(weights['best'])
+        if self.validation is not None:
+            if (self.selection.best_epoch * self.epoch_steps == self.step).all():
+                weights['best'], logits['best'] = weights['last'], logits['last']
+            else:
+                weights['best'], _ = load_best(self.config, self.population, self.workdir, self.step)
+                logits['best'] = self._test_logits(weights['best'])
         found = results.summarise(self, logits)
         sparsity.record(self, weights, found)
         results.log(self, logits)

@@ -50,6 +50,13 @@ def test_what_fails_says_why_and_the_others_go_on(measure, monkeypatch):
     assert rows['default again']['ms'] in out
 
 
+def test_without_winograd_all_convolutions_are_xlas(monkeypatch):
+    monkeypatch.setattr(options.convolution, 'WINOGRAD_CHANNELS', 16)
+    changes = {}, options.VARIANTS['cpu']['without Winograd']
+    ours, xlas = (options.Case('resnet8', 4, c).program.as_text().count(' convolution(') for c in changes)
+    assert ours < xlas
+
+
 def test_a_variants_changes_reach_the_program(tiny_networks):
     text = {
         name: options.Case('tiny', 4, changes).program.as_text()

@@ -35,7 +35,8 @@ def convolve_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _forward(x, kernel):
     kernels = (G_TWICE @ kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
-    def part(_, x):
+    def part(_, arrays):
+        (x,) = arrays
         return None, _convolve(x, kernels, B_T, A_T)
 
     _, y = _in_parts(part, None, kernels, x)
@@ -65,7 +66,7 @@ def _in_parts(function, carry, kernels, *arrays):
     least = 16 * max(a.size for a in arrays) / max(CACHE, kernels.nbytes)
     count = next(n for n in range(1, batch + 1) if batch % n == 0 and n >= min(least, batch))
     parts = [a.reshape(count, -1, *a.shape[1:]) for a in arrays]
-    carry, out = jax.lax.scan(function, carry, parts[0] if len(parts) == 1 else parts, unroll=count == 1)
+    carry, out = jax.lax.scan(function, carry, parts, unroll=count == 1)
     return carry, out.reshape(batch, *out.shape[2:])
 
 
