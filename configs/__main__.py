@@ -2,17 +2,17 @@
 
 import re
 
-from jaxcifar.main import documented_fields
+from jaxcifar.config.command_line import documented_fields
 
 MARKS = re.compile(r' *\[(K|resumable|auto[^]]*)\]')
 
 
 def page() -> str:
-    """A table for each group of fields of configs/base.py."""
+    """A table for each group of fields of jaxcifar.config.fields."""
     lines = [
         '# Every field of a run',
         '',
-        'Made from `base.py` by `python -m configs`. On the command line a field is changed by',
+        'Made from `jaxcifar/config/fields.py` by `python -m configs`. On the command line a field is changed by',
         '`--config.FIELD=VALUE`. [K]: one number, or one a member (`.1,.2`). resumable: may change between a',
         'run and its continuation. auto: filled in after the command line, from what stands behind it.',
     ]

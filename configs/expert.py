@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterable
 
 from configs import base
-from jaxcifar.errors import UserError, by_kind
+from jaxcifar.machine.errors import UserError, by_kind
 from jaxcifar.models import NETWORKS
 
 # word -> config.split, and what chooses the weights

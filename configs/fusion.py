@@ -24,8 +24,8 @@ to 78 at the last epoch. The sum of the experts' features beat the rules, and on
 from collections.abc import Iterable
 
 from configs import base
-from jaxcifar.errors import by_kind
-from jaxcifar.fusion import RULES
+from jaxcifar.engine.fusion import RULES
+from jaxcifar.machine.errors import by_kind
 from jaxcifar.models import NETWORKS
 
 SMOOTHING = {

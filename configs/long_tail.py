@@ -9,7 +9,7 @@ AutoAugment and Cutout, 400 epochs. Words join: `:strong,standard`.
 """
 
 from configs import base
-from jaxcifar.errors import unknown
+from jaxcifar.machine.errors import unknown
 
 WORDS = ('cifar10', 'cifar100', 'standard', 'strong')
 

@@ -11,7 +11,7 @@ images (--config.data.validation=none) ends near 71.2 %.
 """
 
 from configs import base
-from jaxcifar.errors import UserError, unknown
+from jaxcifar.machine.errors import UserError, unknown
 
 DATASETS = ('cifar10', 'cifar100')
 

@@ -8,7 +8,7 @@ mirrored images in the evaluation. `python -m experiments.speedrun 90 5` takes m
 """
 
 from configs import base
-from jaxcifar.errors import lookup
+from jaxcifar.machine.errors import lookup
 
 # network, epochs, batch, precision, loader
 MARKS = {

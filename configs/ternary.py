@@ -13,7 +13,7 @@ Public marks for ResNet-18 on CIFAR-10 after 300 epochs: floats 96.07 %, ternary
 """
 
 from configs import base
-from jaxcifar.errors import unknown
+from jaxcifar.machine.errors import unknown
 
 VARIANTS = ('fp32', 'twn', 'ttq', 'all')
 DATASETS = ('cifar10', 'cifar100')

@@ -15,14 +15,14 @@ import numpy as np
 
 from configs import single
 from experiments import results
-from jaxcifar.cli import run_words
-from jaxcifar.compiler import compiler_options
-from jaxcifar.config import finalize
-from jaxcifar.data.augment import PRESETS, Augmentation
+from jaxcifar.augment.pipeline import PRESETS, Augmentation
 from jaxcifar.data.datasets import load_dataset
-from jaxcifar.population import Population, make_mesh
-from jaxcifar.state import init_state
-from jaxcifar.step import make_train_step
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.state import init_state
+from jaxcifar.engine.step import make_train_step
+from jaxcifar.machine.command import run_words
+from jaxcifar.machine.compiler import compiler_options
+from jaxcifar.runs.resolve import finalize
 
 ROUNDS, CALLS = 3, 5
 NETWORKS = ('resnet18', 'resnet20')

@@ -33,8 +33,8 @@ from experiments.comparison import known
 from experiments.results import ON_GPU
 from experiments.steps import ours
 from experiments.worker import CLASSES, Worker, WorkerError
-from jaxcifar.cli import run_command
-from jaxcifar.errors import lookup
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.errors import lookup
 from jaxcifar.models import NETWORKS
 from jaxcifar.models.__main__ import describe
 

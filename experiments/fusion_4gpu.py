@@ -18,8 +18,8 @@ from typing import Any
 
 from experiments.mutual_table import small_cifar10
 from experiments.run import Run, Sweep
-from jaxcifar.errors import unknown
-from jaxcifar.fusion import RULES
+from jaxcifar.engine.fusion import RULES
+from jaxcifar.machine.errors import unknown
 from jaxcifar.models import NETWORKS
 
 PAIRS = {

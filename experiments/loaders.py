@@ -21,15 +21,15 @@ import torch
 
 from configs import single
 from experiments import classic, results
-from jaxcifar.cli import run_words
-from jaxcifar.compiler import compiler_options
-from jaxcifar.config import finalize
-from jaxcifar.data.augment import Augmentation
+from jaxcifar.augment.pipeline import Augmentation
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
-from jaxcifar.population import Population, make_mesh
-from jaxcifar.state import init_state
-from jaxcifar.step import make_train_step
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.state import init_state
+from jaxcifar.engine.step import make_train_step
+from jaxcifar.machine.command import run_words
+from jaxcifar.machine.compiler import compiler_options
+from jaxcifar.runs.resolve import finalize
 
 ROUNDS, ALONE_STEPS, PREPARED_STEPS, CLASSIC_STEPS, TRAIN_STEPS = 3, 2000, 200, 30, 12
 PREPARED = {
@@ -72,7 +72,7 @@ class Bench:
     def ours(self, loader: str, use: Callable, steps: int) -> float:
         """Images a second of the host or the device loader."""
         self.config.data.loader = loader
-        source = batches(self.config, self.dataset, self.order, self.population, range(WARM + steps))
+        source = batches(self.config, self.dataset, self.order, self.population.mesh, range(WARM + steps))
         with contextlib.closing(source):
             return self._rate(source, use, steps)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments import results
 from experiments.record import command
-from jaxcifar.cli import run_words
+from jaxcifar.machine.command import run_words
 
 SCORES = ('accuracy', 'mean_recall', 'many', 'medium', 'few', 'head', 'tail', 'nll', 'ece')
 COLUMNS = ('date', 'commit', 'device', 'dataset', 'images_sha256', 'split', 'imbalance', 'network',

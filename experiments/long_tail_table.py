@@ -10,7 +10,7 @@ experiments/long_tail_table.py:short takes a quarter of an hour on two CPU cores
 from typing import Any
 
 from experiments.run import Run, Sweep
-from jaxcifar.errors import lookup
+from jaxcifar.machine.errors import lookup
 
 SEEDS = {'members': 3, 'seed': '1,2,3', 'data.order': 'member'}
 EPOCHS = 8  # of the short version

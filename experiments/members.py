@@ -22,12 +22,12 @@ import numpy as np
 
 from configs import mutual
 from experiments import results
-from jaxcifar.cli import run_words
-from jaxcifar.config import finalize
 from jaxcifar.data.datasets import Dataset
-from jaxcifar.population import Population, make_mesh
-from jaxcifar.state import init_state
-from jaxcifar.step import make_train_step
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.state import init_state
+from jaxcifar.engine.step import make_train_step
+from jaxcifar.machine.command import run_words
+from jaxcifar.runs.resolve import finalize
 
 COLLECTIVES = 'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
 SIZES = {'pred': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8}

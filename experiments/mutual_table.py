@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.run import Run, Sweep
 from jaxcifar.data.datasets import load_dataset
-from jaxcifar.errors import lookup
+from jaxcifar.machine.errors import lookup
 
 SEEDS = (1, 2, 3)
 ALONE = 'independent'

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments import results
-from jaxcifar.cli import run_command
-from jaxcifar.errors import Preempted, UserError, lookup
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.errors import Preempted, UserError, lookup
 
 SAVE_SECONDS = 60  # between asking a step to leave and making it
 

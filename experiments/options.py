@@ -21,10 +21,10 @@ from experiments import results
 from experiments.augmentations import Step
 from experiments.results import ON_GPU
 from experiments.worker import CLASSES, noise
-from jaxcifar.cli import run_words
-from jaxcifar.compiler import compiler_options, knows
 from jaxcifar.data.datasets import Dataset
-from jaxcifar.memory import describe
+from jaxcifar.machine.command import run_words
+from jaxcifar.machine.compiler import compiler_options, knows
+from jaxcifar.machine.memory import describe
 from jaxcifar.models import convolution
 
 PRECISION = 'bfloat16' if ON_GPU else 'float32'

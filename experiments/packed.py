@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from experiments import results
-from jaxcifar import packed
-from jaxcifar.cli import run_words
 from jaxcifar.data.cifar import CIFAR
-from jaxcifar.inference import Classifier
+from jaxcifar.engine.quantize import to_floats, twn
+from jaxcifar.export.classifier import Classifier
+from jaxcifar.formats import packed
+from jaxcifar.formats.portable import Portable
+from jaxcifar.machine.command import run_words
 from jaxcifar.models import build
-from jaxcifar.portable import Portable
-from jaxcifar.quantize import to_floats, twn
 
 CALLS = 3
 

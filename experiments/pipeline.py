@@ -23,8 +23,8 @@ from experiments import results
 from experiments.classic_loop import BATCH
 from experiments.on_gpu import device_kind
 from experiments.results import ON_GPU
-from jaxcifar.cli import run_words
-from jaxcifar.errors import UserError
+from jaxcifar.machine.command import run_words
+from jaxcifar.machine.errors import UserError
 
 
 def commands(network: str, dataset: str, epochs: str, folder: str) -> dict[str, list[str]]:

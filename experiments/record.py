@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import results
-from jaxcifar import sparsity
+from jaxcifar.runs import sparsity
 
 COLUMNS = ('date', 'commit', 'device', 'python', 'jax', 'dataset', 'network', 'members', 'epochs',
            'selection', 'weights', 'accuracy', 'std', 'nll', 'ece', 'ensemble', 'images_per_second',

@@ -51,7 +51,7 @@ def here(device: str | None = None) -> dict:
     """When, with which commit and on what something is measured; without `device`, this process's."""
     import jax  # with the next a second or two: not for those who only ask for ON_GPU
 
-    from jaxcifar.workdirs import git_commit
+    from jaxcifar.machine.versions import git_commit
 
     return {
         'date': datetime.now(UTC).date().isoformat(),

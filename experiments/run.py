@@ -22,9 +22,9 @@ from pathlib import Path
 from experiments import record, slurm
 from experiments.display import Display
 from experiments.sweep import Run, Sweep, has_ended, is_finished, keep, load, score, table
-from jaxcifar import report
-from jaxcifar.cli import run_command
-from jaxcifar.errors import EXIT_PREEMPTED, Preempted, UserError
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
+from jaxcifar.report import tables as report
 
 GPUS = [path.name.removeprefix('nvidia') for path in sorted(Path('/dev').glob('nvidia[0-9]*'))]
 

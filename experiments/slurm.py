@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.sweep import Run, Sweep, is_finished
-from jaxcifar.errors import EXIT_PREEMPTED, UserError, unknown
+from jaxcifar.machine.errors import EXIT_PREEMPTED, UserError, unknown
 
 
 class Resources(NamedTuple):

@@ -25,8 +25,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import results
-from jaxcifar.cli import NO_SPACE, run_words
-from jaxcifar.errors import EXIT_PREEMPTED, UserError
+from jaxcifar.machine.command import NO_SPACE, run_words
+from jaxcifar.machine.errors import EXIT_PREEMPTED, UserError
 
 FIELDS = {
     'network': 'resnet8',

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments import results
-from jaxcifar.cli import run_words
-from jaxcifar.errors import UserError
-from jaxcifar.logs import write_json
+from jaxcifar.machine.command import run_words
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import write_json
 
 
 def train(mark: str, seed: int, workdir: Path) -> dict[str, float]:

@@ -16,15 +16,15 @@ import optax
 from configs import single
 from experiments.results import ON_GPU
 from experiments.worker import CLASSES, Step, noise
-from jaxcifar.config import finalize
 from jaxcifar.data.datasets import Dataset
-from jaxcifar.losses import cross_entropy
+from jaxcifar.engine.losses import cross_entropy
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.state import init_state
+from jaxcifar.engine.step import make_train_step
+from jaxcifar.machine.profile import PEAK, count_flops
 from jaxcifar.models import NETWORKS
 from jaxcifar.models.layers import Layers
-from jaxcifar.population import Population, make_mesh
-from jaxcifar.profile import PEAK, count_flops
-from jaxcifar.state import init_state
-from jaxcifar.step import make_train_step
+from jaxcifar.runs.resolve import finalize
 
 
 class PlainLayers(Layers):

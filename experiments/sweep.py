@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import record
-from jaxcifar.errors import UserError, unknown
-from jaxcifar.logs import read_json, write_json
-from jaxcifar.metrics import verdict
+from jaxcifar.machine.errors import UserError, unknown
+from jaxcifar.machine.files import read_json, write_json
+from jaxcifar.runs.metrics import verdict
 
 KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
 

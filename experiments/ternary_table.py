@@ -14,7 +14,7 @@ from typing import Any
 from configs.ternary import VARIANTS
 from experiments.mutual_table import small_cifar10
 from experiments.run import Run, Sweep
-from jaxcifar.errors import lookup
+from jaxcifar.machine.errors import lookup
 
 SEEDS = {'members': 3, 'seed': '1,2,3', 'data.order': 'member'}
 ALL_IMAGES = {'data.validation': 'none', 'early_stopping.patience': 0}

@@ -8,7 +8,7 @@ import torch
 from experiments.results import ON_GPU
 from experiments.torch_networks import TORCH
 from experiments.worker import CLASSES, Step, noise
-from jaxcifar.errors import lookup
+from jaxcifar.machine.errors import lookup
 
 DEVICE = 'cuda' if ON_GPU else 'cpu'
 

@@ -12,9 +12,9 @@ import numpy as np
 from configs import single
 from experiments import results
 from experiments.augmentations import Step, milliseconds
-from jaxcifar.cli import run_words
-from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
+from jaxcifar.machine.command import run_words
+from jaxcifar.runs.resolve import finalize
 
 ROUNDS = 5
 VIEWS = {

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcifar import memory
-from jaxcifar.errors import UserError
+from jaxcifar.machine import memory
+from jaxcifar.machine.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CLASSES = 100

@@ -1,10 +1,26 @@
-"""jaxcifar: one CIFAR network, or K that share, compete, teach or fuse, in one compiled JAX step."""
+"""Train one CIFAR network, or K that share, compete, teach or fuse with each other, in one compiled JAX step.
+
+Importing this package imports nothing large: JAX comes with the first call.
+"""
 
 __version__ = '0.1.0'
 
 
-def load(path, member=None):
-    """Trained networks as a function of uint8 images [B,H,W,3]: see `jaxcifar.inference.load`."""
-    from jaxcifar import inference  # JAX takes a second: not before it is wanted
+def train(config, workdir) -> dict:
+    """Train, or go on training, in `workdir`, and return what its results.json holds.
 
-    return inference.load(path, member)
+    See `jaxcifar.loop.train`.
+    """
+    from jaxcifar import loop
+
+    return loop.train(config, workdir)
+
+
+def load(path, member=None):
+    """Return trained networks as a function of uint8 images [B,H,W,3].
+
+    See `jaxcifar.export.classifier.load`.
+    """
+    from jaxcifar.export import classifier
+
+    return classifier.load(path, member)

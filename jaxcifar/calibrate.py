@@ -14,16 +14,15 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from jaxcifar import hosts
-from jaxcifar.checkpoint import write_atomically
-from jaxcifar.cli import run_command
+from jaxcifar.config.members import member_losses
 from jaxcifar.data import long_tail
-from jaxcifar.errors import UserError
-from jaxcifar.evaluate import Evaluation
-from jaxcifar.logs import read_json, write_json
-from jaxcifar.members import member_losses
-from jaxcifar.metrics import BINS, log_probabilities, mean_of_probabilities, reliability, summarise
-from jaxcifar.weights import BestWeights, load_weights
+from jaxcifar.machine import hosts
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import read_json, write_arrays, write_json
+from jaxcifar.runs.evaluation import Evaluation
+from jaxcifar.runs.metrics import BINS, log_probabilities, mean_of_probabilities, reliability, summarise
+from jaxcifar.runs.weights import BestWeights, load_weights
 
 FILE = 'calibration.json'
 FITTED_ON = 'val_lt'
@@ -154,8 +153,8 @@ def _export(run: Evaluation, logits: dict[str, np.ndarray], report: dict):
         for k, member in enumerate(report['members']):
             scaled = (z[k] / member['temperature']).astype(np.float16)
             file = run.workdir / report['logits'] / member['name'] / part
-            write_atomically(file.with_suffix('.npy'), lambda out, scaled=scaled: np.save(out, scaled))
-            write_atomically(file.with_suffix('.npz'), lambda out, rows=rows: np.savez(out, **rows))
+            write_arrays(file.with_suffix('.npy'), scaled)
+            write_arrays(file.with_suffix('.npz'), rows)
 
 
 def _save_weights(run: Evaluation, weights, steps: list[int], report: dict):

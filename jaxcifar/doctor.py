@@ -15,9 +15,9 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from jaxcifar import main as command_line
-from jaxcifar.cli import explain, run_command
-from jaxcifar.errors import UserError
+from jaxcifar.config import command_line
+from jaxcifar.machine.command import explain, run_command
+from jaxcifar.machine.errors import UserError
 
 STEPS = 5
 NVIDIA = '/proc/driver/nvidia/gpus'  # a folder for each GPU that the driver knows
@@ -50,7 +50,7 @@ class Doctor:
         import jax
         import torch
 
-        from jaxcifar.workdirs import PACKAGES, git_commit, installed
+        from jaxcifar.machine.versions import PACKAGES, git_commit, installed
 
         found = ', '.join(f'{name} {installed(name) or "is not installed"}' for name in PACKAGES)
         self.say(
@@ -97,8 +97,8 @@ class Doctor:
 
     def run(self, config, workdir: Path):
         """A few steps of a run, and what all of it takes."""
-        from jaxcifar.config import finalize
         from jaxcifar.data.datasets import load_dataset
+        from jaxcifar.runs.resolve import finalize
 
         if self.attempt('the config', finalize, config) is None:
             return
@@ -123,11 +123,11 @@ class Doctor:
 
         from jaxcifar.data.loader import Order, batches
         from jaxcifar.data.splits import make_split, train_counts
-        from jaxcifar.population import Population, check_batch, make_mesh
-        from jaxcifar.profile import Compiled
-        from jaxcifar.report import duration
-        from jaxcifar.state import init_state
-        from jaxcifar.step import make_train_step
+        from jaxcifar.engine.population import Population, check_batch, make_mesh
+        from jaxcifar.engine.state import init_state
+        from jaxcifar.engine.step import make_train_step
+        from jaxcifar.machine.profile import Compiled
+        from jaxcifar.machine.text import duration
 
         mesh = make_mesh(config)
         check_batch(config, mesh)
@@ -139,7 +139,7 @@ class Doctor:
         counts = train_counts(dataset, split)
         step = Compiled(make_train_step(config, population, dataset, each, state, counts), self.say)
         seconds = []
-        with closing(batches(config, dataset, order, population, range(min(STEPS + 1, each)))) as source:
+        with closing(batches(config, dataset, order, mesh, range(min(STEPS + 1, each)))) as source:
             for batch in source:
                 start = time.perf_counter()
                 state, row = step(state, batch)

@@ -12,19 +12,19 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from jaxcifar import config as configs
-from jaxcifar.cli import run_command
-from jaxcifar.couplings import has_head
+from jaxcifar.config import saved
 from jaxcifar.data.datasets import is_streamed
 from jaxcifar.data.vision import read_image
-from jaxcifar.errors import UserError
-from jaxcifar.evaluate import make_eval_step, predict_logits
-from jaxcifar.inference import load
-from jaxcifar.logs import read_json
-from jaxcifar.metrics import log_probabilities, mean_of_probabilities
-from jaxcifar.population import Population, make_mesh
-from jaxcifar.portable import is_portable, read
-from jaxcifar.weights import load_weights
+from jaxcifar.engine.couplings import has_head
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.export.classifier import load
+from jaxcifar.formats.portable import is_portable, read
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import read_json
+from jaxcifar.runs.evaluation import make_eval_step, predict_logits
+from jaxcifar.runs.metrics import log_probabilities, mean_of_probabilities
+from jaxcifar.runs.weights import load_weights
 
 
 def predict(workdir: Path, images: list[Path], which: str | None = None) -> tuple[np.ndarray, list[str]]:
@@ -39,7 +39,7 @@ def predict(workdir: Path, images: list[Path], which: str | None = None) -> tupl
         model, dataset_name = load(workdir), read(workdir)[0].about['config']['dataset']
         reader = _reader(dataset_name, model.image_size)
         return model(np.stack([_read(path, reader) for path in images])), list(model.classes)
-    config = configs.load(workdir / 'config.json')
+    config = saved.load(workdir / 'config.json')
     description = read_json(workdir / 'dataset.json')
     if description is None:
         raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcifar import config as configs
-from jaxcifar.cli import run_command
-from jaxcifar.errors import UserError
-from jaxcifar.logs import read_json, write_json
-from jaxcifar.metrics import class_groups, log_probabilities, mean_of_probabilities
-from jaxcifar.report_long_tail import RISKS, rejection_table
+from jaxcifar.config import saved
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import read_json, write_json
+from jaxcifar.report.long_tail import RISKS, rejection_table
+from jaxcifar.runs.metrics import class_groups, log_probabilities, mean_of_probabilities
 
 FILE = 'rejection.json'
 PARTS = ('test', 'test_lt')
@@ -156,7 +156,7 @@ def main():
     parser.add_argument('--workdir', type=Path, required=True)
     parser.add_argument('--samples', type=int, default=1000, help='of the bootstrap (1000)')
     args = parser.parse_args()
-    configs.load(args.workdir / 'config.json')  # or a line that says it is no workdir
+    saved.load(args.workdir / 'config.json')  # or a line that says it is no workdir
     for row in rejection_table(reject(args.workdir, args.samples)):
         print('  '.join(f'{cell:<24}' for cell in row).rstrip())
 

@@ -9,120 +9,33 @@ and shapes are torchvision's, which the layers of `jaxcifar.models` carry with `
 """
 
 import argparse
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from jaxcifar import config as configs
-from jaxcifar import process, workdirs
-from jaxcifar.checkpoint import Checkpoints, write_atomically
-from jaxcifar.cli import run_command
+from jaxcifar.config.fields import get_config
+from jaxcifar.config.members import member_names
 from jaxcifar.data.datasets import load_dataset
-from jaxcifar.errors import UserError
-from jaxcifar.logs import Logger
-from jaxcifar.members import member_names
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.state import init_state
+from jaxcifar.formats.state_dict import fit, read, to_torch, torch_name
+from jaxcifar.machine import process
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import write_atomically
 from jaxcifar.models import build
-from jaxcifar.population import Population, make_mesh
-from jaxcifar.selection import Selection
-from jaxcifar.state import init_state
-from jaxcifar.weights import load_trained
+from jaxcifar.runs import resolve, workdirs
+from jaxcifar.runs.checkpoint import Checkpoints
+from jaxcifar.runs.logs import Logger
+from jaxcifar.runs.selection import Selection
+from jaxcifar.runs.weights import load_trained
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-LEAVES = {
-    'kernel': 'weight',
-    'scale': 'weight',
-    'bias': 'bias',
-    'mean': 'running_mean',
-    'var': 'running_var',
-}
-COUNTER = 'num_batches_tracked'  # torch has one in each norm, and uses it where momentum is None
-WRAPPERS = ('model_state_dict', 'state_dict')  # where training scripts keep weights among other things
 BY_CLASSES = {10: 'cifar10', 100: 'cifar100'}
-
-
-def to_torch(variables) -> 'dict[str, torch.Tensor]':
-    """A state_dict of one network's variables {'params': …, 'batch_stats': …}; also of its gradients.
-
-    Convolutions [h,w,in,out] -> [out,in,h,w], dense layers [in,out] -> [out,in].
-    """
-    import torch
-
-    state = {}
-    for path, value in flatten_dict(variables).items():
-        name = _torch_name(path)
-        state[name] = torch.tensor(np.ascontiguousarray(np.transpose(value, _axes(value.ndim))))
-        if path[-1] == 'var':
-            state[name.replace(LEAVES['var'], COUNTER)] = torch.tensor(0)
-    return state
-
-
-def from_torch(state: 'Mapping[str, torch.Tensor]', shapes) -> Any:
-    """float32 variables on the host with the structure of `shapes`, a network's `shapes()`.
-
-    Raises:
-      UserError: names the tensors that are missing, extra or of another shape.
-    """
-    wanted = {_torch_name(path): (path, leaf) for path, leaf in flatten_dict(shapes).items()}
-    given = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
-    differ = []
-    for name in wanted.keys() & given.keys():
-        shape = wanted[name][1].shape
-        shape, found = tuple(shape[i] for i in _axes(len(shape))), tuple(given[name].shape)
-        if found != shape:
-            differ.append(f'{name} {list(found)} not {list(shape)}')
-    faults = {
-        'missing': wanted.keys() - given.keys(),
-        'extra': given.keys() - wanted.keys(),
-        'of another shape': differ,
-    }
-    if any(faults.values()):
-        listed = (_several(kind, names) for kind, names in faults.items() if names)
-        raise UserError(f'tensors are {", ".join(listed)}')
-    leaves = {}
-    for name, (path, leaf) in wanted.items():
-        value = given[name].detach().float().numpy()
-        leaves[path] = np.array(value.transpose(np.argsort(_axes(leaf.ndim))), order='C')
-    return unflatten_dict(leaves)
-
-
-def _torch_name(path: tuple[str, ...]) -> str:
-    """('params', 'layer1_0', 'conv1', 'kernel') -> 'layer1.0.conv1.weight'"""
-    return f'{".".join(path[1:-1]).replace("_", ".")}.{LEAVES[path[-1]]}'
-
-
-def _axes(ndim: int) -> tuple[int, ...]:
-    """The order in which torch has a parameter's axes."""
-    return {4: (3, 2, 0, 1), 2: (1, 0)}.get(ndim, tuple(range(ndim)))
-
-
-def _several(kind: str, names) -> str:
-    return f'{kind}: {len(names)} ({", ".join(sorted(names))})'
-
-
-def read(path: Path) -> 'dict[str, torch.Tensor]':
-    """The state_dict in a file of torch.save, without wrappers; UserError where there is none."""
-    import torch
-
-    if not path.is_file():
-        raise UserError(f'{path}: no such file')
-    try:
-        state = torch.load(path, weights_only=True, map_location='cpu')
-    except Exception:  # pickle, zip and torch each have their own
-        raise UserError(f'{path} is not a file of PyTorch weights that holds tensors only') from None
-    for wrapper in WRAPPERS:
-        state = state.get(wrapper, state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
-        raise UserError(f'{path} holds no state_dict, a dict of tensors')
-    # DataParallel's prefix; and DenseNet's norm.1 of before 2018, as in torchvision's own files.
-    state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
-    return {re.sub(r'(denselayer\d+\.(norm|conv))\.(\d)', r'\1\3', name): t for name, t in state.items()}
 
 
 def import_weights(path: Path, workdir: Path, network: str, dataset: str | None = None,
@@ -135,7 +48,7 @@ def import_weights(path: Path, workdir: Path, network: str, dataset: str | None 
     """
     state = read(path)
     classes = _count_classes(state, network, options)
-    variables = _fit(state, build(network, classes, **options).shapes(), path, network)
+    variables = fit(state, build(network, classes, **options).shapes(), path, network)
     dataset = dataset or BY_CLASSES.get(classes)
     if dataset is None:
         raise UserError(f'{path} tells {classes} classes apart: name their --dataset')
@@ -149,35 +62,21 @@ def import_weights(path: Path, workdir: Path, network: str, dataset: str | None 
         _write_workdir(workdir, config, data, variables)
 
 
-def read_as(path: Path, shapes) -> dict:
-    """A file's weights as variables on the host with the structure of `shapes`; `UserError` otherwise."""
-    return _fit(read(path), shapes, path, 'the network')
-
-
-def _fit(state, shapes, path: Path, network: str) -> dict:
-    try:
-        return from_torch(state, shapes)
-    except UserError as error:
-        raise UserError(f'{path} does not fit {network}: {error}') from None
-
-
 def _count_classes(state, network: str, options: dict) -> int:
     """Rows of the last layer's weights: of the only one that is dense."""
     shapes = flatten_dict(build(network, 10, **options).shapes())
-    (name,) = (_torch_name(path) for path, leaf in shapes.items() if leaf.ndim == 2)
+    (name,) = (torch_name(path) for path, leaf in shapes.items() if leaf.ndim == 2)
     return len(state[name]) if name in state else 10
 
 
 def _make_config(network: str, dataset: str, image_size, optimizer: str, options: dict) -> ConfigDict:
-    from configs import base  # found from the current folder, as config files are
-
-    config = base.get_config()
+    config = get_config()
     config.network, config.dataset, config.optimizer.name = network, dataset, optimizer
     config.model.update(options)
     config.data.image_size, config.devices = image_size, 1
     config.data.validation = 'none'  # nothing was chosen: `last` is what evaluation takes
     config.log.tensorboard = False
-    return configs.finalize(config)
+    return resolve.finalize(config)
 
 
 def _write_workdir(workdir: Path, config: ConfigDict, dataset, variables):

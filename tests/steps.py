@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxcifar.config import finalize
 from jaxcifar.data.loader import Order, batches
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.state import init_state
+from jaxcifar.engine.step import make_train_step
 from jaxcifar.models.layers import Layers, head
-from jaxcifar.population import Population, make_mesh
-from jaxcifar.state import init_state
-from jaxcifar.step import make_train_step
+from jaxcifar.runs.resolve import finalize
 
 
 class Linear(nn.Module):

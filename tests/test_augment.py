@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from jaxcifar.data.augment import PRESETS, Augmentation, normalise, parse
+from jaxcifar.augment.pipeline import PRESETS, Augmentation, normalise, parse
 from jaxcifar.data.vision import import_torchvision
-from jaxcifar.errors import UserError
+from jaxcifar.machine.errors import UserError
 
 KEY = jax.random.key(0)
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcifar import compiler, memory
+from jaxcifar.machine import compiler, memory
+from jaxcifar.machine.profile import count_flops
 from jaxcifar.models import build
-from jaxcifar.profile import count_flops
 
 
 def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxcifar import config as configs
 from jaxcifar import main
-from jaxcifar.errors import UserError
-from jaxcifar.members import PER_MEMBER, flatten, member_seeds
-from jaxcifar.train import train
+from jaxcifar.config import fields as fields_module
+from jaxcifar.config import saved
+from jaxcifar.config.members import PER_MEMBER, flatten, member_seeds
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs import resolve
 
 GOLDEN = Path(__file__).parent / 'golden'
 SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cifar100', 'mutual',
@@ -39,7 +41,7 @@ def parse(monkeypatch):
         argv = ['main', *line.split()]
         monkeypatch.setattr('sys.argv', argv)  # ml_collections looks there
         config, workdir = main.parse(argv)
-        return configs.finalize(config), workdir
+        return resolve.finalize(config), workdir
 
     return run
 
@@ -49,7 +51,7 @@ def test_resolved_configs_are_as_reviewed(name, monkeypatch):
     """A changed default shows up here. To accept it: rm tests/golden/NAME.json and run again."""
     for variable in ('JAXCIFAR_DATA', 'MODEL_TYPE', 'EXPERT_ID', 'EPOCHS'):
         monkeypatch.delenv(variable, raising=False)
-    resolved = json.dumps(configs.to_dict(configs.finalize(shipped(name))), indent=1) + '\n'
+    resolved = json.dumps(saved.to_dict(resolve.finalize(shipped(name))), indent=1) + '\n'
     path = GOLDEN / f'{re.sub("[:,+]", "-", name)}.json'
     if not path.exists():
         path.write_text(resolved)
@@ -73,7 +75,7 @@ def test_every_shipped_config_runs_shrunk(name, config, tmp_path):
 
 def test_the_independent_baseline_has_the_recipe_of_mutual_learning():
     alone, together = (
-        flatten(configs.finalize(shipped(name))) for name in ('single:resnet32,cifar100', 'mutual')
+        flatten(resolve.finalize(shipped(name))) for name in ('single:resnet32,cifar100', 'mutual')
     )
     different = {field for field in alone if alone[field] != together[field]}
     assert different == {'coupling', 'members', 'member_ids'}
@@ -87,12 +89,12 @@ def test_the_independent_baseline_has_the_recipe_of_mutual_learning():
 
 def test_every_field_is_documented_and_marked():
     """Each field has its one comment, and the marks in it are what the program does."""
-    source = Path(base.__file__).read_text()
+    source = Path(fields_module.__file__).read_text()
     comments = dict(re.findall(r'^ +c\.([\w.]+) = .*?  # (.+)$', source, re.M))
     fields = flatten(base.get_config())
     assert comments.keys() == fields.keys()
     assert {f for f, text in comments.items() if '[K]' in text} == set(PER_MEMBER)
-    resumable = {f for f in fields if configs.is_resumable(f)}
+    resumable = {f for f in fields if saved.is_resumable(f)}
     assert {f for f, text in comments.items() if '[resumable]' in text} == resumable
 
 
@@ -167,21 +169,21 @@ def test_help_names_the_configs_and_every_field(monkeypatch, capsys):
 
 
 def test_a_saved_config_comes_back_whole(tmp_path):
-    c = configs.finalize(shipped('quickstart'))
-    (tmp_path / 'config.json').write_text(json.dumps(configs.to_dict(c)))
-    loaded = configs.load(tmp_path / 'config.json')
+    c = resolve.finalize(shipped('quickstart'))
+    (tmp_path / 'config.json').write_text(json.dumps(saved.to_dict(c)))
+    loaded = saved.load(tmp_path / 'config.json')
     assert flatten(loaded) == flatten(c)
-    configs.refuse_changes(loaded, c, tmp_path)
+    saved.refuse_changes(loaded, c, tmp_path)
     c.epochs, c.log.every_steps = 99, 5  # resumable
-    configs.refuse_changes(loaded, c, tmp_path)
+    saved.refuse_changes(loaded, c, tmp_path)
     c.optimizer.lr = 0.3
     with pytest.raises(UserError, match=r'optimizer\.lr was 0\.1, now 0\.3'):
-        configs.refuse_changes(loaded, c, tmp_path)
+        saved.refuse_changes(loaded, c, tmp_path)
 
 
 def test_runs_of_old_lack_newer_fields(tmp_path):
-    c = configs.finalize(shipped('quickstart'))
-    fields = configs.to_dict(c)
+    c = resolve.finalize(shipped('quickstart'))
+    fields = saved.to_dict(c)
     del fields['update_order'], fields['ternary'], fields['optimizer']['rest']
     (tmp_path / 'config.json').write_text(json.dumps(fields))
-    assert flatten(configs.load(tmp_path / 'config.json')) == flatten(c)
+    assert flatten(saved.load(tmp_path / 'config.json')) == flatten(c)

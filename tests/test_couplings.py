@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from experiments.members import Case
 from jaxcifar import main
-from jaxcifar.checkpoint import Checkpoints
-from jaxcifar.couplings import COUPLINGS, divergence_from_peers
-from jaxcifar.errors import UserError
+from jaxcifar.engine.couplings import COUPLINGS, divergence_from_peers
 from jaxcifar.evaluate import evaluate
-from jaxcifar.train import train
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs.checkpoint import Checkpoints
 from tests.steps import Run, distance, run_steps
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from jaxcifar.data import datasets, download
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.vision import import_torchvision
-from jaxcifar.errors import UserError
+from jaxcifar.machine.errors import UserError
 
 
 def arrays(classes=10, each=3, size=32, **changes):

@@ -8,7 +8,7 @@ import pytest
 
 from configs.__main__ import page
 from jaxcifar import doctor
-from jaxcifar.errors import UserError
+from jaxcifar.machine.errors import UserError
 from tests.processes import ROOT
 
 

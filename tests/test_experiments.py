@@ -11,8 +11,8 @@ import pytest
 from experiments import fusion_4gpu, long_tail_table, mutual_table, record, results, run, sweep, ternary_table
 from experiments.sweep import Run
 from jaxcifar import main
-from jaxcifar.config import finalize
-from jaxcifar.errors import UserError
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs.resolve import finalize
 from tests.processes import SMALL
 
 SWEEP = """

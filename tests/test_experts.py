@@ -10,13 +10,13 @@ import pytest
 
 from configs import base, expert
 from jaxcifar import main
-from jaxcifar.config import finalize
+from jaxcifar.config.members import flatten
 from jaxcifar.data.loader import Order
 from jaxcifar.data.splits import evaluation_images, make_split, train_counts
-from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
-from jaxcifar.members import flatten
-from jaxcifar.train import train
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs.resolve import finalize
 from tests.steps import distance
 
 IDS = (0, 1, 2, 3)
@@ -110,7 +110,7 @@ def test_an_expert_alone_is_the_expert_among_four(small_npz, tiny_networks, tmp_
     alone = copy.deepcopy(c)
     alone.member_ids = 2
     said: list[str] = []
-    monkeypatch.setattr('jaxcifar.console.Console.say', lambda self, line: said.append(line))
+    monkeypatch.setattr('jaxcifar.runs.console.Console.say', lambda self, line: said.append(line))
     single = train(alone, tmp_path / 'one')
     assert [m['name'] for m in single['members']] == ['2_tiny'] and '20 training images, 2' in said[0]
     said.clear()

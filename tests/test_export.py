@@ -15,21 +15,22 @@ import numpy as np
 import pytest
 
 import jaxcifar
-from jaxcifar import export, packed, packed_file, portable
-from jaxcifar.config import finalize
-from jaxcifar.errors import UserError
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.quantize import Ternary
+from jaxcifar.engine.state import init_state
 from jaxcifar.evaluate import evaluate
-from jaxcifar.init_from import begin_from
+from jaxcifar.export import write as export
+from jaxcifar.formats import packed, packed_file, portable
+from jaxcifar.formats.packed import pack, unpack
+from jaxcifar.formats.portable import read
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
 from jaxcifar.models.resnet import subsample
 from jaxcifar.models.speednet import halve
-from jaxcifar.packed import pack, unpack
-from jaxcifar.population import Population, make_mesh
-from jaxcifar.portable import read
-from jaxcifar.quantize import Ternary
-from jaxcifar.state import init_state
-from jaxcifar.train import train
+from jaxcifar.runs.init_from import begin_from
+from jaxcifar.runs.resolve import finalize
 from tests.conftest import small_config
 from tests.steps import distance
 
@@ -318,7 +319,7 @@ class Everything(nn.Module):
 
 def test_onnx_graphs_give_the_same_logits(monkeypatch):
     onnxruntime = pytest.importorskip('onnxruntime', reason="needs pip install -e '.[export]'")
-    from jaxcifar.onnx_export import to_onnx
+    from jaxcifar.formats.onnx_export import to_onnx
 
     monkeypatch.setitem(NETWORKS, 'everything', Everything)
     network, rng = build('everything', 5, 32), np.random.default_rng(0)
@@ -353,7 +354,7 @@ def test_onnx_of_a_run_keeps_codes(workdir, tmp_path):
     sizes = [(f / '0_resnet8.onnx').stat().st_size for f in (folder, wide)]
     assert sizes[0] < 0.45 * sizes[1]
     with pytest.raises(UserError, match='no translation of sin yet'):
-        from jaxcifar.onnx_export import to_onnx
+        from jaxcifar.formats.onnx_export import to_onnx
 
         to_onnx(lambda _, images: jnp.sin(images.astype(jnp.float32)).sum((1, 2)), {}, 8)
     shutil.rmtree(folder)

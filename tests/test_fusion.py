@@ -17,22 +17,24 @@ from torch import nn
 import jaxcifar
 from configs import base, expert, fusion
 from experiments.members import Case
-from jaxcifar import export, fusion_log, report, results
-from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.splits import make_split
-from jaxcifar.errors import UserError
+from jaxcifar.engine.fusion import RULES, adaptive_rates, make_head
+from jaxcifar.engine.optim import init_head_optimizer, update_head
+from jaxcifar.engine.step import TrainStep
 from jaxcifar.evaluate import evaluate
-from jaxcifar.fusion import RULES, adaptive_rates, make_head
-from jaxcifar.init_from import begin_from, warn_of_seen
-from jaxcifar.metrics import compare_fused, verdict
+from jaxcifar.export import write as export
+from jaxcifar.formats.state_dict import to_torch
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
 from jaxcifar.models import build
-from jaxcifar.optim import init_head_optimizer, update_head
-from jaxcifar.report_runs import load
-from jaxcifar.step import TrainStep
-from jaxcifar.torch_weights import to_torch
-from jaxcifar.train import train
-from jaxcifar.weights import BestWeights, load_trained
+from jaxcifar.report import tables as report
+from jaxcifar.report.runs import load
+from jaxcifar.runs import fusion_log, results
+from jaxcifar.runs.init_from import begin_from, warn_of_seen
+from jaxcifar.runs.metrics import compare_fused, verdict
+from jaxcifar.runs.resolve import finalize
+from jaxcifar.runs.weights import BestWeights, load_trained
 from tests.processes import assert_same
 from tests.steps import Run, distance
 

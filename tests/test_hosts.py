@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcifar import hosts
-from jaxcifar.errors import Preempted, UserError
+from jaxcifar.machine import hosts
+from jaxcifar.machine.errors import Preempted, UserError
 from tests.processes import checkpoints, finish, frozen, outcome, started, state
 
 FIELDS = {

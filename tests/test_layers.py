@@ -11,10 +11,10 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from scipy.stats import kstest
 
+from jaxcifar.formats.state_dict import LEAVES
 from jaxcifar.models import build, winograd
 from jaxcifar.models.convolution import LAYOUT, convolve
 from jaxcifar.models.layers import SCHEMES, BatchNorm, Layers, initialise
-from jaxcifar.torch_weights import LEAVES
 
 
 def channels_first(x):

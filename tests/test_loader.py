@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar.config import finalize
 from jaxcifar.data.loader import Order, batches, prefetch
 from jaxcifar.data.splits import make_split
-from jaxcifar.errors import UserError
-from jaxcifar.population import Population, make_mesh
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs.resolve import finalize
 
 
 def load(config, dataset, steps: range, train=None) -> list[dict[str, np.ndarray]]:
@@ -21,7 +21,7 @@ def load(config, dataset, steps: range, train=None) -> list[dict[str, np.ndarray
     population = Population(config, dataset.num_classes, dataset.image_size, mesh)
     train = np.arange(len(dataset.y_train)) if train is None else train
     order = Order(config, train, mesh.shape['data'])
-    return [jax.device_get(b) for b in batches(config, dataset, order, population, steps)]
+    return [jax.device_get(b) for b in batches(config, dataset, order, population.mesh, steps)]
 
 
 def same(a: list[dict], b: list[dict]) -> bool:

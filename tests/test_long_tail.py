@@ -14,17 +14,18 @@ from scipy.special import softmax
 import jaxcifar
 from configs import base
 from configs import long_tail as long_tail_config
-from jaxcifar import calibrate, export, reject
-from jaxcifar import config as configs
-from jaxcifar.config import finalize
+from jaxcifar import calibrate, reject
+from jaxcifar.config import saved
 from jaxcifar.data import long_tail
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.splits import evaluation_images, make_split, train_counts
-from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
-from jaxcifar.metrics import class_groups
-from jaxcifar.report import report
-from jaxcifar.train import train
+from jaxcifar.export import write as export
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
+from jaxcifar.report.tables import report
+from jaxcifar.runs.metrics import class_groups
+from jaxcifar.runs.resolve import finalize
 
 SIZES = {'train': 8677, 'tuneV': 867, 'val_small': 651, 'calib': 326, 'val_lt': 1104, 'test_lt': 4419}
 
@@ -234,7 +235,7 @@ def test_exported_logits_are_the_calibrated_members(run):
 
 def test_calibrated_networks_are_exported_with_their_temperatures(run, tmp_path, monkeypatch):
     workdir, _ = run
-    config = configs.load(workdir / 'config.json')
+    config = saved.load(workdir / 'config.json')
     folder = export.export(workdir, 'safetensors', tmp_path / 'calibrated', which='calibrated')
     images = load_dataset(config.dataset, '').x_test
     for z, member in zip(jaxcifar.load(folder).logits(images), calibration_of(workdir)['best']['members']):
@@ -268,7 +269,7 @@ def calibration_of(workdir):
 
 def test_a_run_goes_on_only_with_the_split_that_it_had(run):
     workdir, _ = run
-    config = configs.load(workdir / 'config.json')
+    config = saved.load(workdir / 'config.json')
     config.data.root = str(workdir / 'other')  # resumable: data may move
     (folder,) = workdir.glob('data/splits/*')
     other = workdir / 'other' / 'splits' / folder.name
@@ -284,18 +285,18 @@ def test_a_run_goes_on_only_with_the_split_that_it_had(run):
 
 def test_a_finished_run_is_calibrated_once(run, monkeypatch):
     workdir, results = run
-    config = configs.load(workdir / 'config.json')
+    config = saved.load(workdir / 'config.json')
     with monkeypatch.context() as patch:
         patch.setattr(calibrate, 'calibrate', None)
         assert train(config, workdir) == results
     before = (workdir / 'calibration.json').read_bytes()
     (workdir / 'calibration.json').unlink()  # as if it had been killed before
-    train(configs.load(workdir / 'config.json'), workdir)
+    train(saved.load(workdir / 'config.json'), workdir)
     assert (workdir / 'calibration.json').read_bytes() == before
 
 
 def test_the_report_shows_groups_calibration_and_rejection(run, tmp_path, monkeypatch):
-    monkeypatch.setattr('jaxcifar.report_page.DPI', 20)
+    monkeypatch.setattr('jaxcifar.report.page.DPI', 20)
     workdir, _ = run
     reject.reject(workdir, samples=20)
     text = report([workdir], tmp_path).read_text().replace('<wbr>', '')

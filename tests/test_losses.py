@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from configs import base
-from jaxcifar.config import finalize
-from jaxcifar.errors import UserError
-from jaxcifar.losses import LOSSES, log_priors, make_loss
+from jaxcifar.engine.losses import LOSSES, log_priors, make_loss
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs.resolve import finalize
 
 
 def test_cross_entropy_is_torchs():

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
-from jaxcifar.metrics import (
+from jaxcifar.runs.metrics import (
     calibration_error,
     log_probabilities,
     mcnemar,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.stats import beta, chisquare, ks_2samp, kstest
 
-from jaxcifar.data.augment import Augmentation, parse
-from jaxcifar.data.mixing import Targets, mix_batch
+from jaxcifar.augment.mixing import Targets, mix_batch
+from jaxcifar.augment.pipeline import Augmentation, parse
 from jaxcifar.data.vision import import_torchvision
-from jaxcifar.losses import cross_entropy
+from jaxcifar.engine.losses import cross_entropy
 
 LABELS = np.arange(8)
 

@@ -11,11 +11,11 @@ import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.torch_networks import TORCH
-from jaxcifar.errors import UserError
-from jaxcifar.losses import cross_entropy
+from jaxcifar.engine.losses import cross_entropy
+from jaxcifar.formats.state_dict import to_torch
+from jaxcifar.machine.errors import UserError
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
-from jaxcifar.torch_weights import to_torch
 from tests.pairs import PAIRS
 
 # Parameters at 100 classes, and features D.

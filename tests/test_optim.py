@@ -12,12 +12,12 @@ import torch
 from torch.optim import lr_scheduler
 
 from configs import base
-from jaxcifar.config import finalize
-from jaxcifar.errors import UserError
-from jaxcifar.optim import make_learning_rates, make_optimizer
-from jaxcifar.selection import Selection
-from jaxcifar.state import average
-from jaxcifar.step import TrainStep
+from jaxcifar.engine.optim import make_learning_rates, make_optimizer
+from jaxcifar.engine.state import average
+from jaxcifar.engine.step import TrainStep
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs.resolve import finalize
+from jaxcifar.runs.selection import Selection
 
 SHAPES = {'stem': {'kernel': (3, 4), 'bias': (4,)}, 'norm_0': {'scale': (4,), 'bias': (4,)}}
 STEPS, MEMBERS = 6, 2

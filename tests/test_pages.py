@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcifar import report
+from jaxcifar.report import tables as report
 from tests.cluster import free_ports, until
 from tests.processes import finish
 

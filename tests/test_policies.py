@@ -10,8 +10,8 @@ import torch
 from scipy.stats import chisquare, ks_2samp
 from sklearn.datasets import load_sample_images
 
-from jaxcifar.data import policies
-from jaxcifar.data.augment import parse
+from jaxcifar.augment import policies
+from jaxcifar.augment.pipeline import parse
 from jaxcifar.data.vision import import_torchvision
 
 THEIRS = {

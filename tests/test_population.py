@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar.config import finalize
-from jaxcifar.errors import UserError
-from jaxcifar.population import check_batch, make_mesh, stack, unstack
-from jaxcifar.train import train
+from jaxcifar.engine.population import check_batch, make_mesh, stack, unstack
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs.resolve import finalize
 from tests.steps import Run, distance, run_steps
 
 

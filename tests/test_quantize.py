@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar import quantize
-from jaxcifar.packed import pack_tree, to_dense
-from jaxcifar.quantize import PER, straight_through, to_floats, ttq, ttq_scale, ttq_shown, twn
+from jaxcifar.engine import quantize
+from jaxcifar.engine.quantize import PER, straight_through, to_floats, ttq, ttq_scale, ttq_shown, twn
+from jaxcifar.formats.packed import pack_tree, to_dense
 
 KERNELS = {
     'convolution': np.random.default_rng(0).normal(0, 0.1, (3, 3, 8, 16)),

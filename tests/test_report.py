@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from jaxcifar import report as report_module
-from jaxcifar.errors import UserError
-from jaxcifar.report import report
+from jaxcifar.machine.errors import UserError
+from jaxcifar.report import __main__ as report_command
+from jaxcifar.report.tables import report
 
 HEADER = 'epoch,step,member,split,checkpoint,loss,accuracy,top5,ece,lr,best,patience'
 FIELDS = HEADER.split(',')
@@ -80,7 +80,7 @@ def summary_row(dirs, out, n=0):
 @pytest.fixture(autouse=True)
 def coarse_figures(monkeypatch):
     """Small pictures: their pixels are looked at by people, not by tests."""
-    monkeypatch.setattr('jaxcifar.report_page.DPI', 20)
+    monkeypatch.setattr('jaxcifar.report.page.DPI', 20)
 
 
 def test_numbers_are_numpys(tmp_path):
@@ -161,7 +161,7 @@ def test_hostile_names_are_escaped(tmp_path):
 
 def test_command_line(tmp_path, capsys):
     run = make_run(tmp_path / 'run')
-    report_module.main([str(run), str(tmp_path)])  # the second is no run: left out with a line
+    report_command.main([str(run), str(tmp_path)])  # the second is no run: left out with a line
     out, err = capsys.readouterr()
     assert out.startswith('| run') and str(run / 'report.html') in out
     assert err == f'left out: {tmp_path} is not a run folder: it has no metrics.csv\n'

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxcifar.train import train as train_here
+from jaxcifar.loop import train as train_here
 from tests.conftest import small_images
 from tests.processes import (
     Ahead,

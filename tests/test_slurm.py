@@ -10,7 +10,7 @@ import pytest
 
 from experiments import run, slurm
 from experiments.sweep import Run, Sweep
-from jaxcifar.errors import UserError
+from jaxcifar.machine.errors import UserError
 from tests import cluster
 from tests.conftest import CACHE
 from tests.processes import ROOT, SMALL, assert_same, checkpoints, reference

@@ -13,16 +13,16 @@ import pytest
 
 from configs import base, speedrun
 from experiments import on_gpu, results
-from jaxcifar.config import finalize
 from jaxcifar.data.loader import Order
-from jaxcifar.errors import Preempted, UserError
-from jaxcifar.evaluate import Evaluation
+from jaxcifar.engine.optim import make_optimizer
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import Preempted, UserError
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.convolution import convolve
 from jaxcifar.models.speednet import SpeedNet, halve, whitening_filters
-from jaxcifar.optim import make_optimizer
-from jaxcifar.train import train
-from jaxcifar.weights import load_weights
+from jaxcifar.runs.evaluation import Evaluation
+from jaxcifar.runs.resolve import finalize
+from jaxcifar.runs.weights import load_weights
 from tests.conftest import small_config
 
 

@@ -12,16 +12,16 @@ from PIL import Image
 
 from configs import base
 from jaxcifar import main
-from jaxcifar.config import finalize
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.files import ImageFiles
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.stream import Reader
 from jaxcifar.data.vision import import_torchvision
-from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
 from jaxcifar.predict import predict
-from jaxcifar.train import train
+from jaxcifar.runs.resolve import finalize
 from tests.processes import assert_same
 from tests.test_loader import load, same
 
@@ -147,7 +147,7 @@ def run(folder, tmp_path_factory):
         patch.setattr('sys.argv', argv)  # ml_collections looks there
         config, workdir = main.parse(argv)
         lines: list[str] = []
-        patch.setattr('jaxcifar.console.Console.say', lambda self, line: lines.append(line))
+        patch.setattr('jaxcifar.runs.console.Console.say', lambda self, line: lines.append(line))
         return config, workdir, train(config, workdir), lines
 
 

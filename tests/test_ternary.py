@@ -13,18 +13,18 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from configs import base, ternary
-from jaxcifar.config import finalize
-from jaxcifar.data.augment import normalise
-from jaxcifar.errors import Preempted, UserError
-from jaxcifar.evaluate import Evaluation
+from jaxcifar.augment.pipeline import normalise
+from jaxcifar.engine.optim import make_optimizer
+from jaxcifar.engine.quantize import to_floats, twn
+from jaxcifar.engine.views import SCALES, VIEWS, is_scale, make_share, ternary_layers
+from jaxcifar.loop import Run, train
+from jaxcifar.machine.errors import Preempted, UserError
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
-from jaxcifar.optim import make_optimizer
-from jaxcifar.quantize import to_floats, twn
+from jaxcifar.runs.evaluation import Evaluation
+from jaxcifar.runs.resolve import finalize
+from jaxcifar.runs.weights import BestWeights, load_weights
 from jaxcifar.torch_weights import export_weights
-from jaxcifar.train import Run, train
-from jaxcifar.views import SCALES, VIEWS, is_scale, make_share, ternary_layers
-from jaxcifar.weights import BestWeights, load_weights
 from tests.processes import assert_same
 from tests.steps import distance, run_steps
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcifar.data import preview
-from jaxcifar.errors import UserError
+from jaxcifar import preview
 from jaxcifar.evaluate import evaluate
-from jaxcifar.export import export
+from jaxcifar.export.write import export
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.versions import git_commit
 from jaxcifar.predict import predict
-from jaxcifar.train import train
-from jaxcifar.workdirs import git_commit
 from tests.conftest import small_config
 from tests.processes import finish
 
@@ -30,7 +30,7 @@ def run(small_npz, tmp_path_factory):
     config.profile.steps = (4, 6)
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
-        patch.setattr('jaxcifar.console.Console.say', lambda self, line: lines.append(line))
+        patch.setattr('jaxcifar.runs.console.Console.say', lambda self, line: lines.append(line))
         results = train(config, workdir)
     return workdir, results, lines
 

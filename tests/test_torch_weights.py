@@ -10,11 +10,11 @@ from PIL import Image
 
 from experiments.torch_networks import small_resnet
 from jaxcifar import torch_weights
-from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
 from jaxcifar.models import build
 from jaxcifar.predict import predict
-from jaxcifar.train import train
 
 
 @pytest.fixture

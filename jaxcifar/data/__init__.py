@@ -1,1 +1,0 @@
-"""Images from disk to the devices: datasets, splits, loaders, augmentation."""

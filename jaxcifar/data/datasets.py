@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxcifar import errors
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.data.download import fetch_cifar
 from jaxcifar.data.files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, check_alike, image_folders
 from jaxcifar.data.npz import read_npz, write_npz
 from jaxcifar.data.vision import read_images
+from jaxcifar.machine import errors
 
 TEST_SHARE = 0.2  # of a set that comes without a test part
 

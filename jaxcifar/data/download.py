@@ -34,8 +34,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from jaxcifar import errors
 from jaxcifar.data.vision import import_torchvision
+from jaxcifar.machine import errors
 
 SOCKET_TIMEOUT = 15.0  # seconds
 SLOW_AFTER, SLOW_RATE = 20.0, 200e3  # seconds, bytes per second

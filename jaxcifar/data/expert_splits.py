@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.errors import UserError
+from jaxcifar.machine.errors import UserError
 
 
 def holdout_and_pool(images: int, config) -> tuple[np.ndarray, np.ndarray]:

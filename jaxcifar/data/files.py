@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.data.vision import import_torchvision
-from jaxcifar.errors import UserError
+from jaxcifar.machine.errors import UserError
 
 # Per channel on the 0..1 scale, as everybody takes them, also for other photographs.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

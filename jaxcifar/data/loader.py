@@ -12,15 +12,14 @@ from collections.abc import Callable, Generator, Iterator
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxcifar import hosts
+from jaxcifar.config.members import member_seeds, run_seed
 from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.data.gather import Gather, data_loader
-from jaxcifar.errors import UserError
-from jaxcifar.members import member_seeds, run_seed
-from jaxcifar.population import Population
+from jaxcifar.machine import hosts
+from jaxcifar.machine.errors import UserError
 
 
 class Order:
@@ -86,13 +85,13 @@ class Order:
         return np.stack(orders) if self.own else orders[0]
 
 
-def batches(config: ConfigDict, dataset, order: Order, population: Population, steps: range):
+def batches(config: ConfigDict, dataset, order: Order, mesh: Mesh, steps: range):
     """The batches {'image', 'label', 'index'} of some steps, on the devices: an iterator to be closed.
 
     With steps_per_call above 1, those of each of `Order.calls`, stacked along a first axis.
     """
     axes = ('member', 'data') if order.own else ('data',)
-    sharding = population.sharding(*(axes if config.steps_per_call == 1 else (None, *axes)))
+    sharding = NamedSharding(mesh, PartitionSpec(*(axes if config.steps_per_call == 1 else (None, *axes))))
     make = {'host': _host_batches, 'device': _device_batches}[config.data.loader]
     return make(config, dataset, order, sharding, order.calls(config, steps.start, steps.stop))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.errors import UserError
+from jaxcifar.machine.errors import UserError
 
 PROTOCOLS = {
     'long_tail': {'train': ('train', 'tuneV', 'val_small', 'calib'), 'test': ('val_lt', 'test_lt')},

@@ -10,7 +10,7 @@ import numpy as np
 from jaxcifar.data import expert_splits, long_tail
 from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.data.files import ImageFiles
-from jaxcifar.errors import UserError, lookup
+from jaxcifar.machine.errors import UserError, lookup
 
 
 class Split(NamedTuple):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxcifar.data.files import ImageFiles
 from jaxcifar.data.vision import import_torchvision
-from jaxcifar.errors import UserError
+from jaxcifar.machine.errors import UserError
 
 import_torchvision()
 from torchvision.transforms import v2  # noqa: E402

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcifar.errors import UserError, lookup
+from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.models import densenet, mobilenet, resnet, resnext, speednet, wide_resnet
 from jaxcifar.models.layers import SCHEMES, STEMS, Layers, initialise
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from jaxcifar.cli import run_command
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.profile import count_flops
 from jaxcifar.models import NETWORKS, build, has_choice
 from jaxcifar.models.convolution import Conv
 from jaxcifar.models.layers import STEMS
-from jaxcifar.profile import count_flops
 
 
 def describe(name: str, num_classes: int = 100, size: int = 32, **options) -> dict:

@@ -1,0 +1,112 @@
+"""Batches whose images are mixed of two: Mixup and CutMix, and their labels."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxcifar.machine.errors import UserError, lookup
+
+PER = {'batch': 'batch', 'image': 'image'}
+
+
+class Targets(NamedTuple):
+    """What images show: labels [B] or [K,B], and where they are mixed a second label and a share."""
+
+    first: jax.Array
+    second: jax.Array | None = None
+    weight: jax.Array | None = None  # λ, the share of the first
+
+    def mean(self, of: Callable) -> jax.Array:
+        """λ·of(first) + (1-λ)·of(second), `of` being labels to one number an example."""
+        value = of(self.first)
+        if self.second is None or self.weight is None:
+            return value
+        return self.weight * value + (1 - self.weight) * of(self.second)
+
+
+class Mix(NamedTuple):
+    """One way to mix: `keep` is (key, count, height, width) -> each pixel's share of the own image."""
+
+    name: str
+    probability: float
+    per: str
+    keep: Callable
+
+
+def _beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
+    """Draws from Beta(α, α). α = 1 without rejection, a loop whose end a GPU's host would wait for."""
+    return jax.random.uniform(key, shape) if alpha == 1 else jax.random.beta(key, alpha, alpha, shape)
+
+
+def mixup(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> Mix:
+    """λ·x + (1-λ)·x' with λ ~ Beta(α, α), one a batch or one an image (Zhang et al. 2018)."""
+    _check(alpha, probability, per)
+
+    def keep(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
+        return _beta(key, alpha, (count, 1, 1))
+
+    return Mix('mixup', probability, per, keep)
+
+
+def cutmix(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> Mix:
+    """A box of another image (Yun et al. 2019).
+
+    Its sides are √(1-λ) of the image's, λ ~ Beta(α, α), its centre is any pixel, and what hangs over
+    the edge is cut off: the share kept is larger than λ then.
+    """
+    _check(alpha, probability, per)
+
+    def keep(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
+        share, place = jax.random.split(key)
+        half = jnp.sqrt(1 - _beta(share, alpha, (count,))) / 2
+        y, x = jax.random.uniform(place, (2, count, 1))
+
+        def inside(chance, size: int):
+            centre = (chance * size).astype(jnp.int32)
+            reach = (half * size).astype(jnp.int32)[:, None]
+            return (jnp.arange(size) >= centre - reach) & (jnp.arange(size) < centre + reach)
+
+        box = inside(y, height)[:, :, None] & inside(x, width)[:, None]
+        return 1 - box.astype(jnp.float32)
+
+    return Mix('cutmix', probability, per, keep)
+
+
+def _check(alpha: float, probability: float, per: str):
+    if not 0 < alpha < float('inf'):
+        raise ValueError(f'alpha={alpha} is not above 0')
+    if not 0 <= probability <= 1:
+        raise ValueError(f'probability={probability} is not from 0 to 1')
+    lookup('per', PER, per)
+
+
+def check_together(mixes: list[Mix]):
+    """`UserError` unless one draw can choose between them."""
+    if len({mix.per for mix in mixes}) > 1:
+        raise UserError(f'{" and ".join(m.name for m in mixes)} share a draw: give them the same per')
+    if sum(mix.probability for mix in mixes) > 1:
+        chances = ' + '.join(str(mix.probability) for mix in mixes)
+        names = ' and '.join(mix.name for mix in mixes)
+        raise UserError(f'at most one of {names} happens to a batch: {chances} is above 1')
+
+
+def mix_batch(mixes: list[Mix], key: jax.Array, images: jax.Array, labels: jax.Array):
+    """(mixed images [B,H,W,C], Targets): at most one of the mixes happens, by one draw.
+
+    The other image is that of a random permutation of the batch.
+    """
+    batch, height, width, _ = images.shape
+    count = 1 if mixes[0].per == 'batch' else batch
+    first, second, *keys = jax.random.split(key, 2 + len(mixes))
+    chance = jax.random.uniform(first, (count, 1, 1))
+    partner = jax.random.permutation(second, batch)
+    kept, start = jnp.ones((count, 1, 1)), 0.0
+    for mix, mix_key in zip(mixes, keys):
+        happens = (start <= chance) & (chance < start + mix.probability)
+        kept = jnp.where(happens, mix.keep(mix_key, count, height, width), kept)
+        start += mix.probability
+    weight = jnp.broadcast_to(kept.mean((1, 2)), labels.shape)
+    mixed = kept[..., None] * images + (1 - kept[..., None]) * images[partner]
+    return mixed, Targets(labels, labels[partner], weight)

@@ -1,0 +1,139 @@
+"""Couplings: what the members' own losses become together.
+
+A coupling is made from the config and is a function of one step's outputs:
+
+    (own [K], logits [K,B,C], features: K arrays [B,D_k], targets [K,B]) -> (total, {column: [K]})
+
+The step minimises the scalar `total`. Members share no parameters, so the gradient of a sum is each
+member's own gradient, where what a member shows the others goes through `stop_gradient`. The columns
+are logged for each member; one named 'loss' is logged instead of its own loss.
+
+A coupling may have a head: parameters of its own, and from them and all members' outputs one more
+prediction. Then own, logits, targets and columns have K+1 rows, the head's the last.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxcifar.augment.mixing import Targets
+from jaxcifar.config.members import member_names
+from jaxcifar.engine import fusion
+from jaxcifar.machine.errors import UserError
+
+
+class Coupling(NamedTuple):
+    """A coupling and what the program has to know of it."""
+
+    make: Callable  # config -> the function
+    columns: tuple[str, ...] = ()  # what it logs, beside 'loss'
+    same_images: bool = True  # members must see the same batch, or their outputs do not compare
+    head: Callable | None = None  # (config, the members' D_k, classes) -> `fusion.Head`
+
+
+def none(config: ConfigDict) -> Callable:
+    """Members do not know of each other: K single runs in one step."""
+    return lambda own, logits, features, targets: (own.sum(), {})
+
+
+def mutual(config: ConfigDict) -> Callable:
+    """Members learn from each other's predictions (Zhang et al. 2018, eq. 9).
+
+    L_k = own_k + T²/(K-1) Σ_{j≠k} KL(softmax(z_j/T) ‖ softmax(z_k/T)), where z_j is a constant. The
+    factor T² keeps the gradient's size as T grows (Hinton et al. 2015, section 2). Nothing is left to
+    learn from at K=1: L = own.
+    """
+    temperature = config.mutual.temperature
+
+    def coupling(own: jax.Array, logits: jax.Array, features: list[jax.Array], targets: Targets):
+        kl = temperature**2 * divergence_from_peers(logits / temperature)
+        losses = own + kl
+        return losses.sum(), {'loss': losses, 'ce': own, 'kl': kl}
+
+    return coupling
+
+
+def divergence_from_peers(logits: jax.Array) -> jax.Array:
+    """Mean of KL(p_j ‖ p_k) over a member's peers j and the images, in nats: [K,B,C] -> [K].
+
+    The gradient goes to p_k alone. All K(K-1) pairs cost one softmax a member, because
+    Σ_j KL(p_j ‖ p_k) = Σ_j p_j·log p_j - (Σ_j p_j)·log p_k.
+    """
+    log_p = jax.nn.log_softmax(logits)
+    taught = jax.lax.stop_gradient(log_p)
+    p = jnp.exp(taught)
+
+    def mean_of_peers(x: jax.Array) -> jax.Array:
+        return (x.sum(0) - x) / max(len(x) - 1, 1)
+
+    return (mean_of_peers((p * taught).sum(-1)) - (mean_of_peers(p) * log_p).sum(-1)).mean(-1)
+
+
+def dual_path(config: ConfigDict) -> Callable:
+    """The fused prediction learns, and so does every member: L = L_fused + α·Σ_k L_k."""
+    alpha = config.fusion.alpha
+
+    def coupling(own: jax.Array, logits: jax.Array, features: list[jax.Array], targets: Targets):
+        individual = own[:-1].sum()
+        total = own[-1] + alpha * individual
+        parts = {
+            'loss_global': own[-1],
+            'loss_individual': individual,
+            'loss_total': total,
+            'alpha': alpha,
+        }
+        return total, {name: jnp.broadcast_to(value, own.shape) for name, value in parts.items()}
+
+    return coupling
+
+
+COUPLINGS = {
+    'none': Coupling(none, same_images=False),
+    'mutual': Coupling(mutual, ('ce', 'kl')),
+    'fusion': Coupling(
+        dual_path, ('loss_global', 'loss_individual', 'loss_total', 'alpha'), head=fusion.make_head
+    ),
+}
+
+
+def columns(config: ConfigDict) -> tuple[str, ...]:
+    """What the coupling logs; () where it is not known, as your own is not in evaluation."""
+    return COUPLINGS[config.coupling].columns if config.coupling in COUPLINGS else ()
+
+
+def has_head(config: ConfigDict) -> bool:
+    """Whether the coupling has parameters and a prediction of its own."""
+    return config.coupling in COUPLINGS and COUPLINGS[config.coupling].head is not None
+
+
+def make_head(config: ConfigDict, population) -> fusion.Head | None:
+    """The coupling's head for a `Population`, None where it has none."""
+    make = COUPLINGS[config.coupling].head if has_head(config) else None
+    return make and make(config, population.feature_sizes(), population.num_classes)
+
+
+def output_names(config: ConfigDict) -> list[str]:
+    """The names of all that predicts: the members and, as the last, the coupling's head."""
+    return member_names(config) + [fusion.NAME] * has_head(config)
+
+
+def check_columns(config: ConfigDict, logged: dict):
+    """Raise `UserError` where a coupling's columns are not those that it was registered with."""
+    declared, found = set(columns(config)), logged.keys() - {'loss', 'accuracy'}
+    if found != declared:
+        raise UserError(
+            f'coupling={config.coupling} logs {sorted(found)}, but is registered with {sorted(declared)}: '
+            f'Coupling(…, columns={tuple(sorted(found))})'
+        )
+
+
+def check_images(config: ConfigDict, own: bool):
+    """Raise `UserError` where members have batches of their `own` that the coupling would compare."""
+    if own and COUPLINGS[config.coupling].same_images:
+        raise UserError(
+            f'coupling={config.coupling} compares what members say of the same images, and these have '
+            f'their own: use split=shared and data.order=shared'
+        )

@@ -1,0 +1,178 @@
+"""Fusion: one prediction from the features of all members, by a module that is trained with them.
+
+n_k = LayerNorm_k(f_k), each with its own affine map; a rule makes one vector u of the n_k; the global
+head is a dense layer on u. The rules end in the same block, W2·Dropout(ReLU(W1·x + b1)) + b2.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxcifar.config.members import member_names
+from jaxcifar.machine.errors import UserError, lookup
+from jaxcifar.models.layers import initialise, torch
+
+NAME = 'fused'  # of the prediction, beside the members', in every table
+
+
+class Fusion(nn.Module):
+    """Features [K,B,D] -> u [B,D]."""
+
+    rule: str
+    heads: int
+    dropout: float
+    train: bool
+
+    def drop(self, x: jax.Array) -> jax.Array:
+        """Dropout, in training."""
+        return nn.Dropout(self.dropout, deterministic=not self.train)(x)
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        width = features.shape[-1]
+        norms = (nn.LayerNorm(1e-5, use_fast_variance=False, name=f'norm{k}') for k in range(len(features)))
+        x = RULES[self.rule](self, jnp.stack([norm(f) for norm, f in zip(norms, features)]))
+        hidden = nn.relu(nn.Dense(width, name='fc1')(x))
+        return nn.Dense(width, name='fc2')(self.drop(hidden))
+
+
+def multiplicative(fusion: Fusion, n: jax.Array) -> jax.Array:
+    """∏_k n_k"""
+    return n.prod(0)
+
+
+def multiplicative_addition(fusion: Fusion, n: jax.Array) -> jax.Array:
+    """∏_k n_k + Σ_k softmax(a)_k n_k, with a learned, 1 at first."""
+    a = fusion.param('scale', nn.initializers.ones, (len(n),))
+    return n.prod(0) + jnp.tensordot(nn.softmax(a), n, 1)
+
+
+def transformer(fusion: Fusion, n: jax.Array) -> jax.Array:
+    """The mean over K of self-attention over the K vectors (Vaswani et al. 2017, section 3.2.2).
+
+    No residual, and no positional embedding: the members are a set. Dropout is on the attention weights.
+    """
+    members, batch, width = n.shape
+    projected = jnp.split(nn.Dense(3 * width, name='in_proj')(n), 3, -1)
+    query, key, value = (p.reshape(members, batch, fusion.heads, -1) for p in projected)
+    scores = jnp.einsum('qbhd,kbhd->bhqk', query, key) / math.sqrt(width / fusion.heads)
+    mixed = jnp.einsum('bhqk,kbhd->qbhd', fusion.drop(nn.softmax(scores)), value)
+    return nn.Dense(width, name='out_proj')(mixed.reshape(n.shape)).mean(0)
+
+
+def concatenation(fusion: Fusion, n: jax.Array) -> jax.Array:
+    """[n_1; …; n_K]"""
+    return jnp.concatenate(list(n), -1)
+
+
+# (the module, n [K,B,D]) -> what goes into the last block, [B,D] or [B,KD]
+RULES: dict[str, Callable] = {
+    'multiplicative': multiplicative,
+    'multiplicativeAddition': multiplicative_addition,
+    'TransformerBase': transformer,
+    'concatenation': concatenation,
+}
+
+
+class Head(NamedTuple):
+    """What a coupling has of its own, as pure functions.
+
+    init(seed) -> params: a tree of numpy arrays {'fusion': …, 'global_head': …}; seed as of a `Network`.
+    apply(params, logits [K,B,C], features, key) -> logits [B,C]: features are K arrays [B,D]; without a
+        key there is no dropout.
+    """
+
+    init: Callable
+    apply: Callable
+
+
+def make_head(config: ConfigDict, feature_sizes: list[int], num_classes: int) -> Head:
+    """The fusion module and the global head; `UserError` where the members' features do not fit."""
+    f = config.fusion
+    width, members = check_sizes(config, feature_sizes), len(feature_sizes)
+
+    def fusion(train: bool) -> Fusion:
+        return Fusion(f.rule, f.heads, f.dropout, train)
+
+    global_head = nn.Dense(num_classes)
+
+    def init(seed: tuple[int, ...]):
+        def create(key):
+            features = jnp.zeros((members, 1, width))
+            modules = {'fusion': (fusion(False), features), 'global_head': (global_head, features[0])}
+            return {name: module.init(key, x)['params'] for name, (module, x) in modules.items()}
+
+        drawn = initialise(jax.eval_shape(create, jax.random.key(0)), seed, torch)
+        if f.residual:
+            drawn['global_head'] = jax.tree.map(lambda leaf: 0 * leaf, drawn['global_head'])
+        return drawn
+
+    def apply(params, logits: jax.Array, features: list[jax.Array], key: jax.Array | None = None):
+        rngs = None if key is None else {'dropout': key}
+        module = fusion(train=key is not None)
+        u = module.apply({'params': params['fusion']}, jnp.stack(features), rngs=rngs)
+        fused: Any = global_head.apply({'params': params['global_head']}, u)
+        return fused + logits.mean(0) if f.residual else fused
+
+    return Head(init, apply)
+
+
+def check_sizes(config: ConfigDict, feature_sizes: list[int]) -> int:
+    """The members' common D, or `UserError`."""
+    width, heads = feature_sizes[0], config.fusion.heads
+    if len(set(feature_sizes)) > 1:
+        sizes = ', '.join(f'{n}: {d}' for n, d in zip(member_names(config), feature_sizes))
+        raise UserError(f'coupling=fusion needs members with equally many features, not {sizes}')
+    if config.fusion.rule == 'TransformerBase' and width % heads:
+        raise UserError(f'the {width} features of {config.network} do not split over fusion.heads={heads}')
+    return width
+
+
+# rule -> learning rates of (the experts, fusion and global head)
+RATES = {
+    'multiplicative': (1e-4, 5e-4),
+    'multiplicativeAddition': (1e-4, 1e-3),
+    'TransformerBase': (5e-5, 2e-4),
+    'concatenation': (1e-4, 1e-3),
+}
+
+
+def adaptive_rates(rule: str, width: int) -> tuple[float, float]:
+    """Learning rates of (the experts, fusion and global head) for a rule and D features.
+
+    Wide features get smaller steps and narrow ones larger; then two rules have corrections of their own.
+    """
+    experts, fused = lookup('fusion.rule', RATES, rule)
+    if width > 1000:
+        experts, fused = 0.7 * experts, 0.8 * fused
+    elif width < 100:
+        experts, fused = 1.3 * experts, 1.2 * fused
+    if rule == 'TransformerBase' and width > 500:
+        experts *= 0.8
+    if rule == 'multiplicative' and width < 500:
+        experts *= 1.1
+    return experts, fused
+
+
+def fill_rates(config: ConfigDict, feature_sizes: list[int]):
+    """Give the learning rates that are not set the values of `adaptive_rates`."""
+    experts, fused = adaptive_rates(config.fusion.rule, check_sizes(config, feature_sizes))
+    if config.optimizer.lr is None:
+        config.optimizer.lr = experts
+    if config.fusion.lr is None:
+        config.fusion.lr = fused
+    if config.fusion.lr_head is None:
+        config.fusion.lr_head = config.fusion.lr
+
+
+def join(head: Head | None, params: Any, logits: jax.Array, features: list[jax.Array], key=None) -> jax.Array:
+    """Logits of all outputs: the members' [K,B,C] and, where there is a head, the fused ones as the last."""
+    if head is None:
+        return logits
+    fused = head.apply(params, logits, features, key)
+    return jnp.concatenate([logits, fused[None]])

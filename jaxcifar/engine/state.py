@@ -1,0 +1,127 @@
+"""All that a run is, between two steps."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.struct import PyTreeNode
+from ml_collections import ConfigDict
+
+from jaxcifar.config.members import run_seed
+from jaxcifar.engine.couplings import columns, make_head, output_names
+from jaxcifar.engine.optim import init_head_optimizer, make_optimizer, update_head
+from jaxcifar.engine.population import Population
+from jaxcifar.machine import hosts
+
+
+class HeadState(PyTreeNode):
+    """What the coupling's head is; the same on all devices."""
+
+    params: Any
+    opt: Any
+    ema: Any  # averaged params, or None
+
+
+class Weights(NamedTuple):
+    """What can be evaluated: the members', and the head's parameters where the coupling has one."""
+
+    params: Any
+    stats: Any
+    head: Any = None
+
+
+class TrainState(PyTreeNode):
+    """Trees are tuples over the population's groups of [K_g,...] arrays."""
+
+    step: jax.Array  # steps taken
+    params: Any
+    stats: Any  # batch statistics
+    opt: Any
+    ema: Any  # averaged (params, stats), or None
+    active: jax.Array  # [K] bool: members that have not been stopped
+    sums: dict[str, jax.Array]  # one number an output, over the epoch's images so far: see `new_sums`
+    head: HeadState | None = None
+
+
+def new_sums(config: ConfigDict) -> dict[str, jax.Array]:
+    """The start of an epoch's sums: of what is logged for each output, and of images."""
+    outputs = len(output_names(config))
+    return {name: jnp.zeros(outputs) for name in ('loss', 'accuracy', *columns(config), 'count')}
+
+
+def init_state(config: ConfigDict, population: Population, images=None) -> TrainState:
+    """The state before the first step, on the devices; `images` as in `Population.init`."""
+    params, stats = population.init(images)
+    head = make_head(config, population)
+
+    def create(params, stats, head):
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            stats=stats,
+            opt=tuple(jax.vmap(make_optimizer(config, 0.0, 0.0).init)(p) for p in params),
+            ema=(params, stats) if config.ema else None,
+            active=jnp.ones(population.size, bool),
+            sums=new_sums(config),
+            head=head and HeadState(head, init_head_optimizer(config, head), head if config.ema else None),
+        )
+
+    head_params = head and head.init((run_seed(config),))
+    shapes = jax.eval_shape(create, params, stats, head_params)
+    placed = hosts.put((params, stats), population.sharding('member'))
+    alike = hosts.put(head_params, population.sharding())
+    return jax.jit(create, out_shardings=_sharding(shapes, population))(*placed, alike)
+
+
+def _sharding(state: TrainState, population: Population) -> TrainState:
+    """Members' trees live on the mesh axis 'member', the rest on every device."""
+    member, everywhere = population.sharding('member'), population.sharding()
+    placed = jax.tree.map(lambda _: everywhere, state)
+    trees = {name: getattr(state, name) for name in ('params', 'stats', 'opt', 'ema')}
+    return placed.replace(**jax.tree.map(lambda _: member, trees))
+
+
+def eval_weights(state: TrainState) -> Weights:
+    """What is evaluated: the averaged weights where there is an average."""
+    if state.ema is None:
+        return Weights(state.params, state.stats, state.head and state.head.params)
+    params, stats = state.ema
+    return Weights(params, stats, state.head and state.head.ema)
+
+
+def average(decay: float, step: jax.Array, old, new):
+    """The exponential moving average of a tree, faster while the run is young; None where there is none."""
+    if not decay:
+        return None
+    now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(new, old, 1 - now)
+
+
+def advance_head(config: ConfigDict, state: TrainState, grads, rates: jax.Array) -> HeadState:
+    """The coupling's head after a step with these gradients and its parts' learning rates [2]."""
+    head: Any = state.head
+    params, opt = update_head(config, grads, head.opt, head.params, rates)
+    return HeadState(params, opt, average(config.ema, state.step, head.ema, params))
+
+
+def pick(population: Population, mask: jax.Array, ours, theirs) -> tuple:
+    """Of two trees of the members' arrays, `ours` for the members in `mask` [K], `theirs` for the others."""
+
+    def choose(mask):
+        return lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    groups = zip(population.split_by_group(mask), ours, theirs)
+    return tuple(jax.tree.map(choose(m), a, b) for m, a, b in groups)
+
+
+def keep_still(population: Population, moving: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """`new`, but members that are not `moving` [K] keep their weights, optimiser, statistics and average."""
+    ema = None
+    if new.ema is not None:
+        ema = tuple(pick(population, moving, n, o) for n, o in zip(new.ema, old.ema))
+    kept = {
+        name: pick(population, moving, getattr(new, name), getattr(old, name))
+        for name in ('params', 'stats', 'opt')
+    }
+    return new.replace(ema=ema, **kept)

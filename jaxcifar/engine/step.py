@@ -1,0 +1,240 @@
+"""The compiled step: the state and a batch to the state after it."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jaxcifar.augment.mixing import Targets
+from jaxcifar.augment.pipeline import Augmentation
+from jaxcifar.config.members import per_member, run_seed
+from jaxcifar.engine.couplings import COUPLINGS, check_columns, make_head
+from jaxcifar.engine.fusion import join
+from jaxcifar.engine.losses import make_loss
+from jaxcifar.engine.optim import clip, make_learning_rates, make_optimizer
+from jaxcifar.engine.population import Population
+from jaxcifar.engine.state import TrainState, advance_head, average, keep_still, pick
+from jaxcifar.engine.views import make_share
+from jaxcifar.machine.compiler import compiler_options
+
+# Keys are fold_in(fold_in(seed, purpose), step): no draw depends on what was drawn before.
+DROPOUT, AUGMENT, HEAD_DROPOUT = 0, 1, 2
+
+
+class TrainStep:
+    """(state, batch) -> (state, {'loss', 'accuracy', 'lr' and the coupling's columns: [K] each}).
+
+    All members are updated from the same forward pass. A coupling's head is a row more, the last.
+
+    batch: 'image' uint8 [B,H,W,C], 'label' and 'index' [B], or [K,B,...] where members have their own.
+    """
+
+    def __init__(
+        self, config: ConfigDict, population: Population, dataset, steps_per_epoch: int, counts=None
+    ):
+        self.config, self.population, self.dataset = config, population, dataset
+        self.augment = Augmentation(config.augment, dataset.mean, dataset.std)
+        self.epoch_steps = steps_per_epoch
+        self.coupling = COUPLINGS[config.coupling].make(config)
+        self.head = make_head(config, population)
+        self.frozen_steps = config.fusion.freeze_epochs * steps_per_epoch if self.head else 0
+        self.share = make_share(config, steps_per_epoch)
+        counts = np.bincount(dataset.y_train, minlength=dataset.num_classes) if counts is None else counts
+        self.example_loss = make_loss(config, counts)
+        self.learning_rates = make_learning_rates(config, steps_per_epoch)
+        self.weight_decay = jnp.array(per_member(config, 'optimizer.weight_decay'), jnp.float32)
+        self.run_key = jax.random.key(run_seed(config))
+        self.member_keys = population.member_keys()
+
+    def __call__(self, state: TrainState, batch: dict[str, jax.Array]):
+        images, targets = self.see(batch, state.step)
+        lr = self.learning_rates(state.step)
+        new, numbers = self._advance(state, images, targets, self.dropout_keys(state.step), lr)
+        check_columns(self.config, numbers)
+        count = batch['label'].shape[-1]
+        sums = {name: state.sums[name] + value * count for name, value in numbers.items()}
+        sums['count'] = state.sums['count'] + count
+        ema = average(self.config.ema, state.step, state.ema, (new.params, new.stats))
+        new = new.replace(step=state.step + 1, ema=ema, sums=sums)
+        row = {**numbers, 'lr': lr[: len(numbers['loss'])]}
+        return keep_still(self.population, self._moving(state), new, state), row
+
+    def _moving(self, state: TrainState) -> jax.Array:
+        """Members that this step changes, [K] bool."""
+        return state.active & (state.step >= self.frozen_steps)
+
+    def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
+        """The state with new weights and optimisers, and what is logged, {name: [K]}."""
+        (grads, head_grads), stats, numbers = self.gradients(state, images, targets, dropout_keys)
+        if self.head and self.config.fusion.clip_all:
+            # What is not used does not count.
+            grads = pick(self.population, self._moving(state), grads, jax.tree.map(jnp.zeros_like, grads))
+            grads, head_grads = clip((grads, head_grads), self.config.fusion.clip_all)
+        params, opt = self._update(self.population, grads, state.opt, state.params, lr, self.weight_decay)
+        head = self.head and advance_head(self.config, state, head_grads, lr[self.population.size :])
+        return state.replace(params=params, stats=stats, opt=opt, head=head), numbers
+
+    def see(self, batch: dict[str, jax.Array], step: jax.Array):
+        """(normalised images, `Targets`) that the networks get of a batch in this step."""
+        labels, each = batch['label'], self.config.augment_each and batch['image'].ndim == 4
+        if each:
+            batch = self.population.copy_for_each(batch)
+        keys = self._keys(AUGMENT, step, of_members=batch['image'].ndim == 5)
+        images, targets = self.augment(keys, batch, step // self.epoch_steps)
+        # Labels that all share stay so: no device has to send another its members'.
+        return images, Targets(labels) if each else targets
+
+    def _keys(self, purpose: int, step: jax.Array, of_members: bool) -> jax.Array:
+        """The run's key for this step, or the members' own, [K]."""
+
+        def at(key):
+            return jax.random.fold_in(jax.random.fold_in(key, purpose), step)
+
+        return jax.vmap(at)(self.member_keys) if of_members else at(self.run_key)
+
+    def dropout_keys(self, step: jax.Array) -> jax.Array:
+        """A key for each member, and as the last the coupling's head's: [K+1]."""
+        of_head = self._keys(HEAD_DROPOUT, step, of_members=False)
+        return jnp.append(self._keys(DROPOUT, step, of_members=True), of_head)
+
+    def _outputs(self, population: Population, params, stats, images, dropout_keys, step):
+        """(logits [K,B,C], features) of normalised images, and batch statistics."""
+        shown = population.show(params, self.share(step))
+        logits, features, stats = population.forward(shown, stats, images, True, dropout_keys)
+        return (logits, features), stats
+
+    def _loss(self, params, stats, images, targets: Targets, dropout_keys, step):
+        """The coupled loss of normalised images, and (batch statistics, what is logged).
+
+        params: the members', and the head's.
+        """
+        params, head = params
+        outputs = self._outputs(self.population, params, stats, images, dropout_keys, step)
+        (logits, features), stats = outputs
+        logits = join(self.head, head, logits, features, dropout_keys[-1])
+        total, numbers = self._couple((logits, features), targets)
+        return total, (stats, numbers)
+
+    def _couple(self, outputs, targets: Targets):
+        """The coupled loss of the members' outputs, and what is logged, {name: [K]}."""
+        logits, features = outputs
+        targets = jax.tree.map(lambda t: jnp.broadcast_to(t, logits.shape[:2]), targets)
+        own = targets.mean(lambda y: self.example_loss(logits, y)).mean(1)
+        correct = targets.mean(lambda y: logits.argmax(-1) == y).mean(1)
+        total, columns = self.coupling(own, logits, features, targets)
+        return total, {'loss': own, 'accuracy': correct, **columns}
+
+    def gradients(self, state: TrainState, images, targets: Targets, dropout_keys):
+        """((members' gradients, the head's), batch statistics, what is logged), means over a batch's parts.
+
+        The parts go through one after the other, so that only one's activations are in memory.
+        They are unrolled: XLA's loops make convolution gradients 30 times slower on CPU.
+        """
+        gradient = jax.grad(self._loss, has_aux=True)
+        parts, stats = self.config.optimizer.accumulate, state.stats
+        params = state.params, state.head and state.head.params
+        total: Any = None
+        for i in range(parts):
+            split = partial(jnp.split, indices_or_sections=parts, axis=targets.first.ndim - 1)
+            keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
+            x, y = jax.tree.map(lambda batch, split=split, i=i: split(batch)[i], (images, targets))
+            grads, (stats, numbers) = gradient(params, stats, x, y, keys, state.step)
+            part = jax.tree.map(lambda value: value / parts, (grads, numbers))
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+            # The next part waits for this one, or XLA would be free to run them side by side.
+            total, stats, images = jax.lax.optimization_barrier((total, stats, images))
+        grads, numbers = total
+        return grads, stats, numbers
+
+    def _update(self, population: Population, grads, opt, params, lr: jax.Array, weight_decay: jax.Array):
+        """New (params, optimiser states); each member's chain is made from its own numbers."""
+
+        def of_member(grads, opt, params, lr, weight_decay):
+            updates, opt = make_optimizer(self.config, lr, weight_decay).update(grads, opt, params)
+            return optax.apply_updates(params, updates), opt
+
+        numbers = (population.split_by_group(n) for n in (lr, weight_decay))
+        groups = zip(grads, opt, params, *numbers)
+        params, opt = zip(*(jax.vmap(of_member)(*group) for group in groups))
+        return params, opt
+
+
+class SequentialStep(TrainStep):
+    """Members take turns: each sees those before it as they are after their update in this step.
+
+    Zhang et al. 2018, algorithm 1. A forward pass more for each member but the last than `TrainStep`;
+    batch statistics are those of a member's own turn.
+    """
+
+    def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
+        everyone = self.population
+        params, stats, opt, outputs, pullbacks, numbers = ([] for _ in range(6))
+
+        def forward(k: int, params):
+            x = images[k : k + 1] if images.ndim == 5 else images
+            before = everyone.select(state.stats, k)
+            keys = dropout_keys[k : k + 1]
+            return self._outputs(everyone.member(k), params, before, x, keys, state.step)
+
+        for k in range(everyone.size):
+            params.append(everyone.select(state.params, k))
+            output, pullback, new_stats = jax.vjp(partial(forward, k), params[k], has_aux=True)
+            outputs.append(output)
+            pullbacks.append(pullback)
+            stats.append(new_stats)
+        for k in range(everyone.size):
+
+            def total(own_output, k=k):
+                everyones = [*outputs[:k], own_output, *outputs[k + 1 :]]
+                logits, features = zip(*everyones)
+                return self._couple((jnp.concatenate(logits), [f for (f,) in features]), targets)
+
+            slope, row = jax.grad(total, has_aux=True)(outputs[k])
+            (grads,) = pullbacks[k](slope)
+            own = slice(k, k + 1)
+            before = everyone.select(state.opt, k), params[k]
+            after = self._update(everyone.member(k), grads, *before, lr[own], self.weight_decay[own])
+            opt.append(after[1])
+            # A member that has been stopped goes on teaching, as it is.
+            params[k] = jax.tree.map(partial(jnp.where, state.active[k]), after[0], params[k])
+            numbers.append(jax.tree.map(lambda value, k=k: value[k], row))
+            if k < everyone.size - 1:
+                outputs[k], _ = forward(k, params[k])
+        logged = jax.tree.map(lambda *values: jnp.stack(values), *numbers)
+        new = [everyone.join(trees) for trees in (params, stats, opt)]
+        return state.replace(**dict(zip(('params', 'stats', 'opt'), new))), logged
+
+
+UPDATES = {'simultaneous': TrainStep, 'sequential': SequentialStep}
+
+
+def make_train_step(
+    config: ConfigDict, population: Population, dataset, steps_per_epoch: int, state: TrainState, counts=None
+):
+    """The compiled step. A state lives where `state` does, and its memory is used again.
+
+    With steps_per_call above 1, it takes the stacked batches of several steps and logs the last of them.
+
+    counts: the members' training images of each class, [C] or [K,C]; without, of the whole data set.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, state), population.sharding()
+    step = UPDATES[config.update_order](config, population, dataset, steps_per_epoch, counts)
+
+    def call(state: TrainState, batches):
+        if jax.default_backend() == 'cpu':  # where a loop makes gradients of convolutions 30 times slower
+            for i in range(len(batches['label'])):
+                state, row = step(state, jax.tree.map(lambda batch, i=i: batch[i], batches))
+            return state, row
+        state, rows = jax.lax.scan(step, state, batches)
+        return state, jax.tree.map(lambda row: row[-1], rows)
+
+    return jax.jit(
+        step.__call__ if config.steps_per_call == 1 else call,
+        donate_argnums=0,
+        out_shardings=shardings,
+        compiler_options=compiler_options(),
+    )

@@ -1,0 +1,118 @@
+"""Views: the weights as the forward pass sees them, a function of a member's parameters.
+
+A view is made from the config. Parameters of its own are leaves of the member's tree, so that they are
+trained, averaged and saved like all others. What is evaluated is what is seen; what is saved is not.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from jaxcifar.engine.quantize import straight_through, to_floats, ttq_scale, ttq_shown, twn
+from jaxcifar.machine.errors import UserError
+
+RULES = ('twn', 'ttq')
+SCALES = ('ternary_positive', 'ternary_negative')  # TTQ's, beside their kernel
+
+
+class View(NamedTuple):
+    """Two functions of one member's parameters.
+
+    init(params) -> params with the view's own leaves; numpy arrays.
+    show(params, share) -> what the network gets; `share` is `make_share`'s, 1 when evaluated.
+    """
+
+    init: Callable
+    show: Callable
+
+
+def none(config: ConfigDict) -> View:
+    """The parameters as they are."""
+    return View(lambda params: params, lambda params, share=1.0: params)
+
+
+def ternary(config: ConfigDict) -> View:
+    """Kernels in {-n, 0, p}, by `config.ternary`; their gradients go to the floats that they are made of."""
+    return View(partial(_with_scales, config), partial(_show_ternary, config))
+
+
+VIEWS = {'none': none, 'ternary': ternary}
+
+
+def _with_scales(config: ConfigDict, params):
+    flat = flatten_dict(params, sep='/')
+    for path in ternary_layers(config, flat):
+        if config.ternary.rule == 'ttq':
+            scale = np.asarray(ttq_scale(flat[path], config.ternary.per))
+            flat |= {_beside(path, name): scale for name in SCALES}
+    return unflatten_dict(flat, sep='/')
+
+
+def _show_ternary(config: ConfigDict, params, share: jax.Array | float = 1.0):
+    flat = flatten_dict(params, sep='/')
+    shown = {path: value for path, value in flat.items() if not is_scale(path)}
+    for path in ternary_layers(config, flat):
+        kernel = flat[path]
+        if config.ternary.rule == 'ttq':
+            # A scale that learning took below 0 would swap the signs of the codes; and one of 0, where all
+            # weights began at 0, would stay there if it were jnp.abs, whose gradient is 0.
+            scales = (flat[_beside(path, name)] for name in SCALES)
+            values = ttq_shown(kernel, *(jnp.where(s < 0, -s, s) for s in scales))
+        else:
+            values = straight_through(
+                kernel, to_floats(twn(kernel, config.ternary.per, config.ternary.scale))
+            )
+        # share may be traced; as the number 1 it costs nothing.
+        shown[path] = values if isinstance(share, float) else (1 - share) * kernel + share * values
+    return unflatten_dict(shown, sep='/')
+
+
+def make_share(config: ConfigDict, steps_per_epoch: int) -> Callable:
+    """step -> the share s of the ternary kernel T in what training sees, (1-s)·W + s·T.
+
+    0 for `float_epochs`, then rising to 1 within `blend_epochs`.
+    """
+    start, length = config.ternary.float_epochs, config.ternary.blend_epochs
+    if not start + length:
+        return lambda step: 1.0
+
+    def share(step) -> jax.Array:
+        since = jnp.asarray(step) - start * steps_per_epoch
+        if not length:
+            return (since >= 0).astype(jnp.float32)
+        return jnp.clip(since / (length * steps_per_epoch), 0, 1)
+
+    return share
+
+
+def ternary_layers(config: ConfigDict, params) -> list[str]:
+    """Paths, 'block/conv1/kernel', of the kernels that are ternary in a member's parameters.
+
+    Raises:
+      UserError: none are.
+    """
+    flat = params if '/' in next(iter(params)) else flatten_dict(params, sep='/')
+    kernels = [path for path in flat if path.endswith('/kernel')]
+    found = [path for path in kernels if re.search(config.ternary.layers, path)]
+    if not found:
+        raise UserError(
+            f'ternary.layers={config.ternary.layers!r} is found in none of the {len(kernels)} kernels, '
+            f'which are called {", ".join(kernels[:3])}, …'
+        )
+    return found
+
+
+def is_scale(path: str) -> bool:
+    """Whether a parameter is one of TTQ's scales."""
+    return path.endswith(SCALES)
+
+
+def _beside(path: str, name: str) -> str:
+    return f'{path.rpartition("/")[0]}/{name}'

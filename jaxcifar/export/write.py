@@ -1,0 +1,194 @@
+"""The export of a run: a folder with one file a member, each read again and compared, and a card."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcifar.config import saved
+from jaxcifar.export.card import make_card, to_markdown
+from jaxcifar.export.classifier import Classifier, from_workdir, load, released
+from jaxcifar.formats import packed, packed_file
+from jaxcifar.formats.portable import CARD, HEAD, SUMS, Portable, write_safetensors, write_sums
+from jaxcifar.machine.errors import UserError, lookup
+from jaxcifar.machine.files import write_bytes, write_json, write_text
+
+IMAGES = 16  # of noise, that a file is tried with
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}  # of logits up to 1; of larger ones relative to the largest
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+
+
+class Format(NamedTuple):
+    """How a member is written and run again.
+
+    write(path, member, **options); run(path) -> a function of uint8 images to logits [B,C];
+    exact: whether the logits have to be the network's, but for rounding; precision: the only one there is.
+    """
+
+    ending: str
+    write: Callable
+    run: Callable
+    options: tuple[str, ...] = ()
+    exact: bool = True
+    precision: str | None = None
+
+
+def _run_loaded(path: Path) -> Callable:
+    model = load(path)
+    return lambda images: model.logits(images)[0]
+
+
+def _write_safetensors(path: Path, member: Portable):
+    write_safetensors(path, member.about, member.variables)
+
+
+def _write_packed(path: Path, member: Portable, packing='trits', rest='float32', fold=False):
+    packed_file.write(path, member.about, member.variables, packing, rest, fold)
+
+
+def _write_onnx(path: Path, member: Portable, bits: int = 2):
+    try:
+        from jaxcifar.formats.onnx_export import to_onnx
+    except ImportError:
+        raise UserError("ONNX needs packages: pip install -c constraints.txt -e '.[export]'") from None
+
+    tree = packed.pack_tree(member.variables, '2bit')
+    ternary = packed.map_packed(lambda leaf: leaf.ternary(), tree)
+    about = {'jaxcifar': json.dumps(member.about), 'classes': json.dumps(member.about['classes'])}
+    model = to_onnx(member.forward(), ternary, member.about['image_size'], bits, about)
+    write_bytes(path, model.SerializeToString())
+
+
+def _run_onnx(path: Path) -> Callable:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    return lambda images: session.run(None, {'images': images})[0]
+
+
+def _write_stablehlo(path: Path, member: Portable):
+    forward, size = member.forward(), member.about['image_size']
+    shape = jax.export.symbolic_shape(f'B,{size},{size},3')
+    function = jax.jit(lambda images: forward(member.variables, images))
+    program = jax.export.export(function, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, np.uint8))
+    write_bytes(path, program.serialize())
+
+
+def _run_stablehlo(path: Path) -> Callable:
+    return jax.export.deserialize(bytearray(path.read_bytes())).call
+
+
+FORMATS = {
+    'release': Format('safetensors', _write_safetensors, _run_loaded),
+    'safetensors': Format('safetensors', _write_safetensors, _run_loaded),
+    'packed': Format('packed', _write_packed, _run_loaded, ('packing', 'rest', 'fold'), exact=False),
+    'onnx': Format('onnx', _write_onnx, _run_onnx, ('bits',), precision='float32'),
+    'stablehlo': Format('stablehlo', _write_stablehlo, _run_stablehlo),
+}
+
+
+def export(
+    workdir: Path,
+    kind: str,
+    output: Path | None = None,
+    member: str = 'all',
+    which: str | None = None,
+    **options,
+) -> Path:
+    """Write a run's members to the folder `output` (WORKDIR/exports/FORMAT), and return it.
+
+    Args:
+      kind: a key of FORMATS.
+      member: all, or one by its name or id.
+      which: best, last, calibrated or a step; None is best, or last where nothing was chosen.
+      options: of the format; None is its default.
+
+    Raises:
+      UserError: among others where a file does not give the network's logits.
+    """
+    how = lookup('format', FORMATS, kind)
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options.keys() - set(how.options):
+        raise UserError(f'--{name} is not for --format {kind}')
+    config = saved.load(workdir / 'config.json')
+    which = which or ('last' if config.data.validation == 'none' else 'best')
+    members, head = from_workdir(workdir, which, member)
+    head = head if kind == 'release' else None
+    folder = (output or workdir / 'exports' / kind).resolve()
+    _check_free(folder)
+    new = folder.with_name(f'.{folder.name}.new')
+    shutil.rmtree(new, ignore_errors=True)
+    files = [_write(new, how, one, options) for one in members]
+    together = released(config) if len(members) > 1 else members[0].config
+    if head is not None:
+        together.coupling = config.coupling
+        write_safetensors(new / HEAD, head.about, head.params)
+    write_json(new / 'config.json', saved.to_dict(together))
+    card = make_card(workdir, which, kind, members, files, head)
+    if kind == 'release':
+        write_json(new / 'dataset.json', card['data'])
+        if (workdir / 'metrics.csv').exists():
+            shutil.copy(workdir / 'metrics.csv', new)
+        if card['accuracy']:  # otherwise those are of other weights
+            shutil.copy(workdir / 'results.json', new)
+    write_json(new / CARD, card)
+    write_text(new / 'README.md', to_markdown(card))
+    write_sums(new)
+    if head is not None:
+        images, allowed = _noise(members[0]), TOLERANCE[members[0].about['precision']]
+        _difference(new, load(new).logits(images)[-1], Classifier(members, head).logits(images)[-1], allowed)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+    return folder
+
+
+def _check_free(folder: Path):
+    """Raise `UserError` where there is anything but an export."""
+    sums = folder / SUMS
+    names = [line.split()[-1] for line in sums.read_text().split('\n') if line] if sums.exists() else []
+    others = {path.name for path in folder.glob('*')} - {SUMS, *names}
+    if others:
+        raise UserError(f'{folder} holds other files ({sorted(others)[0]}): choose a new --output')
+
+
+def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
+    """Write a member's file and try it; what the card says of it."""
+    precision = how.precision or member.about['precision']
+    member = member._replace(about={**member.about, 'precision': precision})
+    name = f'{member.about["name"]}.{how.ending}'
+    path = folder / name
+    how.write(path, member, **options)
+    images = _noise(member)
+    expected = Classifier([member]).logits(images)[0]
+    run = how.run(path)
+    found = np.asarray(run(images))  # and compiles
+    start = time.perf_counter()
+    np.asarray(run(images))
+    rate = IMAGES / (time.perf_counter() - start)
+    difference = _difference(path, found, expected, TOLERANCE[precision] if how.exact else math.inf)
+    return {
+        'file': name,
+        'bytes': path.stat().st_size,
+        'options': options,
+        'check': f'logits of {IMAGES} images of noise differ by at most {difference:.2g}',
+        'speed': f'{rate:,.0f} images/s in a batch of {IMAGES} on {jax.devices()[0].device_kind}',
+    }
+
+
+def _noise(member: Portable) -> np.ndarray:
+    size = member.about['image_size']
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+
+
+def _difference(path: Path, found: np.ndarray, expected: np.ndarray, allowed: float) -> float:
+    """The largest one of logits; `UserError` where it is not `allowed`."""
+    difference = float(np.abs(found - expected).max())
+    if not difference <= allowed * max(1, np.abs(expected).max()) or math.isinf(difference):
+        raise UserError(f'{path}: logits differ by {difference:.2g} from those of the network')
+    return difference

@@ -1,0 +1,75 @@
+"""The parts of an ONNX graph: nodes, constants, and ternary kernels as codes with their scales."""
+
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+from onnx import helper, numpy_helper
+
+from jaxcifar.engine.quantize import Ternary, to_floats
+
+# Bits of a ternary code: its type, and the first opset in which it can be dequantised.
+CODES = {2: (ml_dtypes.int2, 25), 4: (ml_dtypes.int4, 21), 8: (np.int8, 13)}
+NCHW = (0, 3, 1, 2)  # the graph's axes as JAX's; the way back is (0, 2, 3, 1)
+
+
+class Tensor(NamedTuple):
+    """A value that depends on the images: its name in the graph, and its shape in JAX."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class Graph:
+    """The nodes and constants so far."""
+
+    def __init__(self, bits: int):
+        self.nodes: list = []
+        self.constants: list = []
+        self.bits = bits
+        self._names: dict[tuple, str] = {}
+
+    def add(self, operation: str, *inputs: str, **attributes) -> str:
+        """A node; returns the name of its output."""
+        name = f'{operation.lower()}_{len(self.nodes)}'
+        self.nodes.append(helper.make_node(operation, list(inputs), [name], name, **attributes))
+        return name
+
+    def constant(self, value: np.ndarray) -> str:
+        """The name of a constant; equal ones are one."""
+        value = np.ascontiguousarray(value)
+        key = value.dtype.name, value.shape, value.tobytes()
+        if key not in self._names:
+            self._names[key] = f'constant_{len(self._names)}'
+            self.constants.append(numpy_helper.from_array(value, self._names[key]))
+        return self._names[key]
+
+    def integers(self, values) -> str:
+        """The name of a list of integers, as the axes of a node."""
+        return self.constant(np.array([int(v) for v in values], np.int64))
+
+    def operand(self, value) -> str:
+        """The name of what a node takes that goes element by element."""
+        if isinstance(value, Tensor):
+            return value.name
+        value = np.asarray(to_floats(value) if isinstance(value, Ternary) else value)
+        return self.constant(value.transpose(NCHW) if value.ndim == 4 else value)
+
+    def kernel(self, value, axes: tuple[int, ...]) -> str:
+        """The name of a kernel's floats, its axes in this order; the output channels are its last."""
+        if not isinstance(value, Ternary):
+            return self.constant(np.asarray(value).transpose(axes))
+        codes, positive, negative = (np.asarray(part) for part in value)
+        quantised = self.constant(codes.transpose(axes).astype(CODES[self.bits][0]))
+
+        def floats(scale: np.ndarray) -> str:
+            if len(scale) == 1:
+                return self.add('DequantizeLinear', quantised, self.constant(scale.reshape(())))
+            axis = axes.index(len(axes) - 1)
+            return self.add('DequantizeLinear', quantised, self.constant(scale), axis=axis)
+
+        if np.array_equal(positive, negative):
+            return floats(positive)
+        above = self.add('Relu', floats(positive))
+        below = self.add('Min', floats(negative), self.constant(np.array(0, np.float32)))
+        return self.add('Add', above, below)

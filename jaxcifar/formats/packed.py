@@ -1,0 +1,141 @@
+"""Ternary kernels as bytes: packed, unpacked, and kept packed in memory until they are used.
+
+Codes are in the order of the kernel [h,w,in,out] or [in,out]:
+
+    2bit   four a byte, -1 as 00, 0 as 01, 1 as 10, the first in the low bits: [1,0,-1,1] is 0x86
+    trits  five a byte, Σ (code+1)·3^i: 1.6 bits each
+
+Codes that fill up a last byte are 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.struct import PyTreeNode, field
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from jaxcifar.engine.quantize import Ternary, to_floats
+from jaxcifar.machine.errors import lookup
+
+CODES = {'2bit': (4, 4), 'trits': (3, 5)}  # base, codes in a byte
+TRITS = (np.arange(256)[:, None] // 3 ** np.arange(5) % 3).astype(np.uint8)  # of a byte; 243 and more: none
+
+
+def pack(codes: np.ndarray, how: str) -> np.ndarray:
+    """Codes in {-1, 0, 1} of any shape -> bytes."""
+    base, count = lookup('packing', CODES, how)
+    digits = np.asarray(codes).ravel().astype(np.uint8) + np.uint8(1)
+    digits = np.pad(digits, (0, -len(digits) % count), constant_values=1).reshape(-1, count)
+    return (digits * base ** np.arange(count)).sum(1).astype(np.uint8)
+
+
+def unpack(data, how: str, shape: tuple[int, ...], xp=np):
+    """The inverse of `pack`, int8; `xp` is numpy, or jax.numpy within a compiled function."""
+    if how == '2bit':
+        digits = data[:, None] >> xp.arange(0, 8, 2, dtype=np.uint8) & np.uint8(3)
+    else:
+        digits = xp.asarray(TRITS)[data]  # twice as fast as dividing
+    return (digits.ravel()[: int(np.prod(shape))].astype(np.int8) - np.int8(1)).reshape(shape)
+
+
+class Packed(PyTreeNode):
+    """A ternary kernel as bytes: what is kept in memory, and made into floats where it is used."""
+
+    data: Any  # uint8 [bytes]
+    positive: Any  # as of `Ternary`
+    negative: Any
+    shape: tuple[int, ...] = field(pytree_node=False)
+    how: str = field(pytree_node=False)
+    dtype: np.dtype = field(pytree_node=False, default=np.dtype(np.float32))
+
+    def ternary(self, xp=np) -> Ternary:
+        """The codes and scales."""
+        return Ternary(unpack(self.data, self.how, self.shape, xp), self.positive, self.negative)
+
+
+def pack_tree(tree, how: str):
+    """A tree of floats whose kernels of at most three values, in all or a channel, are `Packed`."""
+    return jax.tree.map(lambda leaf: _pack_leaf(np.asarray(leaf), how), tree)
+
+
+def _pack_leaf(leaf: np.ndarray, how: str):
+    # numpy: JAX would compile this for the shape of each kernel.
+    for per_channel in (False, True) if leaf.ndim > 1 else ():
+        axes = tuple(range(leaf.ndim - per_channel))
+        positive, negative = (np.atleast_1d(np.maximum(v, 0).max(axes)) for v in (leaf, -leaf))
+        if np.array_equal(_on_host(leaf, positive, negative), leaf):
+            codes = np.sign(leaf).astype(np.int8)
+            return Packed(pack(codes, how), positive, negative, leaf.shape, how)
+    return leaf
+
+
+def _on_host(codes: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """`quantize.to_floats`, to the bit."""
+    return np.where(codes > 0, positive, np.where(codes < 0, -negative, np.float32(0)))
+
+
+def map_packed(function: Callable, tree):
+    """The tree with `function(leaf)` for its `Packed` leaves."""
+    change = lambda leaf: function(leaf) if isinstance(leaf, Packed) else leaf  # noqa: E731
+    return jax.tree.map(change, tree, is_leaf=lambda leaf: isinstance(leaf, Packed))
+
+
+def to_dense(tree):
+    """The tree with floats for `Packed` kernels: on the host exactly the weights that were packed."""
+    return map_packed(lambda leaf: _on_host(*leaf.ternary()), tree)
+
+
+def unpack_where_used(function: Callable) -> Callable:
+    """`function(variables, images)` for variables with `Packed` kernels, to be compiled.
+
+    Each kernel becomes floats right before its layer and is gone after it, so that neither between calls
+    nor within one there is ever more than one in memory.
+    """
+
+    def run(variables, images: jax.Array):
+        leaves = jax.tree.leaves(variables, is_leaf=_is_packed)
+        if not any(map(_is_packed, leaves)):
+            return function(variables, images)
+        kinds = [(leaf.shape, np.float32 if _is_packed(leaf) else leaf.dtype) for leaf in leaves]
+        structure = jax.tree.structure(variables, is_leaf=_is_packed)
+        shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
+        image = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        jaxpr, output = jax.make_jaxpr(function, return_shape=True)(shapes, image)
+        found = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*leaves, images])
+        return jax.tree.unflatten(jax.tree.structure(output), found)
+
+    return run
+
+
+def _is_packed(leaf) -> bool:
+    return isinstance(leaf, Packed)
+
+
+def _evaluate(jaxpr: Jaxpr, consts, values) -> list:
+    """The outputs of a jaxpr of which some inputs are `Packed`."""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *values]))
+    for eqn in jaxpr.eqns:
+        inputs = [a.val if isinstance(a, Literal) else known[a] for a in eqn.invars]
+        inner = eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
+        if isinstance(inner, ClosedJaxpr):
+            outputs = _evaluate(inner.jaxpr, inner.consts, inputs)
+        elif eqn.primitive.name == 'convert_element_type' and _is_packed(inputs[0]):
+            outputs = [inputs[0].replace(dtype=np.dtype(eqn.params['new_dtype']))]
+        else:
+            after = max((v for v in inputs if not _is_packed(v)), key=np.size, default=0)
+            inputs = [_to_floats(v, after) if _is_packed(v) else v for v in inputs]
+            found = eqn.primitive.bind(*inputs, **eqn.params)
+            outputs = found if eqn.primitive.multiple_results else [found]
+        known.update(zip(eqn.outvars, outputs))
+    return [a.val if isinstance(a, Literal) else known[a] for a in jaxpr.outvars]
+
+
+def _to_floats(kernel: Packed, after) -> jax.Array:
+    """The kernel, not before `after` is known."""
+    # XLA would make floats of all kernels at the start, and has dropped its own barriers by the time it
+    # orders what it does. It cannot know that nothing is more than infinite.
+    wait = (jnp.ravel(after)[0] > jnp.inf).astype(np.uint8)
+    return to_floats(kernel.replace(data=kernel.data + wait).ternary(jnp), kernel.dtype)

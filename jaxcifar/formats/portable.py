@@ -1,0 +1,196 @@
+"""Trained networks as others get them: weights as the forward pass sees them, and what these are of.
+
+A member's file says itself all that is needed to run it. Two kinds are read here: `safetensors`, and
+`packed` with ternary kernels; and folders of them that `jaxcifar.export` made.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from jaxcifar.augment.pipeline import normalise
+from jaxcifar.config import saved
+from jaxcifar.engine import fusion
+from jaxcifar.formats import packed, packed_file
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import read_json, sha256, write_bytes, write_text
+from jaxcifar.models import Network, build
+
+SUMS = 'SHA256SUMS'  # as of `sha256sum -c`
+CARD = 'card.json'
+HEAD = f'{fusion.NAME}.safetensors'
+ABOUT = ('name', 'network', 'options', 'precision', 'classes', 'image_size', 'mean', 'std', 'config')
+
+
+class Portable(NamedTuple):
+    """One member.
+
+    about: JSON: its name; network, options, precision, classes and image_size, what `build` needs; mean and
+      std of the data; config; of a calibrated one temperature. Files of old are to be read by versions
+      whose configs have other fields.
+    variables: {'params': …, 'batch_stats': …}, numpy arrays and `packed.Packed` kernels.
+    """
+
+    about: dict
+    variables: dict
+
+    @property
+    def config(self) -> ConfigDict:
+        """Of a run of this member alone, with nothing left to do to its weights."""
+        return saved.from_dict(self.about['config'])
+
+    def network(self) -> Network:
+        """Its functions."""
+        about = self.about
+        shape = len(about['classes']), about['image_size']
+        return build(about['network'], *shape, jnp.dtype(about['precision']), **about['options'])
+
+    def forward(self) -> Callable:
+        """(variables, uint8 images [B,H,W,3]) -> float32 logits [B,C], to be compiled."""
+        run = self.outputs()
+        return lambda variables, images: run(variables, images)[0]
+
+    def outputs(self) -> Callable:
+        """As `forward`, but with the features too: (logits [B,C], features [B,D])."""
+        about, network = self.about, self.network()
+
+        def run(variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            images = normalise(images, tuple(about['mean']), tuple(about['std']))
+            (logits, features), _ = network.apply(variables, images, False)
+            logits = logits.astype(jnp.float32)
+            return logits / about['temperature'] if 'temperature' in about else logits, features
+
+        return packed.unpack_where_used(run)
+
+
+class FusedHead(NamedTuple):
+    """What makes one prediction of all members of a fused run.
+
+    about: JSON: its name, the config's group fusion, the number of classes, and the members' D_k.
+    """
+
+    about: dict
+    params: dict
+
+    def make(self) -> fusion.Head:
+        """Its function."""
+        about = self.about
+        config = ConfigDict({'fusion': about['fusion']})
+        return fusion.make_head(config, about['feature_sizes'], about['classes'])
+
+
+def read(path: Path) -> list[Portable]:
+    """The members in a file or a folder of `jaxcifar.export`."""
+    if path.is_file():
+        return [_read_file(path)]
+    known = check_sums(path)
+    card = read_json(path / CARD)
+    try:
+        files = [member['file'] for member in card['members']]
+    except (KeyError, TypeError):
+        raise UserError(f'{path} is not an export of jaxcifar: {CARD} names no members') from None
+    if not {CARD, *files} <= known:
+        raise UserError(f'{path} is not whole: {SUMS} has no sums of what is in {CARD}')
+    return [_read_file(path / name) for name in files]
+
+
+def read_head(path: Path) -> FusedHead | None:
+    """The head in the folder of a fused run, None where there is none."""
+    file = path / HEAD
+    return FusedHead(*_read_tensors(file)) if HEAD in (check_sums(path) if path.is_dir() else ()) else None
+
+
+def is_portable(path: Path) -> bool:
+    """Whether it is one of the files or folders that `jaxcifar.export` makes."""
+    return path.is_file() or (path / CARD).exists()
+
+
+def config_of(path: Path, members: list[Portable]) -> ConfigDict:
+    """The config of what `read` found there, all of it together."""
+    return saved.load(path / 'config.json') if path.is_dir() else members[0].config
+
+
+def dense(members: list[Portable]) -> tuple[list[dict], list[dict]]:
+    """Their params and their batch statistics as floats."""
+    trees = [packed.to_dense(member.variables) for member in members]
+    return [tree['params'] for tree in trees], [tree['batch_stats'] for tree in trees]
+
+
+def _read_file(path: Path) -> Portable:
+    with path.open('rb') as file:
+        is_packed = file.read(len(packed_file.MAGIC)) == packed_file.MAGIC
+    if is_packed:
+        member = Portable(*packed_file.read(path))
+    elif path.suffix == '.safetensors':
+        about, tensors = _read_tensors(path)
+        member = Portable(about, {'batch_stats': {}, **tensors})
+    else:
+        raise UserError(f'{path} is neither a packed network nor .safetensors of jaxcifar')
+    _check(path, member)
+    return member
+
+
+def _check(path: Path, member: Portable):
+    """Raise `UserError` unless the tensors are those of the network that the file says it is."""
+    about = member.about
+    missing: list[str] = [name for name in ABOUT if not isinstance(about, dict) or name not in about]
+    if missing:
+        raise UserError(f'{path} is not a network of jaxcifar: it does not say its {missing[0]}')
+    wanted, found = (
+        {name: tuple(leaf.shape) for name, leaf in flatten_dict(tree, sep='/').items()}
+        for tree in (member.network().shapes(), member.variables)
+    )
+    differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if differ:
+        shapes = f'{differ[0]} is {found.get(differ[0])}, not {wanted.get(differ[0])}'
+        raise UserError(f'{path} does not hold a {about["network"]}: {shapes}')
+
+
+def write_safetensors(path: Path, about: dict, tree: dict):
+    """One file of all tensors, named by their paths, params/…; `about` is its metadata."""
+    tensors = flatten_dict(packed.to_dense(tree), sep='/')
+    data = safetensors.numpy.save(tensors, {'jaxcifar': json.dumps(about)})
+    write_bytes(path, data)  # with the rights that the umask leaves
+
+
+def _read_tensors(path: Path) -> tuple[dict, Any]:
+    """What `write_safetensors` wrote."""
+    try:
+        with safetensors.safe_open(path, 'np') as file:
+            about = json.loads((file.metadata() or {})['jaxcifar'])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except KeyError:
+        raise UserError(f'{path} is not of jaxcifar: its metadata does not say of which network') from None
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f'{path} is damaged: {error}') from None
+    return about, unflatten_dict(tensors, sep='/')
+
+
+def write_sums(folder: Path):
+    """SHA256SUMS of the folder's files."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != SUMS)
+    text = ''.join(f'{sha256(path)}  {path.name}\n' for path in files)
+    write_text(folder / SUMS, text)
+
+
+def check_sums(folder: Path) -> set[str]:
+    """The names of the files that have sums; `UserError` where one of them is not as it was."""
+    try:
+        lines = [line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines()]
+        elsewhere = [name for _, name in lines if Path(name).name != name]
+        if elsewhere:
+            raise ValueError(f'{SUMS} names {elsewhere[0]}, which is not in this folder')
+        wrong = [name for digest, name in lines if sha256(folder / name) != digest]
+    except (OSError, ValueError) as error:
+        raise UserError(f'{folder} is not whole: {error}') from None
+    if wrong:
+        raise UserError(f'{folder} is damaged: {", ".join(wrong)} does not have the sum in {SUMS}')
+    return {name for _, name in lines}

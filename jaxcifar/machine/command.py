@@ -1,0 +1,68 @@
+"""The frame of every command: faults end in one line on stderr and an exit status, not a traceback."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
+from jaxcifar.machine.memory import restart_in_huge_pages
+
+# As texts: tensorstore raises what the system said within a ValueError.
+FULL = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+NO_SPACE = 'the disk is full; the checkpoints before are kept, so make room and run it again'
+NO_MEMORY = (
+    'out of memory; in a new workdir try half the batch_size, or optimizer.accumulate=2, which takes the '
+    'batch in two parts; where it was the evaluation, a smaller eval.batch_size'
+)
+
+
+def run_command(main: Callable[[], None]):
+    """Call `main` and exit: 0 done, 1 a fault that the user can mend, 75 stopped and saved."""
+    sys.unraisablehook = _hook
+    try:
+        main()
+    except Preempted as stop:
+        print(stop, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(EXIT_PREEMPTED)  # everything is closed; XLA may still be compiling in a thread
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f'error: {line}', file=sys.stderr)
+        sys.exit(1)
+
+
+def run_words(main: Callable):
+    """`run_command` for a main that takes the words of the command line; --help prints its file's text."""
+    words = sys.argv[1:]
+    if {'--help', '-h'} & set(words):
+        print(str(sys.modules['__main__'].__doc__).strip())
+    else:
+        restart_in_huge_pages()  # what is measured is a step as it is in training
+        run_command(lambda: main(*words))
+
+
+def _hook(fault):
+    """Python's own, but for what tensorstore's threads still say when a save has failed and raised."""
+    if str(fault.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(fault)
+
+
+def explain(error: BaseException) -> str | None:
+    """One line about a fault that the user can mend, or None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error)
+    if any(fault in text for fault in FULL):
+        return NO_SPACE
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text or 'out of memory' in text.lower():
+        return NO_MEMORY
+    if isinstance(error, OSError) and error.strerror:
+        return f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    return None

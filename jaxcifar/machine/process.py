@@ -1,0 +1,91 @@
+"""This process and others: one at a time in a workdir, and the signal to leave it."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+from pathlib import Path
+
+import jax
+
+from jaxcifar.machine import hosts
+from jaxcifar.machine.errors import Preempted, UserError
+
+
+@contextlib.contextmanager
+def locked(workdir: Path):
+    """Make the workdir and hold it; `UserError` while another process does."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    taken = False
+    with open(workdir / '.lock', 'a') as file:
+        try:
+            if hosts.is_first():  # for all
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            taken = True
+        except OSError:  # a file system without locks
+            pass
+        if hosts.anywhere(taken):
+            raise UserError(f'another process is training in {workdir}')
+        file.truncate(0)
+        file.write(f'{os.getpid()}\n')
+        file.flush()
+        yield
+
+
+def keep_compiled(folder: str):
+    """Let XLA find programs that it compiled before in `folder`, and put new ones there."""
+    if folder:
+        jax.config.update('jax_compilation_cache_dir', str(Path(folder).absolute()))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+class Terminated(threading.Event):
+    """Set by SIGTERM. Before there is anything to save, the signal ends the run then and there."""
+
+    can_save = False
+
+    def handle(self, *_):
+        """The signal handler."""
+        self.set()
+        if not self.can_save:
+            raise Preempted('stopped before the first step; the same command starts again')
+
+
+class TerminatedAnywhere(Terminated):
+    """Set on all hosts between the same two steps, when SIGTERM came to one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self._stop = hosts.Stop()
+
+    def is_set(self) -> bool:
+        """To be asked equally often on all hosts."""
+        return self._stop()
+
+
+@contextlib.contextmanager
+def signals():
+    """A `Terminated`; the handlers before it are put back afterwards.
+
+    Ctrl-C gets a handler too, though Python's own does the same: where it stands, asyncio, within
+    orbax, puts one in its place that can lose the interrupt.
+    """
+    terminated = Terminated() if hosts.alone() else TerminatedAnywhere()
+    if threading.current_thread() is not threading.main_thread():
+        yield terminated  # only the main thread may have handlers
+        return
+    handlers: dict = {signal.SIGINT: _interrupt}
+    if hosts.alone():  # or JAX has its own, which tells the other hosts
+        handlers[signal.SIGTERM] = terminated.handle
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield terminated
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt

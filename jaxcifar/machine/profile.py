@@ -1,0 +1,174 @@
+"""What a step costs: compile time, FLOPs, share of the device's peak, and a trace of where time goes."""
+
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from rich.console import Console
+from rich.table import Table
+
+from jaxcifar.machine import hosts
+
+JAXPRS = Jaxpr, ClosedJaxpr
+
+# Dense bfloat16 FLOP/s by device kind, from the vendors' data sheets (float32 goes through TF32 at
+# half of it, or slower). What is not listed has no share.
+PEAK = {
+    'NVIDIA H200': 989e12,
+    'NVIDIA H100 80GB HBM3': 989e12,
+    'NVIDIA H100 PCIe': 756e12,
+    'NVIDIA A100-SXM4-80GB': 312e12,
+    'NVIDIA A100-SXM4-40GB': 312e12,
+    'NVIDIA A100-PCIE-40GB': 312e12,
+    'Tesla V100-SXM2-32GB': 125e12,
+    'Tesla V100-SXM2-16GB': 125e12,
+    'NVIDIA GeForce RTX 4090': 165e12,
+    'NVIDIA GeForce RTX 3090': 71e12,
+}
+
+
+class Compiled:
+    """A jitted function compiled ahead for each shape of its last argument, with what that cost."""
+
+    def __init__(self, function, say=print, poll=lambda: None):
+        self._function, self._say, self._poll = function, say, poll
+        self._programs: dict = {}
+        self.flops = 0.0  # of a step with the first shape, on one device
+        self.seconds = 0.0  # of all compilations
+
+    def __call__(self, state, batch):
+        shape = jax.tree.leaves(batch)[0].shape
+        if shape not in self._programs:
+            self._compile(shape, state, batch)
+        # Nothing may cross to or from the host here: it would wait for every step.
+        with jax.transfer_guard('disallow'):
+            return self._programs[shape](state, batch)
+
+    def _compile(self, shape: tuple[int, ...], state, batch):
+        start = time.perf_counter()
+        traced = self._function.trace(state, batch)
+        program = self._in_background(traced.lower().compile)
+        seconds, devices = time.perf_counter() - start, jax.tree.leaves(state)[0].sharding.num_devices
+        flops = count_flops(traced.jaxpr.jaxpr) / devices
+        self.flops, self.seconds = self.flops or flops, self.seconds + seconds
+        self._say(f'compiled the step for images {shape} in {seconds:.1f} s, {flops / 1e9:,.1f} GFLOP')
+        self._programs[shape] = program
+
+    def _in_background(self, work):
+        """The result of `work()`. Signals reach Python between its own instructions only: a thread
+        leaves the main one free to `poll` while XLA compiles for a minute."""
+        result: list = []
+
+        def run():
+            try:
+                result.append((work(), None))
+            except BaseException as error:  # raised again where the program is wanted
+                result.append((None, error))
+
+        thread = threading.Thread(target=run, name='compile', daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+            self._poll()
+        program, error = result[0]
+        if error is not None:
+            raise error
+        return program
+
+
+def count_flops(jaxpr: Jaxpr) -> float:
+    """Of all products and convolutions, two for a multiplication and a sum, on all devices together.
+
+    XLA's own count knows nothing of what a GPU's libraries do. Of forms for several platforms, the dearest
+    counts.
+    """
+    return float(sum(_flops(eqn) for eqn in jaxpr.eqns))
+
+
+def _flops(eqn) -> float:
+    shapes = [np.array(v.aval.shape, int) for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, 'shape')]
+    params, name = eqn.params, eqn.primitive.name
+    if name == 'conv_general_dilated':
+        channels = params['dimension_numbers'].rhs_spec[0]
+        zeros = np.prod(params['lhs_dilation'])  # all but one of so many pixels are
+        return 2 * shapes[-1].prod() * np.delete(shapes[1], channels).prod() / zeros
+    if name == 'dot_general':
+        (summed, _), _ = params['dimension_numbers']
+        return 2 * shapes[-1].prod() * shapes[0][list(summed)].prod()
+    within = jax.tree.leaves(list(params.values()), is_leaf=lambda leaf: isinstance(leaf, JAXPRS))
+    closed = [leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf for leaf in within]
+    costs = [count_flops(leaf) for leaf in closed if isinstance(leaf, Jaxpr)]
+    times = params['mesh'].size if name == 'shard_map' else params.get('length', 1)
+    return times * (max(costs) if name == 'cond' else sum(costs))
+
+
+def share_of_peak(flops_per_second: float) -> float | None:
+    """Fraction of a device's bfloat16 peak, None where it is not known."""
+    peak = PEAK.get(jax.devices()[0].device_kind)
+    return flops_per_second / peak if peak else None
+
+
+class Tracer:
+    """Traces the steps from `first` up to `end` into WORKDIR/profile and prints the top operations."""
+
+    def __init__(self, steps: tuple[int, int], workdir: Path, step: int, total: int, say=print):
+        self._first, self._end = steps if hosts.is_first() else (0, 0)
+        self._say = say
+        if self._end and not step <= self._first < min(self._end, total):
+            say(f'profile.steps={steps} will not come: this run goes from step {step} to {total}')
+        self._folder = workdir / 'profile'
+        self._running = False
+
+    def before(self, step: int):
+        """Called before each step."""
+        if step == self._first < self._end:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # keeps the trace small and the timings true
+            jax.profiler.start_trace(self._folder, profiler_options=options)
+            self._running = True
+
+    def after(self, step: int, results):
+        """Called after each step with what it returned."""
+        if self._running and step + 1 >= self._end:
+            jax.block_until_ready(results)
+            self.stop()
+
+    def stop(self):
+        """End a trace that is running."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            self._say(f'trace of steps {self._first} to {self._end} in {self._folder}')
+            for line in top_operations(self._folder):
+                self._say(line)
+
+
+def top_operations(folder: Path, count: int = 15) -> list[str]:
+    """A table of the operations that took the most device time, from the newest trace in `folder`."""
+    newest = max(folder.rglob('*.xplane.pb'), key=lambda p: p.stat().st_mtime)
+    data = jax.profiler.ProfileData.from_file(str(newest))
+    seconds: Counter = Counter()
+    calls: Counter = Counter()
+    for plane in data.planes:
+        device = plane.name.startswith('/device:')
+        for line in plane.lines:
+            # A GPU has lines of operations on its device plane, a CPU on threads of XLA's pool.
+            if not device and 'XLA' not in line.name and 'tf_' not in line.name:
+                continue
+            for event in line.events:
+                if device or any(key == 'hlo_op' for key, _ in event.stats):
+                    name = event.name.split('.')[0]
+                    seconds[name] += event.duration_ns / 1e9
+                    calls[name] += 1
+    total = sum(seconds.values()) or 1.0
+    table = Table('operation', 'share', 'ms', 'calls', box=None)
+    for name, spent in seconds.most_common(count):
+        table.add_row(name, f'{spent / total:.1%}', f'{spent * 1e3:.1f}', str(calls[name]))
+    terminal = Console(width=100)
+    with terminal.capture() as captured:
+        terminal.print(table)
+    return captured.get().splitlines()

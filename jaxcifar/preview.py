@@ -1,0 +1,96 @@
+"""A contact sheet of what the network sees: python -m jaxcifar.preview --config FILE[:ARGUMENT]
+
+Writes preview.png into --workdir (the current folder). Its first row is the first images of a run,
+the others are the same images as augmented in its first epochs, with the labels they are trained on.
+"""
+
+import contextlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcifar.config.command_line import parse
+from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.loader import Order, batches
+from jaxcifar.data.splits import make_split
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.step import TrainStep
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.compiler import compiler_options
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs.resolve import finalize
+
+COLUMNS, EPOCHS = 10, 4
+
+
+def contact_sheet(config: ConfigDict):
+    """The matplotlib figure for a resolved config; with members' own batches, the first member's."""
+    from matplotlib.figure import Figure
+
+    dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
+    mesh = make_mesh(config)
+    population = Population(config, dataset.num_classes, dataset.image_size, mesh)
+    order = Order(config, make_split(dataset, config).train, mesh.shape['data'])
+    step = TrainStep(config, population, dataset, order.steps_per_epoch)
+    see = jax.jit(step.see, compiler_options=compiler_options())
+    with contextlib.closing(batches(config, dataset, order, mesh, range(1))) as source:
+        placed = next(source)
+    batch = of_first(jax.device_get(placed), placed['label'])
+    columns = min(COLUMNS, len(batch['label']))
+    figure = Figure((1.4 * columns, 1.6 * (EPOCHS + 1)))
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.93, wspace=0.06, hspace=0.2)
+    figure.suptitle(f'augment = {config.augment}', fontsize=9)
+    axes = figure.subplots(EPOCHS + 1, columns, squeeze=False)
+    names = [[dataset.classes[y] for y in batch['label'][:columns]]]
+    rows = [batch['image'][:columns]]
+    for epoch in range(EPOCHS):
+        images, targets = jax.device_get(see(placed, jnp.int32(epoch * order.steps_per_epoch)))
+        images = images[0] if images.ndim == 5 else images
+        targets = of_first(targets, targets.first)
+        rows.append(visible(images[:columns], dataset.mean, dataset.std))
+        names.append([label(targets, i, dataset.classes) for i in range(columns)])
+    for row, pictures, titles in zip(axes, rows, names):
+        for axis, picture, title in zip(row, pictures, titles):
+            axis.imshow(picture)
+            axis.set_title(title, fontsize=6, pad=2)
+            axis.set_axis_off()
+    return figure
+
+
+def of_first(tree, labels: np.ndarray):
+    """The first member's part of arrays [K,B,…], or all of [B,…]: the labels, [K,B] or [B], tell."""
+    return jax.tree.map(lambda x: x[0], tree) if labels.ndim == 2 else tree
+
+
+def visible(images: np.ndarray, mean, std) -> np.ndarray:
+    """Normalised images back as uint8."""
+    return np.clip(np.rint(255 * (images * np.array(std) + np.array(mean))), 0, 255).astype(np.uint8)
+
+
+def label(targets, i: int, classes) -> str:
+    """'cat', or where two images are mixed 'cat .70 / ship .30'."""
+    first = classes[targets.first[i]]
+    if targets.second is None or targets.weight[i] == 1:
+        return first
+    second, share = classes[targets.second[i]], float(targets.weight[i])
+    return f'{first} {share:.2f} / {second} {1 - share:.2f}'
+
+
+def main():
+    """The command line."""
+    config, workdir = parse([sys.argv[0], '--workdir=.', *sys.argv[1:]])
+    path = workdir / 'preview.png'
+    figure = contact_sheet(finalize(config))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from error
+    print(path)
+
+
+if __name__ == '__main__':
+    run_command(main)

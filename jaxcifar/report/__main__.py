@@ -1,0 +1,25 @@
+"""One page about any number of runs: `python -m jaxcifar.report DIR... [--out FOLDER]`.
+
+Reads only the files that a run leaves in its folder, so it needs no accelerator and starts fast.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from jaxcifar.machine.command import run_command
+from jaxcifar.report.tables import write
+
+
+def main(argv: Sequence[str] | None = None):
+    """The command line."""
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser('python -m jaxcifar.report', None, __doc__, formatter_class=usage)
+    parser.add_argument('dirs', nargs='+', metavar='DIR', help='folder of a run, finished or not')
+    parser.add_argument('--out', help='where the report goes (default: the first DIR)')
+    args = parser.parse_args(argv)
+    paths = write(args.dirs, args.out or args.dirs[0])
+    print(paths[1].read_text(encoding='utf-8'), *paths, sep='\n')
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,153 @@
+"""What the report says of a long tail besides: groups of classes, calibration, rejection."""
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxcifar.report.page import COLOURS, STYLES, Picture, Table, add_legend, draw, label, render
+from jaxcifar.report.runs import NONE, Run, show
+
+RISKS = ('error', 'balanced', 'worst')  # of jaxcifar.reject
+GROUPS = ('many', 'medium', 'few', 'head', 'tail')
+
+
+class Section(NamedTuple):
+    """A part of a run's report: what it is about, numbers, and a picture of them."""
+
+    title: str
+    table: Table
+    picture: Picture
+
+
+def sections(run: Run) -> list[Section]:
+    """Nothing for a run without a long tail."""
+    found = []
+    if run.groups():
+        found.append(Section('Groups of classes', group_table(run), render(partial(draw_groups, run))))
+    if run.calibration:
+        picture = render(partial(draw_reliability, run))
+        found.append(Section('Calibration', calibration_table(run.calibration), picture))
+    if run.rejection:
+        title = f"Rejection by Chow's rule ({run.rejection['head_classes']} head and "
+        title += f'{run.rejection["tail_classes"]} tail classes)'
+        picture = render(partial(draw_rejection, run))
+        found.append(Section(title, rejection_table(run.rejection), picture))
+    return found
+
+
+def titles(run: Run) -> list[str]:
+    """What the members are called, with their losses where these differ."""
+    losses = str(run.config.get('loss')).split('+')
+    alike = len(losses) != len(run.members)
+    return run.members if alike else [f'{m} {loss}' for m, loss in zip(run.members, losses)]
+
+
+def group_table(run: Run) -> Table:
+    """A row for each weights, test images and member, and for the ensemble; recalls in percent."""
+    head = ['weights', 'images', 'member', *(f'{g.replace("_", " ")} %' for g in ('accuracy', *run.groups()))]
+    rows = []
+    for which in ('best', 'last'):
+        for part in ('test', 'test_lt'):
+            of_members = [m.get(which, {}).get(part) for m in run.results.get('members', [])]
+            top = run.results if part == 'test' else run.results.get(part, {})
+            ensemble = top.get('ensemble', {}).get(which) if len(of_members) > 1 else None
+            for name, scores in zip([*titles(run), 'ensemble'], [*of_members, ensemble]):
+                if scores:
+                    cells = [scores.get(g) for g in ('accuracy', *run.groups())]
+                    rows.append([show(which), part, show(name), *map(_percent, cells)])
+    return [head, *rows] if rows else []
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f'{100 * value:.2f}'
+
+
+def calibration_table(calibration: dict) -> Table:
+    """Temperatures, and NLL and calibration error before and after them."""
+    parts = list(next(iter(calibration['weights'].values()))['mean']['parts'])
+    head = ['weights', 'member', 'T', *(f'{part} {what}' for part in parts for what in ('NLL', 'ECE %'))]
+    rows = []
+    for which, report in calibration['weights'].items():
+        for member in [*report['members'], {'name': 'mean', **report['mean']}]:
+            row = [show(which), show(member['name']), f'{member["temperature"]:.3f}']
+            for part in parts:
+                before, after = member['parts'][part]['before'], member['parts'][part]['after']
+                row.append(f'{before["nll"]:.3f} → {after["nll"]:.3f}')
+                row.append(f'{100 * before["ece"]:.2f} → {100 * after["ece"]:.2f}')
+            rows.append(row)
+    return [head, *rows]
+
+
+def rejection_table(found: dict) -> list[list[str]]:
+    """Areas under the risk-coverage curves, with their 95 % intervals."""
+    rows = [['images', 'rule', *(f'area, {risk}' for risk in RISKS)]]
+    for part, rules in found['parts'].items():
+        for name, risks in rules.items():
+            cells = [(risks[r]['area'], *risks[r]['interval']) for r in RISKS]
+            rows.append([part, name, *('{:.3f} ({:.3f}-{:.3f})'.format(*cell) for cell in cells)])
+    return rows
+
+
+def draw_groups(run: Run) -> Figure:
+    """The recall of each group of classes over the epochs, a line for each member."""
+    groups = [g for g in ('mean_recall', *GROUPS[:3]) if g in run.groups()]
+    figure = Figure(figsize=(12, 3.3), layout='constrained')
+    panels = list(np.atleast_1d(figure.subplots(1, len(groups), sharey=True)))
+    for ax, group in zip(panels, groups):
+        epochs, values = run.curve(run.watched, group)
+        for i, (name, line) in enumerate(zip(titles(run), values)):
+            draw(ax, epochs, 100 * line[None], color=COLOURS[i % len(COLOURS)], label=show(name))
+    label(panels, [f'{g.replace("_", " ")} (%), {run.watched}' for g in groups])
+    add_legend(panels[0], [line for line in panels[0].lines if not line.get_label().startswith('_')])
+    return figure
+
+
+def draw_reliability(run: Run) -> Figure:
+    """Accuracy over confidence of each member and of their mean, before and after calibration."""
+    report = next(iter(run.calibration['weights'].values()))
+    members = [*zip(titles(run), report['members']), ('mean', report['mean'])]
+    columns = min(len(members), 4)
+    rows = -(-len(members) // columns)
+    figure = Figure(figsize=(12, 3.1 * rows), layout='constrained')
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    parts = [part for part in ('test_lt', 'test') if part in report['mean']['parts']]
+    for ax, (name, member) in zip(panels, members):
+        ax.plot([0, 1], [0, 1], color='grey', lw=0.8)
+        for part, colour in zip(parts, COLOURS):
+            for when, style in (('before', ':'), ('after', '-')):
+                numbers = member['parts'][part][when]
+                _draw_bins(ax, numbers['reliability'], color=colour, ls=style, label=f'{part} {when}')
+        ax.set_title(show(name), loc='left', parse_math=False)
+        ax.set_xlabel('confidence')
+    for ax in panels[len(members) :]:
+        ax.set_axis_off()
+    panels[0].set_ylabel('accuracy')
+    add_legend(panels[0], panels[0].lines[1:])
+    return figure
+
+
+def _draw_bins(ax: Axes, bins: dict, **line):
+    images, confidence, correct = (np.array(bins[k]) for k in ('images', 'confidence', 'correct'))
+    filled = images > 0
+    points = (v[filled] / images[filled] for v in (confidence, correct))
+    ax.plot(*points, marker='o', ms=3, lw=1.2, **line)
+
+
+def draw_rejection(run: Run) -> Figure:
+    """Balanced and worst-group error over coverage, a line for each rule and set of images."""
+    figure = Figure(figsize=(12, 3.6), layout='constrained')
+    panels = figure.subplots(1, 2, sharey=True)
+    names = dict(zip(run.members, titles(run)))
+    for ax, risk in zip(panels, ('balanced', 'worst')):
+        for part, style in zip(run.rejection['parts'], STYLES):
+            for i, (name, risks) in enumerate(run.rejection['parts'][part].items()):
+                line = {'color': COLOURS[i % len(COLOURS)], 'ls': style, 'lw': 1.5}
+                text = f'{show(names.get(name, name))}, {part}'
+                ax.plot(run.rejection['coverage'], risks[risk]['curve'], label=text, **line)
+        ax.set_xlabel('coverage')
+        ax.set_title(f'{risk} error of the answers', loc='left')
+    add_legend(figure, panels[0].lines, loc='outside right upper')
+    return figure

@@ -1,0 +1,182 @@
+"""Saving and restoring a run. All that is known about orbax is known here.
+
+WORKDIR/checkpoints/STEP  the whole state, the newest N
+WORKDIR/damaged/STEP      one of them whose files have changed since
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from jaxcifar.engine.state import TrainState
+from jaxcifar.machine import hosts
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import sha256, write_text
+
+for _name in ('absl', 'asyncio'):  # orbax narrates, and prints tracebacks of what it raises
+    logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
+
+SEAL = 'sha256.json'  # a checkpoint's files and their sums; orbax does not notice wrong bytes
+
+
+class Damaged(UserError):
+    """Files are not what was written."""
+
+
+class Checkpoints:
+    """The whole states of one run.
+
+    Saving is asynchronous: the arrays are copied off the devices, and written while training goes
+    on. A step is complete when it is sealed; older ones are deleted after that. Two are kept at least,
+    or there would be none to fall back on.
+    """
+
+    def __init__(self, workdir: Path, keep: int):
+        self.folder = (workdir / 'checkpoints').absolute()
+        self._damaged = self.folder.parent / 'damaged'
+        self._replaced = self.folder.parent / 'replaced'
+        self._keep = max(keep, 2)
+        self._saving = 0
+        self.set_aside: list[int] = []  # damaged steps that were found
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(self._keep),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Complete checkpoints, oldest first."""
+        return sorted(s for s in self._manager.all_steps() if self._file(s, SEAL).exists())
+
+    def save(self, step: int, state: TrainState, meta: dict):
+        """Begin to save; a failure of the save before it is raised here.
+
+        The epoch's sums go to the JSON: which there are is the coupling's choice, and a state is to
+        be taken up by evaluation and by runs with another coupling too.
+        """
+        self._manager.wait_until_finished()
+        sums = {name: value.tolist() for name, value in jax.device_get(state.sums).items()}
+        state = state.replace(sums=None)
+        meta = {**meta, 'sums': sums, 'shapes': _shapes(state)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)), meta=ocp.args.JsonSave(meta))
+        again = step in self._manager.all_steps()
+        if again:  # it was saved in mid-evaluation: kept until the new one is whole
+            self._set_aside(step, self._replaced)
+        self._saving = step
+        self._manager.save(step, args=args)
+        if again:
+            self.wait()
+            shutil.rmtree(self._replaced, ignore_errors=not hosts.is_first())
+
+    def _seal(self):
+        """Called when a checkpoint's items are written and before it gets its name."""
+        folder = next(self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'))
+        items = [p for item in ('state', 'meta') for p in (folder / item).rglob('*') if p.is_file()]
+        sums = json.dumps({str(p.relative_to(folder)): sha256(p) for p in items})
+        write_text(folder / SEAL, sums)
+
+    def wait(self):
+        """Until all saves are on disk; raises what went wrong with them."""
+        self._manager.wait_until_finished()
+
+    def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict]:
+        """(state, meta) of a step, with the structure and on the devices of the state `like`."""
+        self._check(step)
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self._manager.restore(step, args=args)['meta']
+        sums = dict(like.sums)
+        for name in sums.keys() & meta['sums'].keys():
+            value = np.array(meta['sums'][name], sums[name].dtype)
+            sums[name] = hosts.put(value, sums[name].sharding)
+        del meta['sums']
+        like = like.replace(sums=None)
+        if meta.pop('shapes') != _shapes(like):
+            raise UserError(
+                f'{self._file(step)} does not fit this config: its network, classes, members, view, '
+                'optimizer, ema or coupling were others'
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        restored = self._manager.restore(step, args=args)['state']
+        return like.replace(**restored).replace(sums=sums), meta
+
+    def restore_newest(self, like: TrainState) -> tuple[TrainState, dict] | None:
+        """The newest state that is whole, or None where there is none.
+
+        A damaged one is set aside with a line on stderr, and the one before it is taken. Only for the
+        process that trains: what another left behind that was killed while saving is cleared away.
+        """
+        if hosts.is_first():
+            for unfinished in self.folder.glob('*.orbax-checkpoint-tmp*'):
+                shutil.rmtree(unfinished)
+            self._put_back()
+        hosts.wait('cleared')
+        self._manager.reload()
+        steps = sorted(self._manager.all_steps())
+        while steps:
+            step = steps.pop()
+            try:
+                return self.restore(like, step)
+            except Damaged as error:
+                instead = f'going on from step {steps[-1]}' if steps else 'starting from the beginning'
+                if hosts.is_first():
+                    print(f'warning: {error}; {instead}', file=sys.stderr)
+                self._set_aside(step, self._damaged)
+                self.set_aside.append(step)
+        return None
+
+    def _check(self, step: int):
+        """Raise `Damaged` unless all files of a checkpoint are as they were when it was sealed."""
+        name, damage = SEAL, ''
+        try:
+            for name, digest in json.loads(self._file(step, SEAL).read_text()).items():
+                if sha256(self._file(step, name)) != digest:
+                    raise ValueError('other bytes than were written')
+        except (OSError, ValueError, AttributeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            damage = f'{name}: {reason}'
+        if hosts.anywhere(bool(damage)):
+            raise Damaged(f'checkpoint {self._file(step)} is damaged: {damage or "as another host sees it"}')
+
+    def _set_aside(self, step: int, folder: Path):
+        self._manager.close()
+        if hosts.is_first():
+            folder.mkdir(exist_ok=True)
+            shutil.rmtree(folder / str(step), ignore_errors=True)
+            os.replace(self._file(step), folder / str(step))
+        hosts.wait('set aside')
+        self._manager = self._open()
+
+    def _put_back(self):
+        """What `save` had set aside when the process was killed."""
+        for path in self._replaced.glob('[0-9]*'):
+            if not self._file(int(path.name)).exists():
+                os.replace(path, self._file(int(path.name)))
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def _file(self, step: int, *names: str) -> Path:
+        return self.folder.joinpath(str(step), *names)
+
+    def close(self):
+        """Wait for the writing thread and let go of the folder."""
+        self._manager.close()
+
+
+def _fields(state: TrainState) -> dict:
+    """What is written: states without a coupling's head are as they were before there was any."""
+    return {name: tree for name, tree in vars(state).items() if name != 'head' or tree is not None}
+
+
+def _shapes(tree) -> list[list[int]]:
+    return [list(leaf.shape) for leaf in jax.tree.leaves(tree)]

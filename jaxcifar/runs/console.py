@@ -1,0 +1,185 @@
+"""What a run prints: on a terminal a live table, in a log file one plain line an epoch."""
+
+import time
+from collections import deque
+
+import numpy as np
+from rich.console import Console as Terminal
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jaxcifar.engine.optim import last_restart
+from jaxcifar.machine import compiler, hosts, memory
+from jaxcifar.runs.sparsity import describe
+
+SETTLED = 10  # steps after which a rate means something
+HEARTBEAT = 300.0  # seconds between lines within an epoch, in a log file
+COLUMNS = ('epoch', 'lr', 'train loss', 'train %', 'validation %', 'best %', 'seconds', 'images/s')
+
+
+class Console:
+    """Prints epochs as they come; made for `total` steps of which `step` are done."""
+
+    def __init__(self, validation: str | None, step: int, total: int):
+        self._terminal = Terminal(quiet=not hosts.is_first())
+        self._columns = [c.replace('validation', validation or 'validation') for c in COLUMNS]
+        self._rows: deque[list[str]] = deque(maxlen=20)
+        self._total = total
+        self._last_line = time.monotonic()
+        self._live: Live | None = None
+        if self._terminal.is_terminal and hosts.is_first():
+            self._progress = Progress(
+                TextColumn('step'), BarColumn(), MofNCompleteColumn(),
+                TimeRemainingColumn(), TextColumn('{task.fields[rate]}'), console=self._terminal,
+            )  # fmt: skip
+            self._task = self._progress.add_task('', total=total, completed=step, rate='')
+            self._live = Live(self._render(), console=self._terminal, refresh_per_second=4)
+            self._live.start()
+
+    def say(self, line: str):
+        """A line that stays."""
+        self._terminal.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def greet(self, run):
+        """What a `train.Run` is about to do, and where."""
+        config, mesh, order = run.config, run.population.mesh, run.order
+        self.say(
+            f'{config.network} x {config.members} on {config.dataset}: '
+            f'{_images(order.rows)}, {order.steps_per_epoch} steps an epoch, '
+            f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
+        )
+        self.say(f'compiler: {compiler.describe()}; memory {memory.describe()}')
+        for line in describe(config, run.population, run.state.params):
+            self.say(line)
+        if order.trimmed:
+            self.say(f'{order.trimmed} images of the last batch are left out to split it evenly')
+        if run.chooses_on == 'test':
+            self.say('data.validation=test: weights are chosen on the TEST images, which flatters them')
+        if config.schedule.name == 'warm_restarts':
+            start, end = last_restart(config, config.epochs - 1)
+            rate = _spread(run.learning_rates(run.total - 1)[: len(run.names)], '{:.3g}')
+            self.say(
+                f'the last epoch is number {config.epochs - start} in a cycle of {end - start}: warm '
+                f'restarts leave the learning rate at {rate}'
+            )
+        if run.step:
+            self.say(f'resumed at step {run.step}, epoch {run.step / order.steps_per_epoch:.2f}')
+
+    def stopped(self, run, members: np.ndarray, epoch: int):
+        """Say which members [K] bool end with this epoch, for want of a new best."""
+        for k in np.flatnonzero(members):
+            line = f'{run.names[k]} stops at epoch {epoch}; its best is epoch {run.selection.best_epoch[k]}'
+            if run.config.schedule.name == 'warm_restarts':
+                start, _ = last_restart(run.config, epoch - 1)
+                line += f', the last warm restart was after epoch {start}' if start else ''
+            self.say(line)
+
+    def step(self, step: int, images_per_second: float):
+        """A step is done; cheap enough for every one."""
+        if self._live is not None:
+            rate = f'{images_per_second:,.0f} images/s' if images_per_second else ''
+            self._progress.update(self._task, completed=step, rate=rate)
+        elif time.monotonic() - self._last_line > HEARTBEAT:
+            self._line(f'step {step}/{self._total}  {images_per_second:,.0f} images/s')
+
+    def epoch(self, epoch: int, epochs: int, row: dict, seconds: float, images_per_second: float):
+        """An epoch's numbers; `row` is {metric: [K]}, where validation may be None."""
+        cells = [
+            f'{epoch}/{epochs}',
+            _spread(row['lr'], '{:.3g}'),
+            _spread(row['loss'], '{:.4f}'),
+            _percent(row['accuracy']),
+            _percent(row['validation']),
+            _percent(row['best']),
+            f'{seconds:.1f}',
+            f'{images_per_second:,.0f}',
+        ]
+        if self._live is not None:
+            self._rows.append(cells)
+            self._live.update(self._render())
+        else:
+            self._line('  '.join(f'{c} {v}' for c, v in zip(self._columns, cells) if v))
+
+    def _line(self, line: str):
+        self._last_line = time.monotonic()
+        self.say(line)
+
+    def _render(self) -> Group:
+        table = Table(*self._columns, box=None, header_style='bold')
+        for column in table.columns:
+            column.justify, column.no_wrap = 'right', True
+        for cells in self._rows:
+            table.add_row(*cells)
+        return Group(table, self._progress)
+
+    def close(self):
+        """Leave the table as it is and give the terminal back."""
+        if self._live is not None:
+            self._live.stop()
+
+
+def _spread(values, form: str) -> str:
+    """'mean' or, over several members that differ, 'mean ± std'."""
+    if values is None:
+        return ''
+    values = np.asarray(values, np.float64)
+    mean = form.format(values.mean())
+    if len(values) == 1 or np.ptp(values) == 0:
+        return mean
+    return f'{mean} ± {form.format(values.std(ddof=1))}'
+
+
+def _images(rows: list[np.ndarray]) -> str:
+    """How many images there are to train on, for each of K members or for all."""
+    low, high = min(map(len, rows)), max(map(len, rows))
+    return f'{low if low == high else f"{low} to {high}"} training images{" each" * (len(rows) > 1)}'
+
+
+def _percent(values) -> str:
+    return '' if values is None else _spread(np.asarray(values) * 100, '{:.2f}')
+
+
+class Clock:
+    """Counts images and seconds, without those in which `program` compiled."""
+
+    def __init__(self, program):
+        self._program = program
+        self._images = self._steps = 0
+        self._all_images, self._all_steps, self._all_seconds = 0, 0, 0.0
+        self._start = self._compiled = 0.0
+
+    def start(self):
+        """A new epoch."""
+        self._images = self._steps = 0
+        self._start, self._compiled = time.perf_counter(), self._program.seconds
+
+    def count(self, images: int, steps: int):
+        """So many steps of so many images each have been handed to the devices."""
+        self._images += images * steps
+        self._steps += steps
+
+    def _seconds(self) -> float:
+        compiling = self._program.seconds - self._compiled
+        return max(time.perf_counter() - self._start - compiling, 1e-9) if self._start else 0.0
+
+    def rate(self) -> float:
+        """Images a second of this epoch so far; 0 at first, when the host only runs ahead."""
+        return self._images / self._seconds() if self._steps > SETTLED else 0.0
+
+    def stop(self) -> tuple[float, float]:
+        """(seconds, images a second) of the epoch that ends here."""
+        seconds = self._seconds()
+        self._all_images += self._images
+        self._all_steps += self._steps
+        self._all_seconds += seconds
+        return seconds, self._images / seconds if seconds else 0.0
+
+    def mean_rate(self) -> float:
+        """Images a second over all epochs."""
+        return self._all_images / self._all_seconds if self._all_seconds else 0.0
+
+    def steps_per_second(self) -> float:
+        """Steps a second over all epochs."""
+        return self._all_steps / self._all_seconds if self._all_seconds else 0.0

@@ -1,0 +1,75 @@
+"""One CSV file for each fused run: a row an epoch, everything in its columns.
+
+It is made of metrics.csv and timing.csv whenever a run saves, and so is the only place where numbers
+and the clock stand side by side.
+"""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxcifar.config.members import member_names
+from jaxcifar.data.splits import validation_split
+from jaxcifar.engine.fusion import NAME
+from jaxcifar.machine.files import write_text
+
+LOSSES = ('loss_global', 'loss_individual', 'loss_total', 'alpha')
+
+
+def file_name(config: ConfigDict) -> str:
+    """'resnet18_multiplicative_training_log.csv'"""
+    return f'{config.network}_{config.fusion.rule}_training_log.csv'
+
+
+def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
+    """Make the file again. Losses, accuracies (fractions) are means over an epoch's training images.
+
+    train_loss is the whole loss, val_* are those of the fused prediction; learning rates, of the first
+    member and of the head's parts, are those of the epoch's last step.
+    """
+    metrics, timing = (_read(workdir / name) for name in ('metrics.csv', 'timing.csv'))
+    cells = {(r['epoch'], r['member'], r['split']): r for r in metrics if r['checkpoint'] == 'last'}
+    at = {r['epoch']: r['timestamp'] for r in timing}  # after a resume an epoch may stand twice
+    names = member_names(config)
+    rows = []
+    for (epoch, member, split), fused in cells.items():
+        if (member, split) != (NAME, 'train'):
+            continue
+        experts = [cells[epoch, name, 'train'] for name in names]
+        chosen = cells.get((epoch, NAME, str(validation_split(config))), {})
+        row = {
+            'epoch': epoch,
+            'train_loss': fused['loss_total'],
+            'val_loss': chosen.get('loss', ''),
+            'val_accuracy': chosen.get('accuracy', ''),
+            # Of the table where it has them: a run of more epochs had others before.
+            'experts_lr': experts[0]['lr'],
+            'fusion_lr': fused['lr'],
+            'global_head_lr': _of_head(config, fused, learning_rates),
+            **{name: fused[name] for name in LOSSES},
+            'timestamp': at.get(epoch, ''),
+        }
+        for k, expert in zip(config.member_ids, experts):
+            row |= {f'expert_{k}_accuracy': expert['accuracy'], f'expert_{k}_loss': expert['loss']}
+        rows.append(row)
+    if rows:
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+        table.writeheader()
+        table.writerows(rows)
+        write_text(workdir / file_name(config), text.getvalue())
+
+
+def _of_head(config: ConfigDict, fused: dict[str, str], learning_rates: Callable) -> str:
+    """The global head's learning rate, which is on the schedule of the fusion module's."""
+    if config.fusion.lr:
+        return f'{float(fused["lr"]) * config.fusion.lr_head / config.fusion.lr:.8g}'
+    return f'{learning_rates(int(fused["step"]) - 1)[-1]:.8g}'
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))

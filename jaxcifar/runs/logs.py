@@ -1,0 +1,183 @@
+"""What a run leaves behind to be read: metrics.csv, timing.csv, TensorBoard events, WandB, JSON.
+
+metrics.csv holds nothing that depends on the clock, so that it can be compared byte for byte.
+"""
+
+import csv
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcifar.config.saved import to_dict
+from jaxcifar.engine.couplings import columns
+from jaxcifar.machine import hosts
+
+METRICS = ('loss', 'accuracy', 'top5', 'ece', 'lr', 'best', 'patience')
+COLUMNS = ('epoch', 'step', 'member', 'split', 'checkpoint', *METRICS)
+TIMING = ('epoch', 'step', 'seconds', 'images_per_second', 'timestamp')
+
+
+class Table:
+    """A CSV file that rows are appended to; it keeps the columns that it began with."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]):
+        self._file = path.open('a+', newline='')
+        self._file.seek(0)
+        self.columns = next(csv.reader(self._file), None) or columns
+        self._file.seek(0, os.SEEK_END)
+        self._writer = csv.DictWriter(self._file, self.columns, lineterminator='\n')
+        if self._file.tell() == 0:
+            self._writer.writeheader()
+
+    def write(self, **row):
+        """Append a row; what is missing stays empty."""
+        self._writer.writerow({k: _format(row.get(k)) for k in self.columns})
+
+    def flush(self) -> int:
+        """Put all rows on disk; returns the file's length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self):
+        """Close the file."""
+        self._file.close()
+
+
+class Events:
+    """A TensorBoard event file, in which what sessions before wrote after `step` does not count.
+
+    Written at once: tensorboardX's SummaryWriter has a thread, and waits for it forever when it died
+    of a full disk.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        folder.mkdir(exist_ok=True)
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._file = EventsWriter(str(folder / 'events'))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step=step + 1, session_log=start)
+
+    def write(self, step: int, scalars: dict[str, float]):
+        """A point of each curve."""
+        values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        self._write(step=step, summary=self._summary(value=values))
+
+    def _write(self, **content):
+        self._file.write_event(self._event(wall_time=time.time(), **content))
+
+    def flush(self):
+        """Put all on disk."""
+        self._file.flush()
+
+    def close(self):
+        """Close the file."""
+        self._file.close()
+
+
+class Silence:
+    """A `Logger` of the hosts that do not write."""
+
+    def write(self, *_, **__):
+        """Nothing."""
+
+    write_timing = close = write
+
+    def flush(self) -> int:
+        """The first host knows better."""
+        return 0
+
+
+def open_logger(config: ConfigDict, workdir: Path, *of_run):
+    """The `Logger` of the first host, or what the others have instead."""
+    return Logger(config, workdir, *of_run) if hosts.is_first() else Silence()
+
+
+def _format(value) -> str:
+    if value is None:
+        return ''
+    return f'{value:.8g}' if isinstance(value, float) else str(value)
+
+
+class Logger:
+    """The tables and event files of a run whose members are `names`.
+
+    `length` is how much of metrics.csv the run that is continued had written, None for all of it;
+    `groups` are further columns of it.
+    """
+
+    def __init__(
+        self, config: ConfigDict, workdir: Path, names: list[str], step: int, length: int | None,
+        groups: tuple[str, ...] = (),
+    ):  # fmt: skip
+        self._names = names
+        path = workdir / 'metrics.csv'
+        if length is not None and path.exists():
+            os.truncate(path, min(length, path.stat().st_size))
+        self._metrics = Table(path, (*COLUMNS, *columns(config), *groups))
+        self._timing = Table(workdir / 'timing.csv', TIMING)
+        self._events = Events(workdir / 'tensorboard', step) if config.log.tensorboard else None
+        self._wandb = _wandb(config, workdir) if config.log.wandb != 'disabled' else None
+
+    def write(self, epoch: float, step: int, split: str, row: dict[str, np.ndarray], checkpoint='last'):
+        """A line a member of {metric: [K]}; TensorBoard and WandB get those of the last weights."""
+        values = {k: np.asarray(v).tolist() for k, v in row.items()}
+        scalars: dict[str, float] = {}
+        for i, name in enumerate(self._names):
+            own = {k: v[i] for k, v in values.items()}
+            self._metrics.write(
+                epoch=epoch, step=step, member=name, split=split, checkpoint=checkpoint, **own
+            )
+            scalars |= {f'{k}/{split}/{name}': v for k, v in own.items()}
+        if self._events is not None and checkpoint == 'last':
+            self._events.write(step, scalars)
+        if self._wandb is not None and checkpoint == 'last':
+            self._wandb.log({**scalars, 'epoch': epoch, 'step': step})
+
+    def write_timing(self, epoch: int, step: int, seconds: float, images_per_second: float):
+        """A row of timing.csv, which is never taken back."""
+        now = datetime.now(UTC).isoformat(timespec='seconds')
+        self._timing.write(epoch=epoch, step=step, seconds=round(seconds, 3),
+                          images_per_second=round(images_per_second, 1), timestamp=now)  # fmt: skip
+        self._timing.flush()
+
+    def flush(self) -> int:
+        """Put all on disk; returns the length of metrics.csv."""
+        if self._events is not None:
+            self._events.flush()
+        return self._metrics.flush()
+
+    def close(self):
+        """Close all files."""
+        self._metrics.close()
+        self._timing.close()
+        if self._events is not None:
+            self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _wandb(config: ConfigDict, workdir: Path):
+    import wandb  # type: ignore[import-not-found,unused-ignore]
+
+    log = config.log
+    name = log.wandb_name or workdir.name
+    run = wandb.init(
+        dir=str(workdir),
+        mode=log.wandb,
+        project=log.wandb_project,
+        # An offline run cannot be gone on with: the sessions of a run are a group.
+        group=log.wandb_group or name,
+        name=name,
+        config=to_dict(config),
+        settings=wandb.Settings(silent=True),  # it would write over the live table
+    )
+    run.define_metric('*', step_metric='step')
+    return run
