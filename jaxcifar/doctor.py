@@ -121,25 +121,24 @@ class Doctor:
     def _steps(self, config, dataset, place: Path | None):
         import jax
 
-        from jaxcifar.data.loader import Order, batches
-        from jaxcifar.data.splits import make_split, train_counts
-        from jaxcifar.engine.population import Population, check_batch, make_mesh
+        from jaxcifar.data.loader import batches
+        from jaxcifar.data.splits import train_counts
+        from jaxcifar.engine.population import check_batch
         from jaxcifar.engine.state import init_state
         from jaxcifar.engine.step import make_train_step
         from jaxcifar.machine.profile import Compiled
         from jaxcifar.machine.text import duration
+        from jaxcifar.runs.session import prepare
 
-        mesh = make_mesh(config)
+        session = prepare(config, dataset)
+        mesh, population, each = session.mesh, session.population, session.epoch_steps
         check_batch(config, mesh)
-        population = Population(config, dataset.num_classes, dataset.image_size, mesh)
-        split = make_split(dataset, config)
-        order = Order(config, split.train, mesh.shape['data'] * config.optimizer.accumulate)
-        state, each = init_state(config, population), order.steps_per_epoch
+        state = init_state(config, population)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        counts = train_counts(dataset, split)
+        counts = train_counts(dataset, session.split)
         step = Compiled(make_train_step(config, population, dataset, each, state, counts), self.say)
         seconds = []
-        with closing(batches(config, dataset, order, mesh, range(min(STEPS + 1, each)))) as source:
+        with closing(batches(config, dataset, session.order, mesh, range(min(STEPS + 1, each)))) as source:
             for batch in source:
                 start = time.perf_counter()
                 state, row = step(state, batch)

@@ -22,7 +22,7 @@ from jaxcifar.runs.console import Clock, Console
 from jaxcifar.runs.logs import open_logger
 from jaxcifar.runs.metrics import group_names
 from jaxcifar.runs.resolve import finalize
-from jaxcifar.runs.session import Resumable
+from jaxcifar.runs.resume import Resumable
 from jaxcifar.runs.weights import load_best
 
 

@@ -13,15 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcifar.config.command_line import parse
-from jaxcifar.data.datasets import load_dataset
-from jaxcifar.data.loader import Order, batches
-from jaxcifar.data.splits import make_split
-from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.data.loader import batches
 from jaxcifar.engine.step import TrainStep
 from jaxcifar.machine.command import run_command
 from jaxcifar.machine.compiler import compiler_options
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.resolve import finalize
+from jaxcifar.runs.session import prepare
 
 COLUMNS, EPOCHS = 10, 4
 
@@ -30,13 +28,11 @@ def contact_sheet(config: ConfigDict):
     """The matplotlib figure for a resolved config; with members' own batches, the first member's."""
     from matplotlib.figure import Figure
 
-    dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
-    mesh = make_mesh(config)
-    population = Population(config, dataset.num_classes, dataset.image_size, mesh)
-    order = Order(config, make_split(dataset, config).train, mesh.shape['data'])
-    step = TrainStep(config, population, dataset, order.steps_per_epoch)
+    session = prepare(config)
+    dataset = session.dataset
+    step = TrainStep(config, session.population, dataset, session.epoch_steps)
     see = jax.jit(step.see, compiler_options=compiler_options())
-    with contextlib.closing(batches(config, dataset, order, mesh, range(1))) as source:
+    with contextlib.closing(batches(config, dataset, session.order, session.mesh, range(1))) as source:
         placed = next(source)
     batch = of_first(jax.device_get(placed), placed['label'])
     columns = min(COLUMNS, len(batch['label']))
@@ -47,7 +43,7 @@ def contact_sheet(config: ConfigDict):
     names = [[dataset.classes[y] for y in batch['label'][:columns]]]
     rows = [batch['image'][:columns]]
     for epoch in range(EPOCHS):
-        images, targets = jax.device_get(see(placed, jnp.int32(epoch * order.steps_per_epoch)))
+        images, targets = jax.device_get(see(placed, jnp.int32(epoch * session.epoch_steps)))
         images = images[0] if images.ndim == 5 else images
         targets = of_first(targets, targets.first)
         rows.append(visible(images[:columns], dataset.mean, dataset.std))

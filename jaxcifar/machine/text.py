@@ -1,8 +1,29 @@
 """Numbers as a reader gets them: one way to print each kind."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 
 def duration(seconds: float) -> str:
     """Return seconds as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02d}:{rest:02d}'
+
+
+def plus_minus(mean: float, std: float | None = None, form: str = '.2f') -> str:
+    """Return 'mean ± std' with both numbers in the format `form`, or the mean alone."""
+    return f'{mean:{form}}' if std is None else f'{mean:{form}} ± {std:{form}}'
+
+
+def spread(values: Sequence[float] | np.ndarray, form: str = '.2f') -> str:
+    """Return the mean of K numbers ± their sample standard deviation, which one number does not have."""
+    return plus_minus(
+        float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, form
+    )
+
+
+def percent(share: float, std: float | None = None) -> str:
+    """Return a fraction in percent, '93.12 %', or with its standard deviation '93.12 ± 0.10 %'."""
+    return plus_minus(100 * share, None if std is None else 100 * std) + ' %'
