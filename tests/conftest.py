@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 os.environ['XLA_FLAGS'] = (
-    '--xla_force_host_platform_device_count=4 '
+    f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=4 '
     # Programs run for moments here: a third of the time to compile them is LLVM's.
     '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )

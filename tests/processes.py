@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,10 +85,23 @@ def started(workdir: Path, npz: Path, *words: str, environment=None, **fields):
         process.communicate()
 
 
+# Lines that C++ libraries (XLA, Gloo) write past Python: which, and when, depends on the machine.
+NATIVE = re.compile(
+    r'[IWEF]\d{4} \d\d:\d\d:.*|\d{4}-\d\d-\d\d \d\d:\d\d:.*: [IWEF] .*'
+    r'|\[Gloo\].*|WARNING: All log messages .*'
+)
+
+
+def of_python(text: str) -> str:
+    """The lines of a process's output that Python wrote, empty ones left out."""
+    lines = [line for line in text.splitlines() if line.strip() and not NATIVE.fullmatch(line)]
+    return ''.join(f'{line}\n' for line in lines)
+
+
 def outcome(process) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of a process that comes to its end by itself."""
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    """(exit status, stdout, stderr) of a process that ends by itself; the streams as Python wrote them."""
+    out, err = process.communicate(timeout=900)
+    return process.returncode, of_python(out), of_python(err)
 
 
 def train(workdir: Path, npz: Path, **fields) -> tuple[int, str, str]:

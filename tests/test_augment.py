@@ -90,7 +90,7 @@ def test_draws_are_the_keys():
 
 
 def test_members_with_their_own_batches():
-    """Each as if it were alone, whatever is drawn; λ and the partners are its own too."""
+    """Each as if it were alone, but for a blend's rounding; λ and the partners are its own too."""
     images, keys = pictures(3 * 16).reshape(3, 16, 16, 16, 3), jax.random.split(KEY, 3)
     labels, index = np.arange(48).reshape(3, 16), np.arange(48).reshape(3, 16)
     run = jax.jit(Augmentation('alternating_flip+randaugment(1,9)+cutmix(1.0)', (0.5,) * 3, (0.25,) * 3))
@@ -99,11 +99,18 @@ def test_members_with_their_own_batches():
     assert len(np.unique(together[1].weight)) == 3
     for k in range(3):
         alone = run(keys[k], jax.tree.map(lambda x, k=k: x[k], batch), np.int32(1))
-        jax.tree.map(lambda t, a, k=k: np.testing.assert_allclose(t[k], a, atol=1e-6), together, alone)
+        assert_same_but_for_blends(together[0][k], alone[0])
+        jax.tree.map(lambda t, a, k=k: np.testing.assert_allclose(t[k], a, atol=1e-6), together[1], alone[1])
+
+
+def assert_same_but_for_blends(ours, theirs):
+    """A blend's last bit may cut off to the next grey level, in programs that are not the same."""
+    away = np.abs(np.asarray(ours) - np.asarray(theirs))
+    assert away.max() <= 1.01 / 255 / 0.25 and (away > 1e-6).mean() < 0.001
 
 
 def test_four_devices_draw_and_mix_as_one():
-    """Mixing takes images from other devices; a blend's last bit may cut off to the next grey level."""
+    """Mixing takes images from other devices."""
     images = pictures(16)
     batch = {'image': images, 'label': np.arange(16), 'index': np.arange(16)}
     augmentation = Augmentation('crop(2)+flip+randaugment(1,9)+erasing+cutmix(1.0)', (0.5,) * 3, (0.25,) * 3)
@@ -112,8 +119,7 @@ def test_four_devices_draw_and_mix_as_one():
     one = jax.jit(augmentation)(KEY, batch, np.int32(0))
     four = jax.jit(augmentation)(KEY, jax.device_put(batch, sharding), np.int32(0))
     jax.tree.map(np.testing.assert_array_equal, one[1], four[1])
-    away = np.abs(np.asarray(one[0]) - np.asarray(four[0]))
-    assert away.max() <= 1.01 / 255 / 0.25 and (away > 1e-6).mean() < 0.001
+    assert_same_but_for_blends(one[0], four[0])
 
 
 @pytest.mark.parametrize('text, same', [('', 'none'), ('crop(2)', 'crop(padding=2, mode="zeros")')])

@@ -32,9 +32,14 @@ size = 1 << 26
 c = ctypes.CDLL(None)
 c.malloc.restype = ctypes.c_void_p
 ctypes.memset(c.malloc(ctypes.c_size_t(size)), 1, size)
-lines = Path('/proc/self/smaps').read_text().splitlines()
-pages = max(int(line.split()[1]) for line in lines if line.startswith('AnonHugePages'))
-print(pages, *sys.argv[1:], describe())
+size_in_kb = wished = 0
+for line in Path('/proc/self/smaps').read_text().splitlines():
+    name, *words = line.split()
+    if name == 'Size:':
+        size_in_kb = int(words[0])
+    elif name == 'VmFlags:' and 'hg' in words:
+        wished = max(wished, size_in_kb)
+print(wished, *sys.argv[1:], describe())
 """
 
 
@@ -43,6 +48,7 @@ def test_a_command_begins_again_in_huge_pages(tmp_path):
     program = tmp_path / 'allocate.py'
     program.write_text(ALLOCATE)
     done = subprocess.run([sys.executable, program, 'a', 'b c'], capture_output=True, text=True, check=True)
+    # What was asked for: whether the kernel has whole huge pages left is another matter.
     kilobytes, words = done.stdout.split(maxsplit=1)
     assert int(kilobytes) > 1 << 15 and words.strip() == 'a b c in huge pages'
 

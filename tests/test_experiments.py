@@ -76,7 +76,7 @@ def test_each_of_several_jobs_has_a_gpu_of_its_own(tmp_path, monkeypatch):
             given.append(self.gpu)
 
         def wait(self):
-            together.wait(10)  # there are always two at a time
+            together.wait(120)  # there are always two at a time
             busy.remove(self.gpu)
             return 1
 

@@ -322,4 +322,4 @@ def test_sigterm_while_compiling_ends_at_once(small_npz, tmp_path):
         begun = time.monotonic()
         status, _, err = outcome(process)
     assert (status, err.count('\n')) == (75, 1)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30

@@ -1,5 +1,6 @@
 """Ops and policies against torchvision's, on photographs: grey levels, bins, and what is drawn how often."""
 
+import contextlib
 from collections import Counter
 
 import jax
@@ -32,6 +33,9 @@ THEIRS = {
     'invert': 'Invert',
 }
 BLENDS = ('saturation', 'contrast', 'sharpness')  # sums of two products, which may round either way
+# Pixels by which a source is moved: where it lies half-way between two, either may be taken. Which one
+# torchvision takes depends on the processor, whose matrix product decides with its last bit.
+NUDGES = [(x, y) for x in (1e-4, -1e-4) for y in (1e-4, -1e-4)]
 
 
 @pytest.fixture(scope='module')
@@ -58,11 +62,42 @@ def arrays(images):
     return np.moveaxis(images.numpy(), -3, -1)
 
 
+@contextlib.contextmanager
+def nudged(x, y):
+    """In the block, torchvision's affine changes take their pixels from so much further right and down."""
+    from torchvision.transforms.v2.functional import _geometry
+
+    original = _geometry._affine_grid
+
+    def moved(theta, w, h, ow, oh):
+        return original(theta, w, h, ow, oh) + torch.tensor([2 * x / w, 2 * y / h])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_geometry, '_affine_grid', moved)
+        yield
+
+
 def their_change(policy, images, op, magnitude):
     """What torchvision's policy class makes of images."""
     nearest = import_torchvision().transforms.InterpolationMode.NEAREST
     change = policy._apply_image_or_video_transform
     return arrays(change(tensors(images), THEIRS[op], magnitude, interpolation=nearest, fill={}))
+
+
+def their_choices(policy, choices, op, magnitude):
+    """All that images may become, [4,…] for [4,…]: pixels differ where a source is half-way between two."""
+    if op not in policies.GEOMETRIC:
+        return their_change(policy, choices, op, magnitude)
+    changed = []
+    for images, nudge in zip(choices, NUDGES):
+        with nudged(*nudge):
+            changed.append(their_change(policy, images, op, magnitude))
+    return np.stack(changed)
+
+
+def levels_away(images, choices):
+    """[...,H,W]: grey levels between a pixel and the nearest of its choices, [4,...,H,W,C]."""
+    return np.min([np.abs(images.astype(int) - choice).max(-1) for choice in choices], 0)
 
 
 def their_bins(policy, op, size):
@@ -77,6 +112,7 @@ def test_every_op_at_every_magnitude_is_torchvisions(v2, ranges):
     """Of pictures that are not square."""
     size = 24, 32
     images = photographs(2, *size)
+    unchanged = np.stack([images] * len(NUDGES))
     policy = v2.RandAugment() if ranges is policies.USUAL else v2.TrivialAugmentWide()
     rows, expected, names = [], [], []
     for op in policies.OPS:
@@ -88,12 +124,14 @@ def test_every_op_at_every_magnitude_is_torchvisions(v2, ranges):
         for our_bin, their_bin in zip(ours, bins):
             for sign in (1, -1) if signed else (1,):
                 rows.append(policies.change(op, sign * our_bin, size))
-                expected.append(their_change(policy, images, op, sign * their_bin))
+                expected.append(their_choices(policy, unchanged, op, sign * their_bin))
                 names.append(op)
     table = jax.tree.map(lambda x: np.repeat(x, len(images), 0), policies.stack(rows))
     inputs = np.tile(images, (len(rows), 1, 1, 1))
     found = np.asarray(jax.jit(policies.apply, static_argnums=2)(inputs, table, tuple(policies.COLOURS)))
-    away = np.abs(found.reshape(np.shape(expected)).astype(int) - np.array(expected)).max((1, 2, 3, 4))
+    choices = np.swapaxes(expected, 0, 1)
+    assert (choices.min(0) != choices.max(0)).any(-1).mean() < 0.01  # few pixels have more than one
+    away = levels_away(found.reshape(choices.shape[1:]), choices).max((1, 2, 3))
     worst = {name: max(a for a, n in zip(away, names) if n == name) for name in policies.OPS}
     assert {name for name, levels in worst.items() if levels} <= set(BLENDS)
     assert max(worst.values()) <= 1
@@ -122,9 +160,10 @@ def test_extreme_pictures_are_torchvisions(v2):
 
 
 def candidates(policy, image):
-    """{what torchvision's policy can make of an image, as bytes: its probability}"""
+    """{what torchvision's policy can make of an image, [4,H,W,C] as bytes: its probability}"""
     chances: dict[bytes, float] = {}
     size = image.shape[:2]
+    unchanged = np.stack([image] * len(NUDGES))
 
     def signs(op, magnitude, signed, chance):
         for sign in (1, -1) if signed else (1,):
@@ -143,9 +182,9 @@ def candidates(policy, image):
                 options.append([(None, 0.0, 1 - probability)])
                 options[-1] += list(signs(ours[name], magnitude, signed, probability))
             for op, magnitude, chance in options[0]:
-                first = image if op is None else their_change(policy, image, op, magnitude)
+                first = unchanged if op is None else their_choices(policy, unchanged, op, magnitude)
                 for op_2, magnitude_2, chance_2 in options[1]:
-                    second = first if op_2 is None else their_change(policy, first, op_2, magnitude_2)
+                    second = first if op_2 is None else their_choices(policy, first, op_2, magnitude_2)
                     add(second, chance * chance_2 / len(policy._policies))
         return chances
     for op in policies.OPS:
@@ -154,7 +193,7 @@ def candidates(policy, image):
             bins = [bins[policy.magnitude]]
         for magnitude in bins:
             for choice in signs(op, magnitude, signed, 1 / len(policies.OPS) / len(bins)):
-                add(their_change(policy, image, *choice[:2]), choice[2])
+                add(their_choices(policy, unchanged, *choice[:2]), choice[2])
     return chances
 
 
@@ -173,12 +212,14 @@ def test_policies_draw_as_torchvisions(v2, text):
     outputs = np.asarray(jax.jit(augment)(jax.random.key(0), np.tile(image, (5000, 1, 1, 1))))
     counted = Counter(output.tobytes() for output in outputs)
     kinds, counts = np.stack([np.frombuffer(k, np.uint8) for k in counted]), list(counted.values())
-    theirs = np.stack([np.frombuffer(c, np.uint8) for c in chances])
-    centre = theirs.mean(0)
-    a, b = (x.astype(np.float32) - centre.astype(np.float32) for x in (kinds, theirs))
-    nearest = ((b**2).sum(1) - 2 * a @ b.T).argmin(1)
-    assert np.abs(kinds.astype(int) - theirs[nearest]).max() <= 2  # a blend after a blend
-    found = np.bincount(nearest, counts, len(theirs))
+    theirs = np.stack([np.frombuffer(c, np.uint8).reshape(len(NUDGES), -1) for c in chances], 1)
+    centre = theirs.mean((0, 1))
+    a, *b = (x.astype(np.float32) - centre.astype(np.float32) for x in (kinds, *theirs))
+    nearest = np.min([(x**2).sum(1) - 2 * a @ x.T for x in b], 0).argmin(1)
+    shape = len(kinds), *image.shape
+    away = levels_away(kinds.reshape(shape), theirs[:, nearest].reshape(len(NUDGES), *shape))
+    assert away.max() <= 2  # a blend after a blend
+    found = np.bincount(nearest, counts, len(chances))
     expected = 5000 * np.array(list(chances.values()))
     assert found[expected == 0].sum() == 0
     often = expected >= 5
@@ -190,6 +231,7 @@ def test_color_jitter_draws_as_torchvisions(v2):
     """Their order is seen where values are cut off."""
     image = photographs(1, 24, 24)[0]
     theirs = v2.ColorJitter(0.8, 0.8, 0.8, 0.4)
+    torch.manual_seed(0)
     expected = np.stack([arrays(theirs(tensors(image))) for _ in range(500)]).astype(float)
     ((_, augment),) = parse('color_jitter(.8,.8,.8,.4)').steps
     found = np.asarray(jax.jit(augment)(jax.random.key(0), np.tile(image, (500, 1, 1, 1)))).astype(float)

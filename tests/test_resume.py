@@ -64,6 +64,11 @@ def between_best_weights_and_checkpoint(workdir):
     return max((int(p.stem) for p in workdir.glob('best/*/[0-9]*.npz')), default=0) > max(saved, default=0)
 
 
+def timed_epochs(workdir) -> int:
+    path = workdir / 'timing.csv'
+    return path.read_text().count('\n') - 1 if path.exists() else 0
+
+
 def some_time_later(rng):
     """A condition that holds from a random time on after it is first asked."""
     until = None
@@ -111,7 +116,7 @@ def assert_saved_by_sigterm(process, workdir, pending):
     process.send_signal(signal.SIGTERM)
     at = time.monotonic()
     status, _, err = outcome(process)
-    assert time.monotonic() - at < 15
+    assert time.monotonic() - at < 60  # a second or two, where nothing else runs
     step = checkpoints(workdir)[-1]
     assert (status, err) == (75, f'saved at step {step}; the same command goes on from there\n')
     assert meta(workdir, step)['pending'] == pending
@@ -134,9 +139,8 @@ def test_sigterm_in_evaluation_saves_within_seconds(folder, npz, one, three):
     # One step an epoch, and then images one by one for longer than all else takes.
     fields = {'npz': folder / 'many.npz', 'eval__batch_size': 1, 'epochs': 2}
     with started(folder / 'run', **fields) as process:
-        with frozen(process, lambda: during_a_save(folder / 'run')):
+        with frozen(process, lambda: timed_epochs(folder / 'run') == 2):  # written before its evaluation
             pass
-        time.sleep(0.15)
         assert_saved_by_sigterm(process, folder / 'run', pending=True)
     assert_same(finish(folder / 'run', **fields), finish(folder / 'reference', **fields))
 

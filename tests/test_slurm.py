@@ -60,14 +60,14 @@ def test_a_preempted_job_is_requeued_and_all_ends_as_if_it_had_not_been(
         assert not cluster.ask(environment, 'squeue', '-h') and 'would take them' in capsys.readouterr().out
         folder = submit()
         first = folder / 'first'
-        cluster.until(lambda: checkpoints(first), 60)
+        cluster.until(lambda: checkpoints(first), 300)
         os.kill(int((first / '.lock').read_text()), signal.SIGSTOP)  # Slurm lets it go on, to be stopped
         assert checkpoints(first)[-1] < 24
         urgent = ['sbatch', '--partition=urgent', '--cpus-per-task=8', '--output=/dev/null', '--wrap=true']
         assert 'Submitted' in cluster.ask(environment, *urgent)
-        cluster.until(lambda: (folder / 'table.md').exists(), 90)
+        cluster.until(lambda: (folder / 'table.md').exists(), 600)
         # The job that writes the results is the last.
-        cluster.until(lambda: not cluster.ask(environment, 'squeue', '-h'), 30)
+        cluster.until(lambda: not cluster.ask(environment, 'squeue', '-h'), 300)
     assert_same(first, undisturbed)
     log = (folder / 'first.log').read_text()
     assert 'saved at step' in log and 'resumed at step' in log

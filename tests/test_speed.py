@@ -112,7 +112,7 @@ def test_steps_for_a_gpu_run_once_and_stop_in_time(folder, tmp_path, monkeypatch
     assert '[quick] finished before on a device, in ' in capsys.readouterr().out
     monkeypatch.setattr(on_gpu, 'SAVE_SECONDS', 1)
     with pytest.raises(Preempted, match='stopped in time'):
-        go('--only', 'long', '--minutes', '0.05')
+        go('--only', 'long', '--minutes', '0.1')
     wait_for_end((tmp_path / 'child').read_text().strip())
     capsys.readouterr()
     go('--list')

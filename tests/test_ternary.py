@@ -180,7 +180,9 @@ def test_a_ternary_run_from_end_to_end(small, tmp_path, capsys):
     np.testing.assert_allclose(logits, wanted, atol=1e-4)
     export_weights(tmp_path, tmp_path / 'out.pth')
     exported = torch.load(tmp_path / 'out.pth')['conv2.weight']
-    np.testing.assert_array_equal(exported, shown['conv2']['kernel'].transpose(3, 2, 0, 1))
+    seen = shown['conv2']['kernel'].transpose(3, 2, 0, 1)
+    np.testing.assert_array_equal(np.sign(exported), np.sign(seen))
+    np.testing.assert_allclose(exported, seen, rtol=1e-6)  # the scale is a sum, taken in another program
 
 
 def stop_at(monkeypatch, step, evaluating=False):
