@@ -145,8 +145,10 @@ class TrainStep:
             grads, (stats, numbers) = gradient(params, stats, x, y, keys, state.step)
             part = jax.tree.map(lambda value: value / parts, (grads, numbers))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
-            # The next part waits for this one, or XLA would be free to run them side by side.
-            total, stats, images = jax.lax.optimization_barrier((total, stats, images))
+            if i < parts - 1:
+                # The next part waits for this one, or XLA would be free to run them side by side. Behind the
+                # last part, a barrier would keep XLA from joining the gradients with the update.
+                total, stats, images = jax.lax.optimization_barrier((total, stats, images))
         grads, numbers = total
         return grads, stats, numbers
 
