@@ -5,6 +5,8 @@
 `94` and `96` (%) are for a GPU, `90` for the two cores of a laptop. All train `speednet` on all 50,000
 images: whitened patches, Muon for the convolutions, every image mirrored in every other epoch, and
 mirrored images in the evaluation. `python -m experiments.speedrun 90 5` takes means over runs.
+
+The recipe of `94` is that of Jordan 2024 with Muon: 94.01 % there, the mean of 200 runs.
 """
 
 from configs import base
@@ -13,7 +15,7 @@ from jaxcifar.machine.errors import lookup
 # network, epochs, batch, precision, loader
 MARKS = {
     '90': ('speednet_small', 4, 500, 'float32', 'host'),
-    '94': ('speednet', 8, 1000, 'bfloat16', 'device'),
+    '94': ('speednet', 8, 2000, 'bfloat16', 'device'),
     '96': ('speednet_large', 40, 1000, 'bfloat16', 'device'),
 }
 
@@ -35,4 +37,21 @@ def get_config(mark: str = '94'):
     c.data.drop_last = True
     c.eval.flip = True
     c.checkpoint.every_epochs = c.epochs
+    if mark == '94':
+        follow_jordan(c)
     return c
+
+
+def follow_jordan(c):
+    """Kernels on a sphere, a rate for each kind of the rest, no warm-up, and translated test images."""
+    c.model.whitening, c.model.norm_momentum = 'bias', 0.6
+    c.optimizer.lr, c.optimizer.rest, c.optimizer.rescale = 0.24, 1.0, True
+    # There, rates are of the sum of a batch's losses at momentum .85; here of their mean at .6.
+    mean = c.batch_size * (1 - c.optimizer.momentum) / (1 - 0.85) / c.optimizer.lr
+    bias, fc = 0.053 * mean, 0.000828 * mean
+    c.optimizer.rates = f'scale=0 bn.*bias={bias:.4g} fc/|whiten={fc:.4g}'
+    # Rate times decay is .00382 a step there, of all that is no kernel.
+    c.optimizer.weight_decay = 0.00382 / 0.053 / c.batch_size
+    c.optimizer.decay = f'bn.*bias fc/|whiten={bias / fc:.4g}'
+    c.schedule.warmup_steps = 0
+    c.eval.shift = 1

@@ -40,6 +40,8 @@ def get_config() -> ConfigDict:
     c.model.drop_path = 0.0  # stochastic depth: how often the last block is skipped, the first never
     c.model.init = 'he'  # he | he_dense | torch | dirac: the distributions that weights are drawn from
     c.model.zero_init = False  # norms that end a block begin at 0, so that blocks begin as nothing
+    c.model.norm_momentum = 0.9  # share of the old in a step's running statistics of batch norms
+    c.model.whitening = ''  # of speednet: bias, to train one behind its filters [auto: without]
     c.model.shortcut = ''  # A | B, of resnet8 to resnet110 and others that have it [auto: their own]
     c.model.stem = ''  # cifar | imagenet, for images of 32 or 224 pixels [auto: cifar]
 
@@ -105,8 +107,10 @@ def get_config() -> ConfigDict:
     c.optimizer.b1 = 0.9  # of adamw
     c.optimizer.b2 = 0.999  # of adamw
     c.optimizer.rest = 0.1  # muon: learning rate of what is no convolution, as a share of lr
+    c.optimizer.rescale = False  # muon: before an update a kernel is scaled to the norm √(its outputs)
+    c.optimizer.rates = ''  # factors of lr by parameter path: 'fc/=2 bias=64 scale=0'; first found counts
     c.optimizer.weight_decay = number_or_list(5e-4)  # sgd: added to the gradient; adamw: decoupled [K]
-    c.optimizer.decay = '.*'  # regular expression: the parameter paths that decay; kernel: no norms
+    c.optimizer.decay = '.*'  # the parameter paths that decay; kernel: no norms; with factors as rates
     c.optimizer.clip = 0.0  # largest norm of a member's gradient; 0 is off
     c.optimizer.accumulate = 1  # a step's batch goes through in this many equal parts
 
@@ -129,6 +133,7 @@ def get_config() -> ConfigDict:
     c.eval.every_epochs = 1  # how often the validation images are evaluated
     c.eval.batch_size = 500  # images a step in evaluation [resumable]
     c.eval.flip = False  # average the logits of an image and its mirror image
+    c.eval.shift = 0  # … and, half of the weight, of the image moved up-left and down-right so many pixels
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_epochs = 1  # how often the whole state is saved [resumable]

@@ -7,7 +7,6 @@ never touches another.
 
 import itertools
 import math
-import re
 from collections.abc import Callable
 
 import jax
@@ -85,7 +84,24 @@ def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransf
         chain.insert(0, optax.clip_by_global_norm(config.optimizer.clip))
     if _learns_scales(config):
         chain.append(optax.masked(optax.scale(config.ternary.scale_lr), _mask(is_scale)))
+    if config.optimizer.rates:
+        chain.append(_scale_by_path(config))
+    if config.optimizer.rescale:
+        chain.append(optax.stateless(lambda updates, params: jax.tree.map(_from_rescaled, updates, params)))
     return optax.chain(*chain)
+
+
+def _scale_by_path(config: ConfigDict) -> optax.GradientTransformation:
+    """Updates times the factors of optimizer.rates."""
+    rules = parse_rules('optimizer.rates', config.optimizer.rates)
+    return optax.stateless(lambda updates, _: map_paths(lambda p, u: u * number_of(rules, p, 1.0), updates))
+
+
+def _from_rescaled(update: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The update that takes a convolution from where it is to √outputs·w/‖w‖, and from there on."""
+    if kernel.ndim != 4:
+        return update
+    return update + (kernel.shape[-1] ** 0.5 / jnp.linalg.norm(kernel) - 1) * kernel
 
 
 def _head_optimizers(config: ConfigDict, rates) -> dict[str, optax.GradientTransformation]:
@@ -118,10 +134,14 @@ def clip(grads, norm: float):
 
 
 def _decay(config: ConfigDict, weight_decay) -> list[optax.GradientTransformation]:
-    """Weight decay by path: of what optimizer.decay is found in, and otherwise of TTQ's scales."""
-    pattern = config.optimizer.decay
-    decays = _mask(lambda path: not is_scale(path) and re.search(pattern, path) is not None)
-    chain = [optax.add_decayed_weights(weight_decay, decays)]
+    """Weight decay by path, as optimizer.decay has it, and otherwise of TTQ's scales."""
+    rules = parse_rules('optimizer.decay', config.optimizer.decay, bare=1.0)
+
+    def decays(factor: float) -> Callable:
+        return _mask(lambda path: not is_scale(path) and number_of(rules, path, 0.0) == factor)
+
+    factors = dict.fromkeys(rule.number for rule in rules)
+    chain = [optax.add_decayed_weights(weight_decay * factor, decays(factor)) for factor in factors]
     if _learns_scales(config) and config.ternary.scale_decay:
         of_scales = config.ternary.scale_decay * weight_decay
         chain.append(optax.add_decayed_weights(of_scales, _mask(is_scale)))
@@ -133,12 +153,7 @@ def _learns_scales(config: ConfigDict) -> bool:
 
 
 def _mask(of: Callable[[str], bool]) -> Callable:
-    return lambda params: jax.tree_util.tree_map_with_path(lambda path, _: of(path_name(path)), params)
-
-
-def path_name(path) -> str:
-    """'stage/block/kernel' from a JAX key path."""
-    return '/'.join(str(getattr(k, 'key', k)) for k in path)
+    return lambda params: map_paths(lambda path, _: of(path), params)
 
 
 def cosine(s: ConfigDict, epochs: int) -> optax.Schedule:

@@ -53,6 +53,8 @@ def new_sums(config: ConfigDict) -> dict[str, jax.Array]:
 def init_state(config: ConfigDict, population: Population, images=None) -> TrainState:
     """The state before the first step, on the devices; `images` as in `Population.init`."""
     params, stats = population.init(images)
+    rates = parse_rules('optimizer.rates', config.optimizer.rates)
+    check_found('optimizer.rates', rates, [path for group in params for path in path_names(group)])
     head = make_head(config, population)
 
     def create(params, stats, head):

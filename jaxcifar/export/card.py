@@ -90,6 +90,7 @@ def _accuracy(found: dict, which: str, names: list[str], config: ConfigDict, fus
         'split': 'test',
         'selected_on': found['selection'],
         'flip': config.eval.flip,
+        'shift': config.eval.shift,
         'members': {name: score['accuracy'] for name, score in zip(names, scores)},
         'mean': mean['accuracy'],
         'std': std['accuracy'] if error_bar else None,
@@ -182,6 +183,7 @@ def _summary(card: dict) -> str:
     if found['ensemble'] is not None:
         line += f'; the mean of their probabilities {100 * found["ensemble"]:.2f} %'
     line += '; all with the logits of an image and of its mirror image averaged' if found['flip'] else ''
+    line += f', and of both moved by {found["shift"]} pixels' if found['shift'] else ''
     rounded = any(m['options'].get('fold') or m['options'].get('rest') == 'float16' for m in card['members'])
     line += '; measured before the numbers in these files were rounded (see check)' if rounded else ''
     return f'{line}.'

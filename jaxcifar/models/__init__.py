@@ -39,7 +39,11 @@ NETWORKS: dict[str, Callable] = {
     'speednet_large': speednet.SpeedNetLarge,
 }
 
-CHOICES: dict[str, dict] = {'shortcut': resnet.SHORTCUTS, 'stem': dict.fromkeys(STEMS)}
+CHOICES: dict[str, dict] = {
+    'shortcut': resnet.SHORTCUTS,
+    'stem': dict.fromkeys(STEMS),
+    'whitening': dict.fromkeys(speednet.WHITENINGS),
+}
 
 
 class Network(NamedTuple):
@@ -76,6 +80,7 @@ def build(
     drop_path: float = 0.0,
     init: str = 'he',
     zero_init: bool = False,
+    norm_momentum: float = 0.9,
     **options,
 ) -> Network:
     """The two functions of a network.
@@ -84,8 +89,9 @@ def build(
     axis_name: the mesh axis that norms synchronise over.
     dropout, drop_path: rates of dropout within blocks, and of stochastic depth at the last block.
     init: 'he' or 'torch' (see `layers.initialise`); zero_init: norms that end a block begin at 0.
-    options: what only some networks have: shortcut 'A' or 'B', stem 'cifar' or 'imagenet'; in code
-        also the other fields of their modules.
+    norm_momentum: share of the old in the running statistics of norms.
+    options: what only some networks have: shortcut 'A' or 'B', stem 'cifar' or 'imagenet', whitening 'bias';
+        in code also the other fields of their modules.
     """
     make = lookup('network', NETWORKS, name)
     scheme = lookup('model.init', SCHEMES, init)
@@ -95,7 +101,7 @@ def build(
         lookup(f'model.{option}', CHOICES.get(option, {value: None}), value)
 
     def module(train: bool):
-        layers = Layers(train, dtype, axis_name if train else None, dropout, drop_path)
+        layers = Layers(train, dtype, axis_name if train else None, dropout, drop_path, norm_momentum)
         return make(num_classes=num_classes, layers=layers, **options)
 
     zeroed = module(train=False).last_norm if zero_init else None

@@ -24,6 +24,7 @@ class Layers:
     axis_name: str | None = None
     dropout: float = 0.0  # share of a block's hidden activations that are set to zero
     drop_path: float = 0.0  # probability that the last block of the network is skipped
+    norm_momentum: float = 0.9  # share of the old in the running statistics of norms
 
     def conv(self, filters: int, size: int, stride: int = 1, groups: int = 1, name: str | None = None):
         """A convolution without bias that keeps the size, but for its stride."""
@@ -31,7 +32,7 @@ class Layers:
 
     def norm(self, name: str | None = None) -> BatchNorm:
         """A batch norm."""
-        return BatchNorm(self.train, self.axis_name, self.dtype, name=name)
+        return BatchNorm(self.train, self.axis_name, self.dtype, self.norm_momentum, name=name)
 
     def drop(self, x: jax.Array) -> jax.Array:
         """Dropout (Srivastava et al. 2014), within a block."""

@@ -1,6 +1,6 @@
 """A small network for fast training: whitened patches, three pooled blocks, a maximum at the end.
 
-After Jordan 2024 (arXiv:2404.00498), without a bias behind the whitening.
+After Jordan 2024 (arXiv:2404.00498).
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,18 @@ from jaxcifar.models.convolution import convolve
 from jaxcifar.models.layers import Layers
 
 PATCH = 2  # pixels of a whitened patch's side
+WHITENINGS = ('bias',)  # what may be added to it
 
 
 class Whiten(nn.Module):
     """The principal components of the images' patches, each scaled to variance 1, and their negatives.
 
     The filters are statistics of the training images (`fit` draws them), not parameters: no gradient
-    or decay touches them. There is no bias: its gradient would be a fifth of a CPU's step.
+    or decay touches them. A bias is a parameter; its gradient is a fifth of a CPU's step.
     """
 
     channels: int
+    bias: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -32,7 +34,10 @@ class Whiten(nn.Module):
         size = PATCH * PATCH * x.shape[-1]
         shape = PATCH, PATCH, x.shape[-1], min(self.channels, 2 * size)
         filters = self.variable('batch_stats', 'filters', jnp.zeros, shape)
-        return convolve(x.astype(self.dtype), filters.value.astype(self.dtype), 1, ((0, 0), (0, 0)))
+        y = convolve(x.astype(self.dtype), filters.value.astype(self.dtype), 1, ((0, 0), (0, 0)))
+        if self.bias:
+            y += self.param('bias', nn.initializers.zeros, shape[-1:]).astype(self.dtype)
+        return y
 
 
 def whitening_filters(images: np.ndarray, count: int, epsilon: float = 5e-4) -> np.ndarray:
@@ -63,6 +68,7 @@ class SpeedNet(nn.Module):
     layers: Layers
     widths: Sequence[int] = (64, 256, 256)
     whitened: int = 24
+    whitening: str = ''  # 'bias': with one that is trained
     last_norm = None
 
     @staticmethod
@@ -76,7 +82,7 @@ class SpeedNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         a = self.layers
-        x = nn.gelu(Whiten(self.whitened, a.dtype, name='whiten')(x))
+        x = nn.gelu(Whiten(self.whitened, self.whitening == 'bias', a.dtype, name='whiten')(x))
         for i, width in enumerate(self.widths, 1):
             x = halve(a.conv(width, 3, name=f'layer{i}_conv1')(x))
             x = nn.gelu(a.norm(f'layer{i}_bn1')(x))

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -45,12 +46,26 @@ def make_eval_step(config: ConfigDict, population: Population, dataset):
             logits, features, _ = population.forward(shown, weights.stats, images, False)
             return join(head, weights.head, logits, features)
 
+        def both_ways(images: jax.Array) -> jax.Array:
+            logits = predict(images)
+            return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
+
         images = normalise(images, dataset.mean, dataset.std)
-        logits = predict(images)
-        return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
+        logits = both_ways(images)
+        if not config.eval.shift:
+            return logits
+        up, down = (both_ways(moved) for moved in shifted(images, config.eval.shift))
+        return logits / 2 + (up + down) / 4
 
     compiled = jax.jit(forward, compiler_options=compiler_options())
     return lambda weights: partial(compiled, show(weights.params), weights._replace(params=None))
+
+
+def shifted(images: jax.Array, pixels: int) -> tuple[jax.Array, jax.Array]:
+    """Images [B,H,W,C] moved up and left, and moved down and right; what comes in is a reflection."""
+    height, width = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (pixels,) * 2, (pixels,) * 2, (0, 0)), 'reflect')
+    return padded[:, 2 * pixels :, 2 * pixels :], padded[:, :height, :width]
 
 
 def predict_logits(

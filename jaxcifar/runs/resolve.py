@@ -34,6 +34,8 @@ RANGES = {
     **dict.fromkeys(('checkpoint.every_steps', 'log.every_steps', 'data.workers'), (0, ANY)),
     **dict.fromkeys(('optimizer.lr', 'optimizer.weight_decay', 'optimizer.clip'), (0, ANY)),
     **dict.fromkeys(('optimizer.momentum', 'optimizer.b1', 'optimizer.b2', 'ema'), (0, 1)),
+    **dict.fromkeys(('optimizer.rest', 'eval.shift'), (0, ANY)),
+    'model.norm_momentum': (0, 1),
     **dict.fromkeys(('model.dropout', 'model.drop_path'), (0, 0.99)),
     'mutual.temperature': (0.01, ANY),
     **dict.fromkeys(('fusion.alpha', 'fusion.lr', 'fusion.lr_head', 'fusion.weight_decay'), (0, ANY)),
@@ -145,8 +147,11 @@ def _check(config: ConfigDict, names: list[str]):
     mixes = augment.parse(config.augment).mixes
     if config.augment_each and mixes:
         raise UserError(f'augment_each would mix other images for each member: leave out {mixes[0].name}')
-    for field in ('optimizer.decay', 'ternary.layers'):
-        _check_expression(config, field)
+    paths.parse_rules('optimizer.rates', config.optimizer.rates)
+    paths.parse_rules('optimizer.decay', config.optimizer.decay, bare=1.0)
+    if config.optimizer.rescale and config.optimizer.name != 'muon':
+        raise UserError(f'optimizer.rescale is for muon, not for {config.optimizer.name}')
+    _check_expression(config, 'ternary.layers')
     optim.SCHEDULES[config.schedule.name](config.schedule, config.epochs)  # raises if impossible
 
 

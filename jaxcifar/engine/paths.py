@@ -1,0 +1,76 @@
+"""Numbers by parameter path: 'fc/=2 bias=64' is 2 for the paths that 'fc/' is found in, then 64 for 'bias'.
+
+A path is 'stage/block/kernel'. A rule is a regular expression, =, and a number; spaces part the rules, and
+of those found in a path the first counts.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from jaxcifar.machine.errors import UserError
+
+RULE = re.compile(r'(.*)=([-+.\de]+)')
+
+
+class Rule(NamedTuple):
+    """A regular expression and the number of the paths that it is found in."""
+
+    pattern: str
+    number: float
+
+
+def parse_rules(field: str, text: str, bare: float | None = None) -> list[Rule]:
+    """The rules of a field's text; one without a number has `bare`.
+
+    Raises:
+      UserError: a rule has no number and `bare` is None, its number is below 0, or its expression is none.
+    """
+    return [_parse(field, word, bare) for word in text.split()]
+
+
+def _parse(field: str, word: str, bare: float | None) -> Rule:
+    match = RULE.fullmatch(word)
+    if match is None and bare is None:
+        raise UserError(f"{field}: expected rules like 'bias=64', got {word!r}")
+    pattern, number = match.groups() if match else (word, str(bare))
+    try:
+        re.compile(pattern)
+        rule = Rule(pattern, float(number))
+    except (re.error, ValueError) as error:
+        raise UserError(f'{field}: cannot read {word!r}: {error}') from None
+    if not 0 <= rule.number < float('inf'):
+        raise UserError(f'{field}: expected a factor of at least 0, got {word!r}')
+    return rule
+
+
+def number_of(rules: list[Rule], path: str, default: float) -> float:
+    """The number of the first rule that is found in a path."""
+    return next((rule.number for rule in rules if re.search(rule.pattern, path)), default)
+
+
+def check_found(field: str, rules: list[Rule], paths: list[str]):
+    """Raise `UserError` where a rule is found in no path: it is misspelt."""
+    for rule in rules:
+        if not any(re.search(rule.pattern, path) for path in paths):
+            raise UserError(
+                f'{field}: {rule.pattern!r} is found in none of the {len(paths)} parameters, '
+                f'which are called {", ".join(paths[:3])}, …'
+            )
+
+
+def map_paths(of: Callable, tree, *rest):
+    """A tree of of(path, leaf, …)."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: of(path_name(path), *leaves), tree, *rest)
+
+
+def path_names(tree) -> list[str]:
+    """The paths of a tree's leaves."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def path_name(path) -> str:
+    """'stage/block/kernel' from a JAX key path."""
+    return '/'.join(str(getattr(k, 'key', k)) for k in path)
