@@ -12,9 +12,10 @@ def page() -> str:
     lines = [
         '# Every field of a run',
         '',
-        'Made from `jaxcifar/config/fields.py` by `python -m configs`. On the command line a field is changed by',
-        '`--config.FIELD=VALUE`. [K]: one number, or one a member (`.1,.2`). resumable: may change between a',
-        'run and its continuation. auto: filled in after the command line, from what stands behind it.',
+        'Made from `jaxcifar/config/fields.py` by `python -m configs`. On the command line,',
+        '`--config.FIELD=VALUE` changes a field. [K]: one number, or one a member (`.1,.2`). resumable: may',
+        'change between a run and its continuation. auto: filled in after the command line, from what stands',
+        'behind it.',
     ]
     group = None
     for field, default, comment in documented_fields():

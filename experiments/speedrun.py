@@ -1,9 +1,12 @@
-"""How fast CIFAR-10 comes to a mark: python -m experiments.speedrun [MARK [RUNS [FOLDER]]]
+"""How fast CIFAR-10 comes to a mark.
+
+    python -m experiments.speedrun [MARK [RUNS [FOLDER]]] [--config.FIELD=VALUE …]
 
 Trains configs/speedrun.py:MARK with so many seeds, each in a process of its own, and prints the mean test
 accuracy of the last epoch with its standard error, the seconds of training without and with compilation,
-and those of the whole process. Finished runs are not repeated, and one that was stopped begins anew, for its
-seconds to be those of one process; rows go to experiments/results/speedrun.csv.
+and those of the whole process. Fields of the config may be changed. All runs share the programs that the
+first compiles. Finished runs are not repeated, and one that was stopped begins anew, for its seconds to be
+those of one process. Each run is a row of experiments/results/speedrun_seeds.csv as soon as it has ended.
 """
 
 import csv
@@ -19,54 +22,68 @@ import numpy as np
 from experiments import results
 from jaxcifar.machine.command import run_words
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import write_json
+from jaxcifar.machine.files import read_json, write_json
+
+SECONDS = ('seconds', 'seconds_with_compilation', 'seconds_of_process')
 
 
-def train(mark: str, seed: int, workdir: Path) -> dict[str, float]:
-    """The numbers of a run, which are kept beside it."""
-    kept = workdir / 'speedrun.json'
-    if kept.exists():
-        return json.loads(kept.read_text())
+def train(mark: str, seed: int, folder: Path, changes: list[str]) -> dict:
+    """The row of a run, which is kept beside it; `UserError` where that is of other changes."""
+    workdir = folder / f'{mark}_{seed}'
+    kept = workdir / 'row.json'
+    row = read_json(kept)
+    if row is None:
+        row = _measure(mark, seed, workdir, changes)
+        write_json(kept, row)
+        results.append('speedrun_seeds', [row])
+    if row['changes'] != ' '.join(changes):
+        raise UserError(f'{workdir} was run with {row["changes"] or "no changes"}: choose another FOLDER')
+    return row
+
+
+def _measure(mark: str, seed: int, workdir: Path, changes: list[str]) -> dict:
+    """What a run of its own process came to."""
     shutil.rmtree(workdir, ignore_errors=True)
     command = ['-m', 'jaxcifar.main', '--config', f'configs/speedrun.py:{mark}', '--workdir', str(workdir)]
     command += [f'--config.seed={seed}', '--config.log.tensorboard=False']
+    command += [f'--config.compile_cache={workdir.parent / "compiled"}', *changes]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise UserError(f'seed {seed} ended with exit status {done.returncode}')
     process = time.perf_counter() - start
     with open(workdir / 'timing.csv') as file:
-        training = sum(float(row['seconds']) for row in csv.DictReader(file))
+        training = sum(float(line['seconds']) for line in csv.DictReader(file))
     found = json.loads((workdir / 'results.json').read_text())
-    compiling = json.loads((workdir / 'run.json').read_text())['sessions'][-1]['speed']['compile_seconds']
-    numbers = {
-        'accuracy': found['mean']['last']['accuracy'],
-        'seconds': training,
-        'seconds_with_compilation': training + compiling,
-        'seconds_of_process': process,
+    session = json.loads((workdir / 'run.json').read_text())['sessions'][-1]
+    seconds = training, training + session['speed']['compile_seconds'], process
+    return {
+        **results.here(session['devices'][0]),  # this process leaves the device to the runs
+        'commit': session['commit'],
+        'mark': mark,
+        'changes': ' '.join(changes),
+        'seed': seed,
+        'accuracy': round(100 * found['mean']['last']['accuracy'], 2),
+        **{name: round(value, 2) for name, value in zip(SECONDS, seconds)},
     }
-    write_json(kept, numbers)
-    return numbers
 
 
-def main(mark: str = '94', runs: str = '20', folder: str = 'runs/speedrun'):
-    """Run, print and append."""
-    found: dict[str, list[float]] = {}
+def main(*words: str):
+    """Run, append and print."""
+    changes = [word for word in words if word.startswith('--')]
+    given = [word for word in words if word not in changes]
+    mark, runs, folder = (*given, *('94', '20', 'runs/speedrun')[len(given) :])
+    rows = []
     for seed in range(int(runs)):
-        numbers = train(mark, seed, Path(folder) / f'{mark}_{seed}')
-        for name, value in numbers.items():
-            found.setdefault(name, []).append(value)
-        print(f'seed {seed}: {numbers["accuracy"]:.2%} after {numbers["seconds"]:.2f} s', flush=True)
-    accuracy = 100 * np.array(found['accuracy'])
+        rows.append(train(mark, seed, Path(folder), changes))
+        print(f'seed {seed}: {rows[-1]["accuracy"]:.2f} % after {rows[-1]["seconds"]:.2f} s', flush=True)
+    accuracy = np.array([row['accuracy'] for row in rows])
     error = accuracy.std(ddof=1) / np.sqrt(len(accuracy)) if len(accuracy) > 1 else np.nan
-    seconds = {name: float(np.mean(values)) for name, values in found.items() if name != 'accuracy'}
-    row = {**results.here(), 'mark': mark, 'runs': runs, 'accuracy': f'{accuracy.mean():.3f}'}
-    row |= {'standard_error': f'{error:.3f}', 'lowest': f'{accuracy.min():.2f}'}
-    results.append('speedrun', [row | {name: f'{value:.2f}' for name, value in seconds.items()}])
+    training, compiled, process = (np.mean([row[name] for row in rows]) for name in SECONDS)
     print(
         f'{len(accuracy)} runs: {accuracy.mean():.2f} ± {error:.2f} % (mean and its standard error); '
-        f'{seconds["seconds"]:.2f} s of training, {seconds["seconds_with_compilation"]:.2f} s with '
-        f'compilation, {seconds["seconds_of_process"]:.2f} s from start to end of the process'
+        f'{training:.2f} s of training, {compiled:.2f} s with compilation, '
+        f'{process:.2f} s from start to end of the process'
     )
 
 

@@ -89,6 +89,7 @@ def evaluate(
         'split': split,
         'images': len(chosen.labels),
         'flip': run.config.eval.flip,
+        'shift': run.config.eval.shift,
         'posthoc_tau': posthoc_tau,
         'selected_on': run.config.data.validation,
         'members': rows,

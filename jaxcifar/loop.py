@@ -1,6 +1,7 @@
 """The one training loop: steps, epochs, evaluation, the end."""
 
 import contextlib
+import itertools
 from collections import deque
 from pathlib import Path
 
@@ -87,9 +88,10 @@ class Run(Resumable):
         calls = self.order.calls(self.config, steps.start, steps.stop)
         source = batches(self.config, self.dataset, self.order, self.population.mesh, steps)
         in_flight: deque = deque()
-        self.clock.start()
         with contextlib.closing(source):
-            for call, batch in zip(calls, source):
+            ready = itertools.chain([next(source)], source)  # where the loader starts, the clock stands
+            self.clock.start()
+            for call, batch in zip(calls, ready):
                 self.tracer.before(self.step)
                 self.state, row = self.train_step(self.state, batch)
                 self.tracer.after(call.stop - 1, row)

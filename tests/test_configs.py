@@ -141,7 +141,7 @@ S = '--config configs/single.py --workdir x '
     (S + '--config.augment_each=True --config.augment=cutmix', 'leave out cutmix'),
     ('--config configs/mutual.py:resnet32+resnet20 --workdir x --config.members=3', '2 networks'),
     ('--config configs/mutual.py:resnet32,cifar11,strong --workdir x', "did you mean 'cifar10'"),
-    (S + '--config.optimizer.decay=(', 'optimizer.decay'),
+    (S + '--config.optimizer.decay=(', 'optimizer.decay: cannot read'),
     (S + '--config.log.wandb=offline', "pip install -e '.[wandb]'"),
     (S + '--config.data.validation=none --config.early_stopping.patience=3', 'needs validation'),
 ])  # fmt: skip

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxcifar.config.members import per_member
 from jaxcifar.engine.couplings import has_head
+from jaxcifar.engine.paths import map_paths, number_of, parse_rules
 from jaxcifar.engine.views import is_scale
 from jaxcifar.machine.errors import UserError
 

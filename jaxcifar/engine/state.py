@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxcifar.config.members import run_seed
 from jaxcifar.engine.couplings import columns, make_head, output_names
 from jaxcifar.engine.optim import init_head_optimizer, make_optimizer, update_head
+from jaxcifar.engine.paths import check_found, parse_rules, path_names
 from jaxcifar.engine.population import Population
 from jaxcifar.machine import hosts
 

@@ -12,7 +12,7 @@ from jaxcifar.config.fields import get_config
 from jaxcifar.config.members import PER_MEMBER, flatten, get, member_networks, per_member
 from jaxcifar.data import splits
 from jaxcifar.data.datasets import is_streamed
-from jaxcifar.engine import couplings, fusion, losses, optim, quantize, views
+from jaxcifar.engine import couplings, fusion, losses, optim, paths, quantize, views
 from jaxcifar.machine.errors import UserError, lookup, unknown
 from jaxcifar.models import NETWORKS, build
 
