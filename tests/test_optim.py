@@ -107,7 +107,7 @@ def test_updates_are_torchs(changes, decayed):
 def test_decay_that_is_no_pattern_is_refused():
     config = base.get_config()
     config.optimizer.decay = 'kernel('
-    with pytest.raises(UserError, match=r'optimizer\.decay='):
+    with pytest.raises(UserError, match=r'optimizer\.decay: cannot read'):
         finalize(config)
 
 
