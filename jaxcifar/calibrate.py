@@ -8,7 +8,7 @@ WORKDIR/calibration.json                      T, and NLL and calibration error b
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,14 @@ from scipy.optimize import minimize_scalar
 
 from jaxcifar.config.members import member_losses
 from jaxcifar.data import long_tail
+from jaxcifar.data.splits import Images
 from jaxcifar.machine import hosts
 from jaxcifar.machine.command import run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, write_arrays, write_json
-from jaxcifar.runs.evaluation import Evaluation
+from jaxcifar.runs.evaluation import Evaluation, Scored, open_evaluation
 from jaxcifar.runs.metrics import BINS, log_probabilities, mean_of_probabilities, reliability, summarise
+from jaxcifar.runs.session import Session
 from jaxcifar.runs.weights import BestWeights, load_weights
 
 FILE = 'calibration.json'
@@ -31,7 +33,7 @@ RANGE = np.log(0.05), np.log(20)  # of T: correct predictions only have no best 
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """T > 0 for which softmax(z/T) has the lowest NLL (Guo et al. 2017, section 4.2).
+    """Return T > 0 for which softmax(z/T) has the lowest NLL (Guo et al. 2017, section 4.2).
 
     logits [N,C], labels [N]; a one-dimensional search over log T, to eight digits.
     """
@@ -44,33 +46,33 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(nll, bounds=RANGE, method='bounded', options={'xatol': 1e-8}).x))
 
 
-def fit(logits: dict[str, np.ndarray], images: dict, names: list[str]) -> dict:
-    """Temperatures and what they do, from logits [K,n,C] of each part.
+def fit(logits: dict[str, np.ndarray], images: Mapping[str, Images], names: list[str]) -> dict:
+    """Return temperatures and what they do, from logits [K,n,C] of each part.
 
     The mean is that of the calibrated members' probabilities p, and its temperature divides log p; its
     numbers `before` are those of the members as they were trained.
     """
     fitted = FITTED_ON in logits
     log_p = {part: log_probabilities(z) for part, z in logits.items()}
-    found: dict = {'members': []}
+    report: dict = {'members': []}
     scaled: dict[str, list[np.ndarray]] = {part: [] for part in logits}
     for k, name in enumerate(names):
         t = temperature(logits[FITTED_ON][k], images[FITTED_ON].labels) if fitted else 1.0
         after = {part: log_probabilities(z[k].astype(np.float64) / t) for part, z in logits.items()}
         before = {part: p[k] for part, p in log_p.items()}
-        found['members'].append({'name': name, 'temperature': t, 'parts': _compare(before, after, images)})
+        report['members'].append({'name': name, 'temperature': t, 'parts': _compare(before, after, images)})
         for part, p in after.items():
             scaled[part].append(p)
     mean = {part: mean_of_probabilities(np.stack(p)) for part, p in scaled.items()}
     t = temperature(mean[FITTED_ON], images[FITTED_ON].labels) if fitted else 1.0
     before = {part: mean_of_probabilities(p) for part, p in log_p.items()}
     after = {part: log_probabilities(p / t) for part, p in mean.items()}
-    found['mean'] = {'temperature': t, 'parts': _compare(before, after, images)}
-    return found
+    report['mean'] = {'temperature': t, 'parts': _compare(before, after, images)}
+    return report
 
 
-def _compare(before: dict, after: dict, images: dict) -> dict:
-    """NLL, calibration error and reliability on the parts that are shown."""
+def _compare(before: dict, after: dict, images: Mapping[str, Images]) -> dict:
+    """Return NLL, calibration error and reliability, before and after, on the parts that are shown."""
 
     def numbers(log_p: np.ndarray, labels: np.ndarray) -> dict:
         scores = summarise(log_p, labels)
@@ -87,56 +89,79 @@ def _compare(before: dict, after: dict, images: dict) -> dict:
     }
 
 
-def keep(workdir: Path, step: int, poll: Callable = lambda: None):
-    """`calibrate` and say so, unless it has been done since step `step`."""
+def keep(
+    workdir: Path, step: int, evaluation: Evaluation | None = None, scored: Mapping[str, Scored] | None = None
+):
+    """Call `calibrate` and print what it did, unless it has been done since step `step`."""
     if (read_json(workdir / FILE) or {}).get('step') != step:
-        found = calibrate(workdir, poll)
+        report = calibrate(workdir, evaluation, scored)
         if hosts.is_first():
-            print(*lines(found), sep='\n', flush=True)
+            print(*lines(report), sep='\n', flush=True)
 
 
-def calibrate(workdir: Path, poll: Callable = lambda: None) -> dict:
+def calibrate(
+    workdir: Path, evaluation: Evaluation | None = None, scored: Mapping[str, Scored] | None = None
+) -> dict:
     """Calibrate, export and save; returns what calibration.json holds.
 
-    Raises `UserError` where the run is not one of a long tail. `poll()` is called between batches.
+    A run that has just ended gives its own evaluation, and its weights as it has `scored` them. Raises
+    `UserError` where the run is not one of a long tail.
     """
-    run = Evaluation(workdir, poll=poll)
-    counts = run.split.class_counts
+    evaluation = evaluation or open_evaluation(workdir)
+    session = evaluation.session
+    counts = session.split.class_counts
     if counts is None:
-        raise UserError(f'{workdir} is a run of split={run.config.split}, not of a long tail')
-    step = load_weights(run.config, run.population, workdir, 'last')[1]
+        raise UserError(f'{workdir} is a run of split={session.config.split}, not of a long tail')
+    if scored is None:
+        checkpoints = ['last'] if session.chooses_on is None else ['best', 'last']
+        scored = {checkpoint: _load(workdir, session, checkpoint) for checkpoint in checkpoints}
     (workdir / FILE).unlink(missing_ok=True)  # until all of it is there again
-    chosen = [] if run.config.data.validation == 'none' else ['best']
-    found: dict = {
-        'step': step,
-        'fitted_on': FITTED_ON if FITTED_ON in run.images else None,
+    report: dict = {
+        'step': scored['last'].steps[0],
+        'fitted_on': FITTED_ON if FITTED_ON in session.images else None,
         'bins': BINS,
         'class_counts': counts.tolist(),
         'weights': {},
     }
-    for which in [*chosen, 'last']:
-        weights, steps = load_weights(run.config, run.population, workdir, which)
-        logits = {part: run.logits(weights, part)[: len(run.names)] for part in run.images}
-        report = fit(logits, run.images, run.names)
-        for member, loss in zip(report['members'], member_losses(run.config)):
-            member['loss'] = loss
-        main = which == [*chosen, 'last'][0]
-        name = long_tail.folder_name(run.config) + ('' if main else '_last')
-        report['logits'] = str(Path('outputs', 'logits', name))
-        _export(run, logits, report)
-        if main:
-            stamps = steps if isinstance(steps, list) else [steps] * len(run.names)
-            _save_weights(run, weights, stamps, report)
-        found['weights'][which] = report
-    write_json(workdir / FILE, found)
-    return found
+    # The chosen weights come first, and have the folder without a suffix.
+    for checkpoint in sorted(scored):
+        main = not report['weights']
+        folder = long_tail.folder_name(session.config) + ('' if main else '_last')
+        report['weights'][checkpoint] = _calibrate_one(
+            workdir, evaluation, scored[checkpoint], str(Path('outputs', 'logits', folder)), main
+        )
+    write_json(workdir / FILE, report)
+    return report
 
 
-def lines(found: dict) -> list[str]:
-    """What calibration did to the chosen weights, a line for each member and for their mean."""
-    if found['fitted_on'] is None:
+def _load(workdir: Path, session: Session, checkpoint: str) -> Scored:
+    weights, steps = load_weights(session.config, session.population, workdir, checkpoint)
+    return Scored(weights, steps if isinstance(steps, list) else [steps] * len(session.names), {})
+
+
+def _calibrate_one(workdir: Path, evaluation: Evaluation, scored: Scored, folder: str, main: bool) -> dict:
+    """Calibrate the members as they are with one choice of weights; `main` weights are saved as well."""
+    session, names = evaluation.session, evaluation.session.names
+    logits = {}
+    for part in session.images:
+        known = scored.logits.get(part)
+        z = evaluation.logits(scored.weights, part) if known is None else known
+        logits[part] = z[: len(names)]  # without a fused prediction
+    report = fit(logits, session.images, names)
+    for member, loss in zip(report['members'], member_losses(session.config)):
+        member['loss'] = loss
+    report['logits'] = folder
+    _export(workdir, session, logits, report)
+    if main:
+        _save_weights(workdir, session, scored, report)
+    return report
+
+
+def lines(calibration: dict) -> list[str]:
+    """Return what calibration did to the chosen weights, a line for each member and for their mean."""
+    if calibration['fitted_on'] is None:
         return ['logits exported; nothing to calibrate on']
-    report = next(iter(found['weights'].values()))
+    report = next(iter(calibration['weights'].values()))
     text = []
     for row in [*report['members'], {'name': 'mean', **report['mean']}]:
         before, after = (row['parts']['test_lt'][when] for when in ('before', 'after'))
@@ -147,26 +172,26 @@ def lines(found: dict) -> list[str]:
     return text
 
 
-def _export(run: Evaluation, logits: dict[str, np.ndarray], report: dict):
+def _export(workdir: Path, session: Session, logits: dict[str, np.ndarray], report: dict):
     for part, z in logits.items():
-        rows = {'labels': run.images[part].labels, 'indices': run.images[part].indices}
+        rows = {'labels': session.images[part].labels, 'indices': session.images[part].indices}
         for k, member in enumerate(report['members']):
             scaled = (z[k] / member['temperature']).astype(np.float16)
-            file = run.workdir / report['logits'] / member['name'] / part
+            file = workdir / report['logits'] / member['name'] / part
             write_arrays(file.with_suffix('.npy'), scaled)
             write_arrays(file.with_suffix('.npz'), rows)
 
 
-def _save_weights(run: Evaluation, weights, steps: list[int], report: dict):
-    kept = BestWeights(run.workdir, 'calibrated')
+def _save_weights(workdir: Path, session: Session, scored: Scored, report: dict):
+    kept = BestWeights(workdir, 'calibrated')
     kept.forget_after(-1)
-    members = run.population.disassemble(tuple(zip(weights.params, weights.stats)))
-    for member, step, (params, stats) in zip(report['members'], steps, members):
+    members = session.population.disassemble(tuple(zip(scored.weights.params, scored.weights.stats)))
+    for member, step, (params, stats) in zip(report['members'], scored.steps, members):
         kept.save(member['name'], step, params, stats, member['temperature'])
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog='python -m jaxcifar.calibrate',
         description=__doc__,

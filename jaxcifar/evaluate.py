@@ -20,7 +20,7 @@ from jaxcifar.formats import portable
 from jaxcifar.machine.command import run_command
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.machine.files import read_json
-from jaxcifar.runs.evaluation import Evaluation, compare, evaluate_logits
+from jaxcifar.runs.evaluation import compare, evaluate_logits, open_evaluation
 from jaxcifar.runs.metrics import mean_and_std
 from jaxcifar.runs.weights import assemble, load_calibrated, load_weights
 
@@ -57,7 +57,8 @@ def evaluate(
         config.dataset = dataset
     elif dataset:
         raise UserError(f'--dataset is for exported networks; {workdir} is a run, and its config says which')
-    run = Evaluation(workdir, flip, config=config, trained_on=exported[0].about if exported else None)
+    evaluation = open_evaluation(workdir, flip, config, exported[0].about if exported else None)
+    run = evaluation.session
     chosen = lookup('split', run.images, split)
     temperatures = np.ones(1)
     if exported:
@@ -72,7 +73,7 @@ def evaluate(
         weights, step, temperatures = load_calibrated(run.config, run.population, workdir)
     else:
         weights, step = load_weights(run.config, run.population, workdir, which)
-    logits = run.logits(weights, split) / temperatures[:, None, None]
+    logits = evaluation.logits(weights, split) / temperatures[:, None, None]
     if posthoc_tau:
         # Members whose loss was adjusted in training are not adjusted again.
         plain = of_outputs(run.config, np.array(member_losses(run.config)) == 'cross_entropy')
@@ -96,7 +97,7 @@ def evaluate(
         'mean': mean,
         'std': std,
         'ensemble': ensemble,
-        **({'fusion': compare(run, logits, chosen)} if has_head(run.config) else {}),
+        **({'fusion': compare(run.names, logits, chosen)} if has_head(run.config) else {}),
     }
 
 

@@ -38,7 +38,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
         run = Run(config, workdir, terminated, stack)
         found = run.run()
         if run.split.class_counts is not None:
-            calibrate.keep(workdir, found['step'], run._poll)
+            calibrate.keep(workdir, found['step'])
         return found
 
 

@@ -20,7 +20,7 @@ from jaxcifar.machine.errors import Preempted, UserError
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.convolution import convolve
 from jaxcifar.models.speednet import SpeedNet, halve, whitening_filters
-from jaxcifar.runs.evaluation import Evaluation
+from jaxcifar.runs.evaluation import open_evaluation
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.weights import load_weights
 from tests.conftest import small_config
@@ -77,7 +77,7 @@ def test_a_speedrun_learns_with_filters_that_are_kept_but_not_trained(small_npz,
     config.optimizer.lr = 0.1
     found = train(config, tmp_path)
     assert found['mean']['last']['accuracy'] > 0.9
-    run = Evaluation(tmp_path)
+    run = open_evaluation(tmp_path).session
     weights, _ = load_weights(run.config, run.population, tmp_path, 'last')
     (stats,) = weights.stats
     wanted = whitening_filters(run.dataset.normalised(np.arange(96)), 24)

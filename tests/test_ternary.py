@@ -21,7 +21,7 @@ from jaxcifar.loop import Run, train
 from jaxcifar.machine.errors import Preempted, UserError
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
-from jaxcifar.runs.evaluation import Evaluation
+from jaxcifar.runs.evaluation import open_evaluation
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.weights import BestWeights, load_weights
 from jaxcifar.torch_weights import export_weights
@@ -161,7 +161,8 @@ def test_a_ternary_run_from_end_to_end(small, tmp_path, capsys):
     accuracy = results['mean']['best']['accuracy']
     assert accuracy > 0.9
 
-    run = Evaluation(tmp_path)
+    evaluation = open_evaluation(tmp_path)
+    run = evaluation.session
     weights, _ = load_weights(run.config, run.population, tmp_path, 'best')
     latent, stats, _ = BestWeights(tmp_path).load('0_small')
     (shown,) = run.population.disassemble(run.population.show(weights[0]))
@@ -173,7 +174,7 @@ def test_a_ternary_run_from_end_to_end(small, tmp_path, capsys):
     assert f'0_small,best,conv2/kernel,9216,{zeros:.6g}' in (tmp_path / 'sparsity.csv').read_text()
 
     # What was measured is the network with these very weights, and so is what is exported.
-    logits, test = run.logits(weights, 'test')[0], run.images['test']
+    logits, test = evaluation.logits(weights, 'test')[0], run.images['test']
     assert np.mean(logits.argmax(-1) == test.labels) == accuracy
     network, images = build('small', 10, 8), normalise(test.images, run.dataset.mean, run.dataset.std)
     (wanted, _), _ = network.apply({'params': shown, 'batch_stats': stats}, images, False)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +16,20 @@ from ml_collections import ConfigDict
 
 from jaxcifar.augment.pipeline import normalise
 from jaxcifar.config import saved
-from jaxcifar.config.members import member_names
 from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import in_order
-from jaxcifar.data.splits import Images, evaluation_images, make_split
+from jaxcifar.data.splits import Images
 from jaxcifar.engine.couplings import make_head
 from jaxcifar.engine.fusion import join
-from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import Weights
 from jaxcifar.machine import hosts
 from jaxcifar.machine.compiler import compiler_options
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs import resolve
 from jaxcifar.runs.metrics import compare_fused, log_probabilities, mean_of_probabilities, summarise
+from jaxcifar.runs.session import Session, prepare
+from jaxcifar.runs.workdirs import check_dataset
 
 IN_FLIGHT = 4  # batches that the host may be ahead of the devices
 
@@ -104,9 +106,9 @@ def evaluate_logits(logits: np.ndarray, images: Images) -> tuple[list[dict], dic
     return [summarise(member, images.labels, images.class_counts) for member in log_p], ensemble
 
 
-def compare(run, logits: np.ndarray, images: Images) -> dict:
-    """The fused prediction of a run's logits [K+1,N,C], and what it has to beat."""
-    return compare_fused(logits, run.names, images.labels, images.class_counts)
+def compare(names: list[str], logits: np.ndarray, images: Images) -> dict:
+    """Return the fused prediction's scores from logits [K+1,N,C], and what it has to beat."""
+    return compare_fused(logits, names, images.labels, images.class_counts)
 
 
 def _as_trained(dataset: Dataset, trained_on: dict) -> Dataset:
@@ -119,37 +121,47 @@ def _as_trained(dataset: Dataset, trained_on: dict) -> Dataset:
     return replace(dataset, mean=tuple(trained_on['mean']), std=tuple(trained_on['std']))
 
 
-class Evaluation:
-    """A run's images and its networks, ready to be evaluated with whatever weights.
+class Scored(NamedTuple):
+    """Weights, the step of each of the K members' weights, and logits by the names of the images."""
 
-    trained_on: classes, image_size, mean and std of exported networks.
+    weights: Weights
+    steps: list[int]
+    logits: dict[str, np.ndarray]
+
+
+class Evaluation:
+    """A session's images and networks, ready to be evaluated with whatever weights.
+
+    The networks are compiled once for each shape of a batch. `poll()` is called between batches.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        flip: bool = False,
-        poll: Callable = lambda: None,
-        config: ConfigDict | None = None,
-        trained_on: dict | None = None,
-    ):
-        self.workdir, self.poll = workdir, poll
-        self.config = config or saved.load(workdir / 'config.json')
-        self.config.eval.flip = self.config.eval.flip or flip
-        self.config.devices = None
-        self.config.data.root = self.config.data.root or resolve.data_root()
-        self.dataset = load_dataset(self.config.dataset, self.config.data.root, self.config.data.image_size)
-        if trained_on:
-            self.dataset = _as_trained(self.dataset, trained_on)
-        self.split = make_split(self.dataset, self.config)
-        self.images = evaluation_images(self.dataset, self.split)
-        self.names = member_names(self.config)
-        self.mesh = make_mesh(self.config)
-        shape = self.dataset.num_classes, self.dataset.image_size
-        self.population = Population(self.config, *shape, self.mesh)
-        self.eval_step = make_eval_step(self.config, self.population, self.dataset)
+    def __init__(self, session: Session, poll: Callable = lambda: None):
+        self.session, self.poll = session, poll
+        self.eval_step = make_eval_step(session.config, session.population, session.dataset)
 
-    def logits(self, weights, name: str) -> np.ndarray:
+    def logits(self, weights: Weights, name: str) -> np.ndarray:
         """Logits of the images called `name`, [K,N,C], or [K+1,N,C] where the coupling has a head."""
-        images = self.images[name].images
-        return predict_logits(self.eval_step, weights, images, self.config, self.mesh, self.poll)
+        images, session = self.session.images[name].images, self.session
+        return predict_logits(self.eval_step, weights, images, session.config, session.mesh, self.poll)
+
+
+def open_evaluation(
+    workdir: Path,
+    flip: bool = False,
+    config: ConfigDict | None = None,
+    trained_on: dict | None = None,
+) -> Evaluation:
+    """Return the evaluation of a run, or by their `config` of exported networks.
+
+    trained_on: classes, image_size, mean and std of exported networks. Raises `UserError` where the images
+    are not those of the run.
+    """
+    of_run, config = config is None, config or saved.load(workdir / 'config.json')
+    config.eval.flip = config.eval.flip or flip
+    config.devices = None
+    config.data.root = config.data.root or resolve.data_root()
+    dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
+    session = prepare(config, _as_trained(dataset, trained_on) if trained_on else dataset)
+    if of_run:
+        check_dataset(workdir, session)
+    return Evaluation(session)

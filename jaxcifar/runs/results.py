@@ -62,7 +62,7 @@ def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
             scores, ensemble = evaluate_logits(z[: len(members)], run.tests[name])
             if has_head(run.config):
                 fused = found.setdefault('fusion', {}).setdefault(which, {})
-                fused[name] = compare(run, z, run.tests[name])
+                fused[name] = compare(run.names, z, run.tests[name])
             mean, std = mean_and_std(scores)
             top = found if name == 'test' else found.setdefault(name, {'mean': {}, 'std': {}, 'ensemble': {}})
             top['mean'][which], top['std'][which], top['ensemble'][which] = mean, std, ensemble

@@ -1,6 +1,5 @@
 """What a config and a data set determine, before a run has taken a step."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,7 +59,7 @@ class Session:
         return self.config.epochs * self.epoch_steps
 
     @cached_property
-    def images(self) -> Mapping[str, Images]:
+    def images(self) -> dict[str, Images]:
         """All that can be evaluated, by name."""
         return evaluation_images(self.dataset, self.split)
 
