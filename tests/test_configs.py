@@ -13,7 +13,9 @@ from configs import base
 from jaxcifar import main
 from jaxcifar.config import fields as fields_module
 from jaxcifar.config import saved
-from jaxcifar.config.members import PER_MEMBER, flatten, member_seeds
+from jaxcifar.config.fields import PER_MEMBER
+from jaxcifar.config.members import member_seeds
+from jaxcifar.config.values import flatten
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs import resolve
@@ -122,24 +124,25 @@ S = '--config configs/single.py --workdir x '
     ('--config configs/single.py', '--config and --workdir are needed'),
     ('--config configs/long_tail.py:standart --workdir x', "did you mean 'standard'"),
     (S + 'stray', "'stray' is not a flag"),
-    (S + '--config.epochs=many', '--config.epochs=many'),
-    (S + '--config.epochs=0', 'epochs=0 is not from 1'),
-    (S + '--config.optimizer.lr=-1', 'optimizer.lr=-1 is not from 0'),
-    (S + '--config.ema=1.5', 'ema=1.5 is not from 0 to 1'),
-    (S + '--config.devices=-1', 'devices=-1 is not from 1'),
-    (S + '--config.optimizer.lr=.1,.2', 'not a number, nor one for each of members=1'),
-    (S + '--config.optimizer.lr=fast', 'optimizer.lr=fast is not a number'),
-    (S + '--config.seed=.5', 'whole numbers'),
+    (S + '--config.epochs=many', 'epochs must be a whole number, got many'),
+    (S + '--config.schedule.milestones=abc', 'whole numbers joined by commas, as in 1,2, got abc'),
+    (S + '--config.epochs=0', 'epochs must be at least 1, got 0'),
+    (S + '--config.optimizer.lr=-1', 'optimizer.lr must be at least 0, got -1'),
+    (S + '--config.ema=1.5', 'ema must be at most 1, got 1.5'),
+    (S + '--config.devices=-1', 'devices must be at least 1, got -1'),
+    (S + '--config.optimizer.lr=.1,.2', 'one number, or one for each of members=1, got (0.1, 0.2)'),
+    (S + '--config.optimizer.lr=fast', 'must be a number, or one for each member, got fast'),
+    (S + '--config.seed=.5', 'seed must be a whole number, or one for each member, got 0.5'),
     (S + '--config.schedule.name=cosin', "did you mean 'cosine'"),
     (S + '--config.augment=crop(4)+flop', "did you mean 'flip'"),
-    (S + '--config.network=resnet8+resnet20 --config.members=3', '2 networks for members=3'),
-    (S + '--config.members=2 --config.member_ids=1,1', 'not 2 different'),
-    (S + '--config.optimizer.accumulate=3', 'does not split into'),
+    (S + '--config.network=resnet8+resnet20 --config.members=3', 'members=3, got 2 in resnet8+resnet20'),
+    (S + '--config.members=2 --config.member_ids=1,1', 'members=2 different numbers, got (1, 1)'),
+    (S + '--config.optimizer.accumulate=3', 'multiple of optimizer.accumulate=3, got 128'),
     (S + '--config.coupling=mutal', "did you mean 'mutual'"),
-    (S + '--config.mutual.temperature=0', 'mutual.temperature=0.0 is not from 0.01'),
+    (S + '--config.mutual.temperature=0', 'mutual.temperature must be at least 0.01, got 0.0'),
     (S + '--config.update_order=sequential --config.optimizer.accumulate=2', 'needs whole batches'),
-    (S + '--config.augment_each=True --config.augment=cutmix', 'leave out cutmix'),
-    ('--config configs/mutual.py:resnet32+resnet20 --workdir x --config.members=3', '2 networks'),
+    (S + '--config.augment_each=True --config.augment=cutmix', 'leave mixup and cutmix out'),
+    ('--config configs/mutual.py:resnet32+resnet20 --workdir x --config.members=3', 'members=3, got 2 in'),
     ('--config configs/mutual.py:resnet32,cifar11,strong --workdir x', "did you mean 'cifar10'"),
     (S + '--config.optimizer.decay=(', 'optimizer.decay: cannot read'),
     (S + '--config.log.wandb=offline', "pip install -e '.[wandb]'"),

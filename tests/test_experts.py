@@ -10,7 +10,7 @@ import pytest
 
 from configs import base, expert
 from jaxcifar import main
-from jaxcifar.config.members import flatten
+from jaxcifar.config.values import flatten
 from jaxcifar.data.loader import Order
 from jaxcifar.data.splits import evaluation_images, make_split, train_counts
 from jaxcifar.evaluate import evaluate

@@ -7,36 +7,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import fields as config_fields
-from jaxcifar.config.members import flatten
 from jaxcifar.machine.errors import UserError, unknown
+from jaxcifar.machine.text import show
 
 ROOT = Path(__file__).parent.parent.parent
+# What absl, ml_collections and Python's reader of literals raise over a command line.
+FAULTS = (flags.Error, AttributeError, KeyError, ImportError, OSError, TypeError, ValueError, SyntaxError,
+          ArithmeticError, RecursionError, MemoryError)  # fmt: skip
 
 
-def parse(argv: list[str]):
-    """(config, workdir) from a command line, program name first."""
+def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
+    """Return (config, workdir) from a command line, program name first; `UserError` for what it cannot be."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file('config', flag_values=values)
+    config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
     flags.DEFINE_string('workdir', None, 'where the run is kept', flag_values=values)
     try:
         rest = values(argv)
         config, workdir = values['config'].value, values['workdir'].value
-        if config is not None:
-            config.network  # noqa: B018  a file that could not be loaded raises here
-    except (flags.Error, AttributeError, KeyError, ImportError, OSError, TypeError, ValueError) as error:
+        getattr(config, 'network', None)  # a file that could not be loaded raises here
+    except FAULTS as error:
         raise _explain(error, argv) from error
     if len(rest) > 1:
         raise UserError(f'{rest[1]!r} is not a flag; changes are written --config.field=value')
     if config is None or workdir is None:
         raise UserError('--config and --workdir are needed; see python -m jaxcifar.main --help')
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"the config file's get_config() must return a ConfigDict, got {show(config)}")
     return config, Path(workdir)
 
 
 def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What the flags say of several hosts, and the other arguments."""
+    """Return what the flags say of several hosts, and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--coordinator', default='')
     parser.add_argument('--processes', type=int, default=1)
@@ -45,8 +49,23 @@ def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _explain(error: Exception, argv: list[str]) -> UserError:
-    """What absl, ml_collections and the config file meant."""
-    fields = flatten(config_fields.get_config())
+    """Return what absl, ml_collections or the config file meant, in one line."""
+    meant = _misspelt_flag(argv) or _missing_file(argv) or _wrong_value(error, argv)
+    if meant:
+        return meant
+    text = str(error)
+    if 'get_config() takes 0 positional arguments' in text:
+        return UserError('this config takes no argument: leave out the colon and what is behind it')
+    if 'earlier failure to load' in text:  # neither a file that is there nor one called .py
+        return UserError('--config is not a config file; see python -m jaxcifar.main --help')
+    if 'parsing config file' in text:  # a traceback, whose last line says what the file did
+        return UserError(f'the config file fails: {show(text.strip().splitlines()[-1], 200)}')
+    return UserError(show(text or type(error).__name__, 300))
+
+
+def _misspelt_flag(argv: list[str]) -> UserError | None:
+    """Return the error for the first flag that is a field's name, or nearly."""
+    fields = config_fields.FIELDS
     for argument in argv[1:]:
         flag = argument.removeprefix('--').partition('=')[0]
         field = flag.removeprefix('config.')
@@ -56,16 +75,27 @@ def _explain(error: Exception, argv: list[str]) -> UserError:
         meant = meant or ['--config.network'] * (flag == 'model')
         if argument.startswith('--') and meant:
             return UserError(f'--{flag} is not a flag; did you mean {" or ".join(meant)}?')
+    return None
+
+
+def _missing_file(argv: list[str]) -> UserError | None:
+    """Return the error for a config file that is not there: one of ours elsewhere, or nearly its name."""
     for path in re.findall(r'(\S+\.py)\b', ' '.join(argv[1:]).replace('=', ' ')):
         if not Path(path).exists():
             if path in _shipped():
                 return UserError(f'{path} is not in this folder; it is {ROOT / path}')
             return unknown('config', path, _shipped())
-    if 'get_config() takes 0 positional arguments' in str(error):
-        return UserError('this config takes no argument: leave out the colon and what is behind it')
-    if 'earlier failure to load' in str(error):  # neither a file that is there nor one called .py
-        return UserError('--config is not a config file; see python -m jaxcifar.main --help')
-    return UserError(' '.join(str(error).split()))
+    return None
+
+
+def _wrong_value(error: Exception, argv: list[str]) -> UserError | None:
+    """Return the error for a value that its flag cannot read."""
+    flag = re.match(r'flag --config\.([\w.]+)=', str(error))
+    if not flag or flag[1] not in config_fields.FIELDS:
+        return None
+    start = f'--config.{flag[1]}='
+    given = [a.removeprefix(start) for a in argv if a.startswith(start)] or [str(error)[flag.end() :]]
+    return UserError(f'{flag[1]} must be {config_fields.FIELDS[flag[1]].expected()}, got {show(given[-1])}')
 
 
 def _shipped() -> list[str]:
@@ -73,7 +103,7 @@ def _shipped() -> list[str]:
 
 
 def usage(doc: str) -> str:
-    """What --help prints: the command, the shipped configs, and every field with its comment."""
+    """Return what --help prints: the command, the shipped configs, and every field with its comment."""
     lines = [doc, 'Configs:']
     for name in _shipped():
         doc = ast.get_docstring(ast.parse((ROOT / name).read_text())) or ''
@@ -84,12 +114,10 @@ def usage(doc: str) -> str:
 
 
 def documented_fields() -> Iterator[tuple[str, str, str]]:
-    """(field, its default, its comment) of the fields, in the order of `fields.get_config`."""
+    """Yield (field, its default, its comment) of the fields, in the order of their declarations."""
     for line in Path(str(config_fields.__file__)).read_text().splitlines():
         code, mark, comment = line.strip().partition('  # ')
         if mark and code.startswith('c.'):
-            field, _, default = code.removeprefix('c.').partition(' = ')
-            for maker in ('number_or_list', 'placeholder'):
-                default = default.removeprefix(maker)
-            default = 'unset' if '(int' in default or '(str' in default or '(object' in default else default
-            yield field, default.strip('()') if default.count(',') == 0 else default, comment
+            name = code.removeprefix('c.').partition(' = ')[0]
+            default = config_fields.FIELDS[name].default
+            yield name, 'unset' if default is None else repr(default), comment

@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxcifar.config.fields import get_config
-from jaxcifar.config.members import flatten
+from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError
 
 # What a continued run may change: fields, or groups of fields, that no past step depended on.

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 import jaxcifar
 from jaxcifar.config import saved
-from jaxcifar.config.members import flatten
+from jaxcifar.config.values import flatten
 from jaxcifar.formats.portable import HEAD, FusedHead, Portable
 from jaxcifar.machine.files import read_json
 from jaxcifar.runs import results

@@ -1,12 +1,28 @@
 """What goes wrong in ways a user can mend: one clear line instead of a traceback."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+from jaxcifar.machine.text import show
 
 # sysexits.h's EX_TEMPFAIL: "saved and stopped, run the same command again". Slurm scripts requeue on it.
 EXIT_PREEMPTED = 75
 
 MOST_NAMES = 40  # in a message that has a better hint
+# What other programs call a network of ours; names are compared without signs between their parts.
+OTHERS_CALL_IT = {
+    'densenet': 'densenet121',
+    'resnet': 'resnet18',
+    'resnext': 'preact_resnext29_8x64d',
+    'wideresnet': 'wideresnet28_10',
+    'improvedwideresnet': 'wideresnet28_10',
+    'improvedwideresnet2810': 'wideresnet28_10',
+    'wrn2810': 'wideresnet28_10',
+    'wrn282': 'wideresnet28_2',
+    'wrn402': 'wideresnet40_2',
+    'mobilenet': 'mobilenetv2',
+}
 
 
 class UserError(Exception):
@@ -18,21 +34,35 @@ class Preempted(Exception):
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
-    """The error for a misspelt name: the nearest valid one, and the whole list if it is short.
-
-    Of a field without its group (`lr`) the nearest are those of all groups.
-    """
+    """Return the error for a misspelt name: what it may have meant, and the whole list if it is short."""
     valid = sorted(valid)
-    near = [v for v in valid if v.rpartition('.')[2] == name]
-    near = near or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    near = alike(name, valid)
     hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
     listed = ', '.join(v or 'nothing' for v in valid)
     names = f' (valid: {listed})' if len(valid) <= MOST_NAMES or not near else ''
-    return UserError(f'unknown {kind} {name!r}{hint}{names}')
+    return UserError(f'unknown {kind} {show(name)!r}{hint}{names}')
+
+
+def alike(name: str, valid: list[str]) -> list[str]:
+    """Return the names that a misspelt one may mean, the likeliest first.
+
+    These are what other programs call so, the same name in each group (`lr` of several optimisers), the names
+    that begin with it (`resnet`), or else the one that is most like it as a whole, however it is written.
+    """
+    plain = {v: re.sub(r'[-_. ]', '', v).lower() for v in valid}
+    wanted = re.sub(r'[-_. ]', '', name).lower()
+    meant = [v for v in valid if v == OTHERS_CALL_IT.get(wanted) or (v and plain[v] == wanted)]
+    meant += [v for v in valid if v.rpartition('.')[2] == name and v not in meant]
+    longer = [v for v in valid if len(wanted) > 2 and plain[v].startswith(wanted) and v not in meant]
+    if meant or longer:
+        return meant + longer
+    scores = {v: difflib.SequenceMatcher(None, wanted, plain[v]).ratio() for v in valid if v}
+    best = max(scores, key=scores.__getitem__, default='')
+    return [best] if best and scores[best] >= 0.5 else []
 
 
 def lookup(kind: str, registry: dict, name: str):
-    """`registry[name]`, or the `UserError` of `unknown`."""
+    """Return `registry[name]`, or raise the `UserError` of `unknown`."""
     if name not in registry:
         raise unknown(kind, name, registry)
     return registry[name]

@@ -1,4 +1,4 @@
-"""Numbers as a reader gets them: one way to print each kind."""
+"""Numbers and values as a reader gets them: one way to print each kind."""
 
 from collections.abc import Sequence
 
@@ -27,3 +27,13 @@ def spread(values: Sequence[float] | np.ndarray, form: str = '.2f') -> str:
 def percent(share: float, std: float | None = None) -> str:
     """Return a fraction in percent, '93.12 %', or with its standard deviation '93.12 ± 0.10 %'."""
     return plus_minus(100 * share, None if std is None else 100 * std) + ' %'
+
+
+def show(value, length: int = 60) -> str:
+    """Return a value as an error shows it, shortened: text as it is, others as Python writes them."""
+    try:
+        words = value if isinstance(value, str) and value.isprintable() and value else repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        words = f'a number of about {value.bit_length() * 3 // 10:,} digits'
+    words = ' '.join(words.split())
+    return words if len(words) <= length else f'{words[: length - 3]}...'

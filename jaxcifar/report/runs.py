@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.config.members import flatten
+from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.metrics import verdict
 
