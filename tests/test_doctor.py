@@ -39,7 +39,7 @@ def test_faults_are_named_in_plain_words(config, tiny_networks, tmp_path, monkey
     (tmp_path / 'file').touch()
     assert 'file' in fault('run', config, tmp_path / 'file' / 'run')
     config.epochs = 0
-    assert fault('run', config, tmp_path) == 'the config: epochs=0 is not from 1 to inf'
+    assert fault('run', config, tmp_path) == 'the config: epochs must be at least 1, got 0'
     config.epochs, config.batch_size = 1, 1000
     config.data.drop_last = True
     assert fault('run', config, tmp_path) == 'the run: 80 training images do not fill a batch of 1000'

@@ -54,7 +54,7 @@ def test_a_table_runs_once_skips_what_is_finished_and_names_what_failed(
     out = capsys.readouterr().out
     assert '[1/3] one: finished before' in out and len(calls) == 2
     assert '[2/3] wrong: failed with exit status 1; try 2 of 2' in out
-    assert '[2/3] wrong: failed with exit status 1: error: epochs=0 is not from 1' in out
+    assert '[2/3] wrong: failed with exit status 1: error: epochs must be at least 1, got 0' in out
     assert '[3/3] late: not begun, as wrong failed' in out
     wrong = Run('late', '', '', {}, after=('never',))
     with pytest.raises(UserError, match=r'unknown run before late: .never'):

@@ -44,10 +44,11 @@ def check_values(config: ConfigDict):
     """Raise `UserError` unless a config has every field, no other, and in each a value that it may have."""
     values = flatten(config)
     for name in values.keys() - FIELDS.keys():
-        if group := next((f for f in FIELDS if f.startswith(f'{name}.')), None):
-            raise UserError(f'{name} must be a group of fields, as {group}, got {show(values[name])}')
-        if field := next((f for f in FIELDS if name.startswith(f'{f}.')), None):
-            FIELDS[field].check(field, get(config, field))
+        for known, field in FIELDS.items():
+            if known.startswith(f'{name}.'):
+                raise UserError(f'{name} must be a group of fields, as {known}, got {show(values[name])}')
+            if name.startswith(f'{known}.'):
+                field.check(known, get(config, known))
         raise unknown('field', name, FIELDS)
     for name, field in FIELDS.items():
         if name not in values:

@@ -1,5 +1,6 @@
 """What the value of a field may be, and the tree that values are kept in."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,8 @@ class Field:
         several = self.shape and isinstance(value, (tuple, list))
         values = [*value] if several else [value]
         if not all(self._is_one(v) for v in values) or (self.shape == 'pair' and len(values) != 2):
-            raise UserError(f'{name} must be {self.expected()}, got {show(value)}')
+            got = show(values[0] if several and len(values) == 1 else value)
+            raise UserError(f'{name} must be {self.expected()}, got {got}')
         for v in values:
             if self.choices and v not in self.choices:
                 raise unknown(name, v, self.choices)
@@ -104,7 +106,7 @@ def wholes(default: tuple[int, ...] | None, shape: str = 'list', low: int = 0) -
 
 def declared(group: Group, prefix: str = '') -> dict[str, Field]:
     """Return the fields of a group and of those in it; a plain default declares its type, numbers from 0."""
-    plain = {int: whole, float: real, str: text, bool: lambda default: Field(default, bool)}
+    plain: dict[type, Callable] = {int: whole, float: real, str: text, bool: lambda v: Field(v, bool)}
     fields: dict[str, Field] = {}
     for name, value in vars(group).items():
         if isinstance(value, Group):

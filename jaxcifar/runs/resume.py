@@ -10,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
-from jaxcifar.config.members import flatten, member_names
+from jaxcifar.config.members import member_names
+from jaxcifar.config.values import flatten
 from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.engine.couplings import check_images, has_head
 from jaxcifar.engine.optim import HEAD_PARTS
