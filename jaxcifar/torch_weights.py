@@ -1,6 +1,6 @@
 """PyTorch weights to and from workdirs.
 
-    python -m jaxcifar.torch_weights FILE.pth --network resnet18 --workdir DIR
+    python -m jaxcifar.torch_weights FILE.pth --workdir DIR
     python -m jaxcifar.torch_weights --workdir DIR --to FILE.pth
 
 The first makes a workdir whose checkpoint of step 0 holds the file's weights, to be evaluated, or
@@ -10,9 +10,7 @@ and shapes are torchvision's, which the layers of `jaxcifar.models` carry with `
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from jaxcifar.config.fields import get_config
@@ -20,7 +18,8 @@ from jaxcifar.config.members import member_names
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.engine.state import init_state
-from jaxcifar.formats.state_dict import fit, read, to_torch, torch_name
+from jaxcifar.formats import foreign
+from jaxcifar.formats.state_dict import to_torch
 from jaxcifar.machine import process
 from jaxcifar.machine.command import run_command
 from jaxcifar.machine.errors import UserError
@@ -32,23 +31,23 @@ from jaxcifar.runs.logs import Logger
 from jaxcifar.runs.selection import Selection
 from jaxcifar.runs.weights import load_trained
 
-if TYPE_CHECKING:
-    pass
-
 BY_CLASSES = {10: 'cifar10', 100: 'cifar100'}
 
 
-def import_weights(path: Path, workdir: Path, network: str, dataset: str | None = None,
+def import_weights(path: Path, workdir: Path, network: str | None = None, dataset: str | None = None,
                    image_size: int | None = None, optimizer: str = 'sgd', **options):  # fmt: skip
     """Make a workdir whose checkpoint of step 0 holds the weights of the file `path`.
 
+    network: by default the one whose tensors these are, and its options.
     dataset: by default the CIFAR of as many classes. image_size: as data.image_size.
     optimizer: whose fresh state the checkpoint has: that of the training that goes on from it.
     options: of the network, as for `build`.
     """
-    state = read(path)
-    classes = _count_classes(state, network, options)
-    variables = fit(state, build(network, classes, **options).shapes(), path, network)
+    weights = foreign.read(path)
+    if network is None:
+        network, options = weights.network()
+    classes = weights.classes() or 10
+    variables = weights.fit(build(network, classes, **options).shapes(), network)
     dataset = dataset or BY_CLASSES.get(classes)
     if dataset is None:
         raise UserError(f'{path} tells {classes} classes apart: name their --dataset')
@@ -60,13 +59,6 @@ def import_weights(path: Path, workdir: Path, network: str, dataset: str | None 
         if (workdir / 'config.json').exists():
             raise UserError(f'{workdir} holds a run: choose a new --workdir')
         _write_workdir(workdir, config, data, variables)
-
-
-def _count_classes(state, network: str, options: dict) -> int:
-    """Rows of the last layer's weights: of the only one that is dense."""
-    shapes = flatten_dict(build(network, 10, **options).shapes())
-    (name,) = (torch_name(path) for path, leaf in shapes.items() if leaf.ndim == 2)
-    return len(state[name]) if name in state else 10
 
 
 def _make_config(network: str, dataset: str, image_size, optimizer: str, options: dict) -> ConfigDict:
@@ -126,7 +118,7 @@ def main():
     parser.add_argument('--workdir', type=Path, required=True)
     into = parser.add_argument_group('into a workdir')
     into.add_argument('file', nargs='?', type=Path, metavar='FILE.pth', help='what torch.save wrote')
-    into.add_argument('--network', help='a name of jaxcifar.models')
+    into.add_argument('--network', help='a name of jaxcifar.models (the one that fits the weights)')
     into.add_argument('--dataset', help='by default the CIFAR with as many classes as the weights')
     into.add_argument('--image_size', type=int, help='of digits and image files (224 of imagenet, or 32)')
     into.add_argument('--stem', help='cifar | imagenet, where the network has the choice (cifar)')
@@ -137,8 +129,8 @@ def main():
     out.add_argument('--member', type=int, metavar='K', help='which of several')
     out.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
     args = parser.parse_args()
-    if (args.file is None) == (args.to is None) or bool(args.file) != bool(args.network):
-        parser.error('give either FILE.pth and --network, or --to FILE.pth')
+    if (args.file is None) == (args.to is None):
+        parser.error('give either FILE.pth, or --to FILE.pth')
     if args.to:
         export_weights(args.workdir, args.to, args.member, args.checkpoint)
         return

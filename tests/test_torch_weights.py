@@ -11,6 +11,7 @@ from PIL import Image
 from experiments.torch_networks import small_resnet
 from jaxcifar import torch_weights
 from jaxcifar.evaluate import evaluate
+from jaxcifar.formats import foreign
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
 from jaxcifar.models import build
@@ -57,7 +58,7 @@ def test_there_and_back(weights, dataset, small_npz, config, command, tmp_path):
     path, start, tuned, back = (tmp_path / name for name in ('in.pth', 'start', 'tuned', 'out.pth'))
     state = {f'module.{name}': tensor for name, tensor in weights.state_dict().items()}
     torch.save({'epoch': 3, 'model_state_dict': state}, path)
-    command(path, '--network', 'resnet8', '--workdir', start, '--dataset', f'npz:{small_npz}')
+    command(path, '--workdir', start, '--dataset', f'npz:{small_npz}')  # the network is told by the tensors
     assert_same(weights, dataset, start)
     command('--workdir', start, '--to', back)
     same = torch.load(back, weights_only=True)
@@ -79,7 +80,9 @@ def test_there_and_back(weights, dataset, small_npz, config, command, tmp_path):
     np.testing.assert_allclose(probabilities, np.exp(scores(trained, dataset, tuned)[0][:4]), atol=1e-5)
 
 
-def test_what_does_not_fit_is_said_in_one_line(weights, small_npz, command, tmp_path):
+def test_what_does_not_fit_is_said_in_one_line(weights, small_npz, command, tmp_path, monkeypatch):
+    names = 'resnet8', 'resnet20', 'wideresnet28_2'  # all of them take seconds
+    monkeypatch.setattr(foreign, 'NETWORKS', {name: foreign.NETWORKS[name] for name in names})
     good, other, broken, objects = (tmp_path / f'{n}.pth' for n in ('good', 'other', 'broken', 'objects'))
     torch.save(weights.state_dict(), good)
     state = weights.state_dict() | {'conv1.weight': torch.zeros(16, 3, 5, 5), 'head.weight': torch.zeros(3)}
@@ -92,9 +95,11 @@ def test_what_does_not_fit_is_said_in_one_line(weights, small_npz, command, tmp_
     shutil.copy(small_npz, taken / 'config.json')
     data = f'npz:{small_npz}'
     for file, network, workdir, options, words in [
-        (good, 'resnet20', 'x', (), r'fit resnet20: .* missing: 60 \(layer1\.1\.bn1\.bias, .*weight\)$'),
+        (good, 'resnet20', 'x', (), r'fit resnet20: .* missing: 60 \(layer1\.1\.bn1\.bias, .*\); its 37 '
+                                    r'tensors are those of a resnet8.* for 4 classes: ask for that network$'),
         (other, 'resnet8', 'x', (), r'missing: 1 \(layer2\.0\.bn1\.bias\), extra: 1 \(head\.weight\), '
-                                    r'of another shape: 1 \(conv1\.weight \[16, 3, 5, 5\] not .*\)$'),
+                                    r'of another shape: 1 \(conv1\.weight \[16, 3, 5, 5\] not .*\); '
+                                    'its 37 tensors for 4 classes are of no network here: .*'),
         (good, 'resnet8', 'x', (), 'tells 4 classes apart: name their --dataset'),
         (good, 'resnet8', 'x', ('--dataset', 'digits'), 'tells 4 classes apart, digits has 10'),
         (good, 'wideresnet28_2', 'x', ('--shortcut', 'A'), 'no choice of shortcut'),
@@ -127,6 +132,6 @@ def test_torchvisions_densenet_files_have_old_names(tmp_path):
     old = {n.replace('norm1.', 'norm.1.').replace('conv2.', 'conv.2.'): t for n, t in state.items()}
     assert old.keys() != state.keys()
     torch.save({'state_dict': old}, tmp_path / 'old.pth')
-    again = torch_weights.from_torch(torch_weights.read(tmp_path / 'old.pth'), network.shapes())
+    again = foreign.read(tmp_path / 'old.pth').fit(network.shapes(), 'efficient_densenet')
     for name, tensor in torch_weights.to_torch(again).items():
         assert torch.equal(tensor, state[name])

@@ -1,5 +1,6 @@
 """The export of a run: a folder with one file a member, each read again and compared, and a card."""
 
+import importlib
 import json
 import math
 import shutil
@@ -35,6 +36,7 @@ class Format(NamedTuple):
     write: Callable
     run: Callable
     options: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     exact: bool = True
     precision: str | None = None
 
@@ -52,11 +54,20 @@ def _write_packed(path: Path, member: Portable, packing='trits', rest='float32',
     packed_file.write(path, member.about, member.variables, packing, rest, fold)
 
 
+def _require(*packages: str):
+    """Raise `UserError` where an optional package is not installed, before anything is computed."""
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(
+                f"this format needs {name}: pip install -c constraints.txt -e '.[export]', "
+                'where jaxcifar was installed from'
+            ) from None
+
+
 def _write_onnx(path: Path, member: Portable, bits: int = 2):
-    try:
-        from jaxcifar.formats.onnx_export import to_onnx
-    except ImportError:
-        raise UserError("ONNX needs packages: pip install -c constraints.txt -e '.[export]'") from None
+    from jaxcifar.formats.onnx_export import to_onnx
 
     tree = packed.pack_tree(member.variables, '2bit')
     ternary = packed.map_packed(lambda leaf: leaf.ternary(), tree)
@@ -88,8 +99,8 @@ FORMATS = {
     'release': Format('safetensors', _write_safetensors, _run_loaded),
     'safetensors': Format('safetensors', _write_safetensors, _run_loaded),
     'packed': Format('packed', _write_packed, _run_loaded, ('packing', 'rest', 'fold'), exact=False),
-    'onnx': Format('onnx', _write_onnx, _run_onnx, ('bits',), precision='float32'),
-    'stablehlo': Format('stablehlo', _write_stablehlo, _run_stablehlo),
+    'onnx': Format('onnx', _write_onnx, _run_onnx, ('bits',), ('onnx', 'onnxruntime'), precision='float32'),
+    'stablehlo': Format('stablehlo', _write_stablehlo, _run_stablehlo, packages=('flatbuffers',)),
 }
 
 
@@ -116,6 +127,7 @@ def export(
     options = {name: value for name, value in options.items() if value is not None}
     for name in options.keys() - set(how.options):
         raise UserError(f'--{name} is not for --format {kind}')
+    _require(*how.packages)
     config = saved.load(workdir / 'config.json')
     which = which or ('last' if config.data.validation == 'none' else 'best')
     members, head = from_workdir(workdir, which, member)

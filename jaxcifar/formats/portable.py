@@ -1,7 +1,7 @@
 """Trained networks as others get them: weights as the forward pass sees them, and what these are of.
 
-A member's file says itself all that is needed to run it. Two kinds are read here: `safetensors`, and
-`packed` with ternary kernels; and folders of them that `jaxcifar.export` made.
+A member's file says by itself all that is needed to run it. Two kinds are read here, `safetensors` and
+`packed` with ternary kernels, and the folders of them that `jaxcifar.export` makes.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -20,13 +21,17 @@ from jaxcifar.augment.pipeline import normalise
 from jaxcifar.config import saved
 from jaxcifar.engine import fusion
 from jaxcifar.formats import packed, packed_file
+from jaxcifar.formats.foreign import is_foreign
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import read_json, sha256, write_bytes, write_text
+from jaxcifar.machine.files import read_json, reading, sha256, write_bytes, write_text
 from jaxcifar.models import Network, build
 
 SUMS = 'SHA256SUMS'  # as of `sha256sum -c`
 CARD = 'card.json'
 HEAD = f'{fusion.NAME}.safetensors'
+KEY = 'jaxcifar'  # of a file's metadata
+REMEDY = 'export the run again'
+OF_DATA = ('classes', 'image_size', 'mean', 'std')
 ABOUT = ('name', 'network', 'options', 'precision', 'classes', 'image_size', 'mean', 'std', 'config')
 
 
@@ -44,22 +49,22 @@ class Portable(NamedTuple):
 
     @property
     def config(self) -> ConfigDict:
-        """Of a run of this member alone, with nothing left to do to its weights."""
+        """The config of a run of this member alone, with nothing left to do to its weights."""
         return saved.from_dict(self.about['config'])
 
     def network(self) -> Network:
-        """Its functions."""
+        """Return its functions."""
         about = self.about
         shape = len(about['classes']), about['image_size']
         return build(about['network'], *shape, jnp.dtype(about['precision']), **about['options'])
 
     def forward(self) -> Callable:
-        """(variables, uint8 images [B,H,W,3]) -> float32 logits [B,C], to be compiled."""
+        """Return (variables, uint8 images [B,H,W,3]) -> float32 logits [B,C], to be compiled."""
         run = self.outputs()
         return lambda variables, images: run(variables, images)[0]
 
     def outputs(self) -> Callable:
-        """As `forward`, but with the features too: (logits [B,C], features [B,D])."""
+        """Return as `forward`, but with the features too: (logits [B,C], features [B,D])."""
         about, network = self.about, self.network()
 
         def run(variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -81,45 +86,64 @@ class FusedHead(NamedTuple):
     params: dict
 
     def make(self) -> fusion.Head:
-        """Its function."""
+        """Return its functions."""
         about = self.about
         config = ConfigDict({'fusion': about['fusion']})
         return fusion.make_head(config, about['feature_sizes'], about['classes'])
 
 
 def read(path: Path) -> list[Portable]:
-    """The members in a file or a folder of `jaxcifar.export`."""
+    """Return the members in a file or a folder of `jaxcifar.export`."""
     if path.is_file():
         return [_read_file(path)]
     known = check_sums(path)
     card = read_json(path / CARD)
     try:
-        files = [member['file'] for member in card['members']]
+        files = [str(member['file']) for member in card['members']]
     except (KeyError, TypeError):
         raise UserError(f'{path} is not an export of jaxcifar: {CARD} names no members') from None
+    if not files:
+        raise UserError(f'{path} is not an export of jaxcifar: {CARD} names no members')
     if not {CARD, *files} <= known:
         raise UserError(f'{path} is not whole: {SUMS} has no sums of what is in {CARD}')
-    return [_read_file(path / name) for name in files]
+    members = [_read_file(path / name) for name in files]
+    first, *others = ({name: m.about[name] for name in OF_DATA} for m in members)
+    if any(other != first for other in others):
+        raise UserError(f'{path} is not an export of jaxcifar: its members name other classes or images')
+    return members
 
 
 def read_head(path: Path) -> FusedHead | None:
-    """The head in the folder of a fused run, None where there is none."""
+    """Return the head in the folder of a fused run, None where there is none."""
     file = path / HEAD
-    return FusedHead(*_read_tensors(file)) if HEAD in (check_sums(path) if path.is_dir() else ()) else None
+    if HEAD not in (check_sums(path) if path.is_dir() else ()):
+        return None
+    with reading(file, REMEDY):
+        head = FusedHead(*_read_tensors(file))
+        difference = _difference(head.make().init((0,)), head.params)
+    if difference:
+        raise UserError(f'{file} does not hold a {fusion.NAME}: {difference}')
+    return head
 
 
 def is_portable(path: Path) -> bool:
-    """Whether it is one of the files or folders that `jaxcifar.export` makes."""
-    return path.is_file() or (path / CARD).exists()
+    """Return whether it is one of the files or folders that `jaxcifar.export` makes."""
+    if path.suffix != '.safetensors':
+        return (path / CARD).exists() or (path.is_file() and not is_foreign(path))
+    try:
+        with safetensors.safe_open(path, 'np') as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def config_of(path: Path, members: list[Portable]) -> ConfigDict:
-    """The config of what `read` found there, all of it together."""
+    """Return the config of what `read` gave for a path, all of it together."""
     return saved.load(path / 'config.json') if path.is_dir() else members[0].config
 
 
 def dense(members: list[Portable]) -> tuple[list[dict], list[dict]]:
-    """Their params and their batch statistics as floats."""
+    """Return their params and their batch statistics as floats."""
     trees = [packed.to_dense(member.variables) for member in members]
     return [tree['params'] for tree in trees], [tree['batch_stats'] for tree in trees]
 
@@ -144,45 +168,65 @@ def _check(path: Path, member: Portable):
     missing: list[str] = [name for name in ABOUT if not isinstance(about, dict) or name not in about]
     if missing:
         raise UserError(f'{path} is not a network of jaxcifar: it does not say its {missing[0]}')
-    wanted, found = (
+    with reading(path, REMEDY):
+        _check_kinds(about)
+        member.config.member_ids[0]  # raises of a config of another kind
+        difference = _difference(member.network().shapes(), member.variables)
+    if difference:
+        raise UserError(f'{path} does not hold a {about["network"]}: {difference}')
+
+
+def _check_kinds(about: dict):
+    """Raise `ValueError` where what a file says of its images is of another type."""
+    texts = [about['name'], about['network'], about['precision'], *about['classes']]
+    numbers = [about['image_size'], *about['mean'], *about['std'], about.get('temperature', 1.0)]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(about['classes'], list):
+        raise ValueError('name, network, precision and classes are not text')
+    if not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers) or len(numbers) != 8:
+        raise ValueError('image_size, mean, std and temperature are not numbers of three channels')
+
+
+def _difference(shapes, variables) -> str:
+    """Return the first name whose shape is not as in `shapes`, with both shapes; '' where there is none."""
+    expected, given = (
         {name: tuple(leaf.shape) for name, leaf in flatten_dict(tree, sep='/').items()}
-        for tree in (member.network().shapes(), member.variables)
+        for tree in (shapes, variables)
     )
-    differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if differ:
-        shapes = f'{differ[0]} is {found.get(differ[0])}, not {wanted.get(differ[0])}'
-        raise UserError(f'{path} does not hold a {about["network"]}: {shapes}')
+    names = expected.keys() | given.keys()
+    name = min((n for n in names if expected.get(n) != given.get(n)), default='')
+    return f'{name} is {given.get(name)}, not {expected.get(name)}' if name else ''
 
 
 def write_safetensors(path: Path, about: dict, tree: dict):
-    """One file of all tensors, named by their paths, params/…; `about` is its metadata."""
+    """Write one file of all tensors, named by their paths, params/…; `about` is its metadata."""
     tensors = flatten_dict(packed.to_dense(tree), sep='/')
-    data = safetensors.numpy.save(tensors, {'jaxcifar': json.dumps(about)})
+    data = safetensors.numpy.save(tensors, {KEY: json.dumps(about)})
     write_bytes(path, data)  # with the rights that the umask leaves
 
 
 def _read_tensors(path: Path) -> tuple[dict, Any]:
-    """What `write_safetensors` wrote."""
+    """Return what `write_safetensors` was given."""
     try:
         with safetensors.safe_open(path, 'np') as file:
-            about = json.loads((file.metadata() or {})['jaxcifar'])
+            about = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except KeyError:
         raise UserError(f'{path} is not of jaxcifar: its metadata does not say of which network') from None
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f'{path} is damaged: {error}') from None
-    return about, unflatten_dict(tensors, sep='/')
+    with reading(path, REMEDY):
+        return about, unflatten_dict(tensors, sep='/')
 
 
 def write_sums(folder: Path):
-    """SHA256SUMS of the folder's files."""
+    """Write SHA256SUMS of the folder's files."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != SUMS)
     text = ''.join(f'{sha256(path)}  {path.name}\n' for path in files)
     write_text(folder / SUMS, text)
 
 
 def check_sums(folder: Path) -> set[str]:
-    """The names of the files that have sums; `UserError` where one of them is not as it was."""
+    """Return the names of the files that have sums; `UserError` where one of them is not as it was."""
     try:
         lines = [line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines()]
         elsewhere = [name for _, name in lines if Path(name).name != name]

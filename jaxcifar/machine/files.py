@@ -1,15 +1,29 @@
 """Files that are written whole or not at all, and read with one line for what is wrong with them."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from jaxcifar.machine.errors import UserError
+
+# What a parser raises on content that was never written by us.
+FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+@contextlib.contextmanager
+def reading(path: Path, remedy: str = 'put back the file that was written') -> Iterator[None]:
+    """Turn whatever content of another kind raises into a `UserError` of one line that names the file."""
+    try:
+        yield
+    except FAULTS as error:
+        why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise UserError(f'{path} is not a jaxcifar file ({why}): {remedy}') from None
 
 
 def sha256(path: Path) -> str:
@@ -78,5 +92,5 @@ def read_json(path: Path, default=None):
         return json.loads(path.read_text())
     except FileNotFoundError:
         return default
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise UserError(f'{path} is damaged: {error}') from None

@@ -1,9 +1,9 @@
 """Where weights come from that are not drawn: config.init_from.
 
 `WORKDIR` stands for the best weights of all members of a run (the last where none were chosen),
-`WORKDIR@last` and `WORKDIR@STEP` for others, `FILE.pt` or `.pth` for a state_dict of PyTorch, and a folder
-or file of `jaxcifar.export` for what is in it. Sources joined by + give one member after the other; a
-source of one alone is given to every member. A classifier of other classes begins fresh.
+`WORKDIR@last` and `WORKDIR@STEP` for others, a file of PyTorch or safetensors for the weights of one
+network, and a folder or file of `jaxcifar.export` for what is in it. Sources joined by + give one member
+after the other; a source of one alone is given to every member. A classifier of other classes begins fresh.
 """
 
 import sys
@@ -16,66 +16,70 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
-from jaxcifar.config.members import member_names
+from jaxcifar.config.members import member_names, member_networks
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split, make_split
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import TrainState
 from jaxcifar.engine.views import View, is_scale
-from jaxcifar.formats import packed, portable, state_dict
+from jaxcifar.formats import foreign, packed, portable
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json
 from jaxcifar.runs.weights import load_trained
 
-TORCH = ('.pt', '.pth')
-
 
 def begin_from(config: ConfigDict, population: Population, state: TrainState) -> TrainState:
-    """The state before the first step, with the members' weights of config.init_from.
+    """Return the state before the first step, with the members' weights of config.init_from.
 
     Optimisers, counters and a coupling's head begin as they would anyway. Raises `UserError` where
-    there are not as many members, or other networks or classes.
+    there are not as many members, or other networks.
     """
-    shapes = population.shapes()
-    found: list[dict] = []
+    shapes, networks = population.shapes(), member_networks(config)
+    members: list[dict] = []
     for source in config.init_from.split('+'):
-        # A file fits the network of the next member.
-        found += load(source, shapes[min(len(found), len(shapes) - 1)], config)
-    if len(found) == 1:
-        found *= population.size
-    if len(found) != population.size:
-        raise UserError(f'init_from={config.init_from} holds {len(found)} members, not {population.size}')
+        k = min(len(members), len(shapes) - 1)  # a file fits the network of the next member
+        members += load(source, shapes[k], networks[k], config)
+    if len(members) == 1:
+        members *= population.size
+    if len(members) != population.size:
+        raise UserError(
+            f'init_from={config.init_from}: expected {population.size} members, got {len(members)}; '
+            'name one source for all, or one for each, joined by +'
+        )
     drawn = population.disassemble(tuple(zip(state.params, state.stats)))
     for k, name in enumerate(member_names(config)):
         (view,) = (g.view for g in population.groups if k in g.members)
-        found[k] = _fit(name, view, found[k], {'params': drawn[k][0], 'batch_stats': drawn[k][1]})
-    params, stats = (population.assemble([v[kind] for v in found]) for kind in ('params', 'batch_stats'))
+        members[k] = _fit(name, view, members[k], {'params': drawn[k][0], 'batch_stats': drawn[k][1]})
+    params, stats = (population.assemble([v[kind] for v in members]) for kind in ('params', 'batch_stats'))
     ema = state.ema and jax.tree.map(jnp.copy, (params, stats))  # a step takes each array once
     return state.replace(params=params, stats=stats, ema=ema)
 
 
-def load(source: str, shapes, config: ConfigDict) -> list[dict]:
-    """A source's members, each {'params': …, 'batch_stats': …} on the host.
+def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
+    """Return a source's members, each {'params': …, 'batch_stats': …} on the host.
 
-    shapes: of the network that a file is read for. The config's member_ids are taken of a run that has all
-    of these and others. Floats begin as the networks of that run saw its weights; a view with what it was
-    made of.
+    shapes: of the network that a file is read for, called `network`. The config's member_ids are taken of a
+    run that has all of these and others. Floats begin as the networks of that run saw its weights; a view
+    with what it was made of.
     """
-    name, _, which = source.partition('@')
+    name, _, checkpoint = source.partition('@')
     path, member_ids = Path(name), config.member_ids
-    if portable.is_portable(path) and path.suffix not in TORCH:
+    if portable.is_portable(path):
         exported = portable.read(path)
         here = [m for m in exported if m.config.member_ids[0] in member_ids]
         return [packed.to_dense(m.variables) for m in (here if len(here) == len(member_ids) else exported)]
     if path.is_dir():
-        config, members, *_ = load_trained(path, which or None, shown=config.view == 'none')
+        config, members, *_ = load_trained(path, checkpoint or None, shown=config.view == 'none')
         ids = config.member_ids
         if set(member_ids) < set(ids):
             members = [members[ids.index(i)] for i in member_ids]
         return [{'params': params, 'batch_stats': stats} for params, stats in members]
-    if path.suffix in TORCH:
-        return [state_dict.read_as(path, shapes)]
-    raise UserError(f'init_from: {source} is neither a workdir nor a .pt or .pth file, nor an export')
+    if foreign.is_foreign(path):
+        return [foreign.read(path).fit(shapes, network)]
+    raise UserError(
+        f'init_from: expected a workdir, an export, or a file ending in {", ".join(foreign.ENDINGS)}, '
+        f'got {source}'
+    )
 
 
 def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
@@ -99,7 +103,7 @@ def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
 
 
 def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:
-    """The weights for a member, its drawn classifier where theirs tells other classes apart."""
+    """Return the weights for a member, with its drawn classifier where theirs tells other classes apart."""
     own, fresh = flatten_dict(variables), flatten_dict(drawn)
     own = {path: leaf for path, leaf in own.items() if path in fresh or not is_scale(path[-1])}
     if own.keys() != fresh.keys():  # perhaps only without what a view adds
