@@ -1,4 +1,4 @@
-"""What a sweep shows while its runs go."""
+"""Show how the runs of a sweep go."""
 
 import threading
 
@@ -10,7 +10,7 @@ from experiments.sweep import Sweep
 
 
 class Display:
-    """On a terminal one table of all runs, otherwise a line where something has happened."""
+    """Show one table of all runs on a terminal, otherwise print a line where something has happened."""
 
     def __init__(self, sweep: Sweep, follow: bool):
         self._states = {run.name: '' for run in sweep.runs}
@@ -28,13 +28,13 @@ class Display:
             self._live.stop()
 
     def line(self, number: int, name: str, text: str):
-        """A running training has printed this."""
+        """Show a line that a running training has printed."""
         self._show(name, text)
         if self._follow:
             self._print(f'[task-{number}-{name}] {text}')
 
     def say(self, number: int, name: str, text: str):
-        """A run has come to something."""
+        """Show what a run has come to."""
         self._show(name, text)
         if self._live is None:
             self._print(f'[{number + 1}/{len(self._states)}] {name}: {text}')

@@ -44,22 +44,22 @@ STEPS = {
         'the whole program works here: transfer guard, device loader, trace',
     ),
     'bench': Step('experiments.bench', 'images/s beside PyTorch, six networks, batches of 128 and 512'),
-    'options_resnet32': Step('experiments.options resnet32 64', 'which options small steps want'),
-    'options_resnet18': Step('experiments.options resnet18 128', '… and middling ones'),
-    'options_wideresnet28_10': Step('experiments.options wideresnet28_10 128', '… and large ones'),
-    'members': Step('experiments.members resnet32 64 32 30', 'what K members cost where one leaves gaps'),
+    'options_resnet32': Step('experiments.bench.options resnet32 64', 'which options small steps want'),
+    'options_resnet18': Step('experiments.bench.options resnet18 128', '… and middling ones'),
+    'options_wideresnet28_10': Step('experiments.bench.options wideresnet28_10 128', '… and large ones'),
+    'members': Step('experiments.bench.members resnet32 64 32 30', 'what K members cost where one leaves gaps'),
     'speedrun_94': Step(
         'experiments.speedrun 94 20 {workdir}/speedrun', 'seconds to 94 % on CIFAR-10, 20 runs'
     ),
     'speedrun_96': Step('experiments.speedrun 96 20 {workdir}/speedrun', '… and to 96 %'),
     'pipeline_resnet18': Step(
-        'experiments.pipeline resnet18 cifar10 5', 'cold start to end, beside the classic loop'
+        'experiments.bench.pipeline resnet18 cifar10 5', 'cold start to end, beside the classic loop'
     ),
     'pipeline_resnet32': Step(
-        'experiments.pipeline resnet32 cifar100 5', '… of steps that the host must keep up with'
+        'experiments.bench.pipeline resnet32 cifar100 5', '… of steps that the host must keep up with'
     ),
-    'loaders': Step('experiments.loaders cifar10 resnet18', 'whether input keeps up'),
-    'augmentations': Step('experiments.augmentations', 'what augmentation costs'),
+    'loaders': Step('experiments.bench.loaders cifar10 resnet18', 'whether input keeps up'),
+    'augmentations': Step('experiments.bench.augmentations', 'what augmentation costs'),
     'mutual': Step(
         'experiments.run experiments/mutual_table.py --workdir {workdir}/mutual', 'mutual learning, 3 seeds'
     ),

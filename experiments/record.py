@@ -1,26 +1,73 @@
-"""Keep a finished run's numbers: python -m experiments.record WORKDIR…
+"""Keep finished runs' numbers: python -m experiments.record WORKDIR…
 
-Appends a row for each to experiments/results/accuracy.csv, with the command that gives them again.
+Appends to experiments/results, each row with the command that gives its numbers again,
+
+- accuracy.csv: a row for each of the weights that were tested;
+- sparsity.csv: the zeros of each ternary layer;
+- long_tail.csv: of calibrated long tails a row for each member and the ensemble, of the chosen weights or
+  else the last, on the test images, with the areas of Chow's rule where `jaxcifar.reject` ran.
 """
 
 import csv
 import json
 import shlex
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import results
+from jaxcifar.machine.command import run_words
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import read_json
 from jaxcifar.runs import sparsity
 
 COLUMNS = ('date', 'commit', 'device', 'python', 'jax', 'dataset', 'network', 'members', 'epochs',
            'selection', 'weights', 'accuracy', 'std', 'nll', 'ece', 'ensemble', 'images_per_second',
            'seconds', 'command')  # fmt: skip
+SCORES = ('accuracy', 'mean_recall', 'many', 'medium', 'few', 'head', 'tail', 'nll', 'ece')
+LONG_TAIL_COLUMNS = ('date', 'commit', 'device', 'dataset', 'images_sha256', 'split', 'imbalance', 'network',
+                     'epochs', 'weights', 'member', 'loss', *SCORES, 'temperature', 'nll_calibrated',
+                     'ece_calibrated', 'area_balanced', 'area_worst', 'seconds', 'command')  # fmt: skip
+
+
+class Finished(NamedTuple):
+    """Hold what a finished run's files say."""
+
+    config: dict[str, Any]
+    results: dict[str, Any]
+    session: dict[str, Any]  # the first
+    timing: list[dict[str, str]]
+    command: str
+
+    def common(self) -> dict[str, Any]:
+        """Return the cells that all rows of the run share."""
+        return {
+            'date': self.session['started'][:10],
+            'commit': self.session['commit'],
+            'device': ' + '.join(self.session['devices']),
+            'dataset': self.config['dataset'],
+            'network': self.config['network'],
+            'epochs': self.results['epoch'],
+            'seconds': round(sum(float(epoch['seconds']) for epoch in self.timing)),
+            'command': self.command,
+        }
+
+
+def read(workdir: Path) -> Finished:
+    """Return what a finished run's files say; `UserError` where it is none."""
+    config, found, run = (read_json(workdir / f'{name}.json') for name in ('config', 'results', 'run'))
+    if not (config and found and run):
+        raise UserError(f'expected a finished run in {workdir}, got a folder without its results.json')
+    with open(workdir / 'timing.csv') as file:
+        timing = list(csv.DictReader(file))
+    session = run['sessions'][0]
+    return Finished(config, found, session, timing, command(session, workdir))
 
 
 def command(session: dict, workdir: Path) -> str:
-    """The session's command without what belongs to its machine: interpreter and folders."""
+    """Return the session's command without what belongs to its machine: interpreter and folders."""
     words = shlex.split(session['command'])
     renamed = f'runs/{workdir.name}'
     kept = words[words.index('jaxcifar.main') + 1 :]
@@ -34,52 +81,43 @@ def command(session: dict, workdir: Path) -> str:
     return shlex.join(['python', '-m', 'jaxcifar.main', *kept])
 
 
-def rows(workdir: Path):
-    """One row for each of the weights that were tested."""
-    config, found, run = (
-        json.loads((workdir / f'{name}.json').read_text()) for name in ('config', 'results', 'run')
-    )
-    with open(workdir / 'timing.csv') as file:
-        timing = list(csv.DictReader(file))
-    session = run['sessions'][0]
+def rows(workdir: Path) -> Iterator[dict]:
+    """Yield a row of accuracy.csv for each of the weights that were tested."""
+    run = read(workdir)
+    config, found = run.config, run.results
+    rates = [float(epoch['images_per_second']) for epoch in run.timing]
     common = {
-        'date': session['started'][:10],
-        'commit': session['commit'],
-        'device': ' + '.join(session['devices']),
-        'python': session['python'],
-        'jax': session['packages']['jax'],
-        'dataset': config['dataset'],
-        'network': config['network'],
+        **run.common(),
+        'python': run.session['python'],
+        'jax': run.session['packages']['jax'],
         'members': config['members'],
-        'epochs': found['epoch'],
         'selection': found['selection'],
-        'images_per_second': round(float(np.median([float(t['images_per_second']) for t in timing]))),
-        'seconds': round(sum(float(t['seconds']) for t in timing)),
-        'command': command(session, workdir),
+        'images_per_second': round(float(np.median(rates))),
     }
+    several, network = config['members'] > 1, config['network']
+    # A ± of members that differ would look like an error bar.
+    alike = several and not found.get('own_images') and 'fusion' not in found
     for weights, mean in found['mean'].items():
-        several = config['members'] > 1
-        # Otherwise a ± would look like an error bar.
-        alike = several and not found.get('own_images') and 'fusion' not in found
         numbers = {
-            'accuracy': round(mean['accuracy'], 5),
+            **_rounded(mean),
             'std': round(found['std'][weights]['accuracy'], 5) if alike else '',
-            'nll': round(mean['nll'], 4),
-            'ece': round(mean['ece'], 4),
             'ensemble': round(found['ensemble'][weights]['accuracy'], 5) if several else '',
         }
-        of_members = f'{config["network"]} within fusion' if 'fusion' in found else config['network']
-        yield {**common, 'weights': weights, **numbers, 'network': of_members}
-        if 'fusion' in found:
-            fused = found['fusion'][weights]['test']['fused']
-            rounded = {'accuracy': round(fused['accuracy'], 5), 'std': '', 'nll': round(fused['nll'], 4),
-                       'ece': round(fused['ece'], 4)}  # fmt: skip
-            network = f'{config["network"]} fused by {config["fusion"]["rule"]}'
-            yield {**common, 'weights': weights, **numbers, **rounded, 'network': network}
+        if 'fusion' not in found:
+            yield {**common, 'weights': weights, **numbers}
+            continue
+        yield {**common, 'weights': weights, **numbers, 'network': f'{network} within fusion'}
+        fused = {**_rounded(found['fusion'][weights]['test']['fused']), 'std': ''}
+        name = f'{network} fused by {config["fusion"]["rule"]}'
+        yield {**common, 'weights': weights, **numbers, **fused, 'network': name}
 
 
-def sparsity_rows(workdir: Path):
-    """The share of zeros in each ternary layer, mean over members."""
+def _rounded(scores: dict[str, float]) -> dict[str, float]:
+    return {name: round(scores[name], 5 if name == 'accuracy' else 4) for name in ('accuracy', 'nll', 'ece')}
+
+
+def sparsity_rows(workdir: Path) -> Iterator[dict]:
+    """Yield the share of zeros in each ternary layer, mean over members."""
     layers: dict[tuple[str, ...], list[float]] = {}
     if (workdir / sparsity.FILE).exists():
         with open(workdir / sparsity.FILE) as file:
@@ -101,15 +139,56 @@ def sparsity_rows(workdir: Path):
         }
 
 
+def long_tail_rows(workdir: Path) -> Iterator[dict]:
+    """Yield a row for each member and for the ensemble of a calibrated long tail; of other runs none."""
+    calibration, config = (read_json(workdir / f'{name}.json', {}) for name in ('calibration', 'config'))
+    if not calibration or 'long_tail' not in config.get('split', ''):
+        return
+    run, dataset = read(workdir), read_json(workdir / 'dataset.json')
+    rejected = read_json(workdir / 'rejection.json', {})
+    areas = rejected['parts']['test'] if rejected.get('step') == calibration['step'] else {}
+    weights, calibrated = next(iter(calibration['weights'].items()))
+    common = {
+        **run.common(),
+        'split': config['split'],
+        'images_sha256': dataset['sha256'][:16],  # copies of CIFAR-100 differ
+        'imbalance': config['long_tail']['imbalance'],
+        'weights': f'best on {run.results["selection"]}' if weights == 'best' else weights,
+    }
+    members = [(m['name'], m.get('loss', config['loss']), m[weights]['test']) for m in run.results['members']]
+    members.append(('mean', '', run.results['ensemble'][weights]))
+    temperatures = [*calibrated['members'], calibrated['mean']]
+    for (name, loss, scores), fitted in zip(members, temperatures):
+        after, area = fitted['parts']['test']['after'], areas.get(name, {})
+        risks = [risk for risk in ('balanced', 'worst') if risk in area]
+        yield {
+            **common,
+            'member': name,
+            'loss': loss,
+            **{k: round(v, 5) for k, v in scores.items() if k in SCORES},
+            'temperature': round(fitted['temperature'], 4),
+            'nll_calibrated': round(after['nll'], 4),
+            'ece_calibrated': round(after['ece'], 4),
+            **{f'area_{risk}': round(area[risk]['area'], 4) for risk in risks},
+        }
+
+
 def append(workdirs: list[Path]) -> list[dict]:
-    """Add these runs' rows to the table, and return them; ternary layers' zeros go to sparsity.csv."""
-    added = [{column: row[column] for column in COLUMNS} for workdir in workdirs for row in rows(workdir)]
-    results.append('accuracy', added)
-    zeros = [row for workdir in workdirs for row in sparsity_rows(workdir)]
-    if zeros:
+    """Append these runs' rows to the tables, and return those of accuracy.csv."""
+    kept = [row for workdir in workdirs for row in rows(workdir)]
+    results.append('accuracy', kept, COLUMNS)
+    if zeros := [row for workdir in workdirs for row in sparsity_rows(workdir)]:
         results.append('sparsity', zeros)
-    return added
+    if tails := [row for workdir in workdirs for row in long_tail_rows(workdir)]:
+        results.append('long_tail', tails, LONG_TAIL_COLUMNS)
+    return kept
+
+
+def main(*workdirs: str):
+    """Append and print."""
+    for row in append([Path(workdir) for workdir in workdirs]):
+        print({column: row.get(column, '') for column in COLUMNS})
 
 
 if __name__ == '__main__':
-    print(*append([Path(workdir) for workdir in sys.argv[1:]]), sep='\n')
+    run_words(main)

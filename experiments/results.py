@@ -1,11 +1,15 @@
-"""The tables of experiments/results: a row is never changed, new ones are appended."""
+"""Keep the tables of experiments/results: a row is never changed, and new ones are appended."""
 
 import csv
 import os
 import platform
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 FOLDER = Path(os.environ.get('JAXCIFAR_RESULTS') or Path(__file__).parent / 'results')
 ON_GPU = Path('/dev/nvidiactl').exists()  # known before jax starts
@@ -25,21 +29,34 @@ def pin():
         torch.set_num_threads(1)
 
 
-def append(name: str, rows: list[dict]):
-    """Append to results/NAME.csv; the columns are the keys of the first row."""
-    path = FOLDER / f'{name}.csv'
-    columns, new = list(rows[0]), not path.exists()
-    if not new and path.read_text().splitlines()[0].split(',') != columns:
-        raise ValueError(f'{path} has other columns than {",".join(columns)}: move it away first')
+def write_rows(path: Path, rows: Sequence[dict], columns: Sequence[str] = ()):
+    """Append rows to a CSV, which is begun with its columns where it is new or empty.
+
+    columns: those of the file, in order, whatever else a row holds, and '' where it lacks one; without, the
+      keys of the first row. Raises `ValueError` where the file has others.
+    """
+    extra: Literal['ignore', 'raise'] = 'ignore' if columns else 'raise'
+    columns = list(columns) or list(rows[0])
+    new = not path.exists() or not path.stat().st_size
+    if not new:
+        with path.open() as file:
+            if next(csv.reader(file)) != columns:
+                raise ValueError(f'{path} has other columns than {",".join(columns)}: move it away first')
     with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, columns, lineterminator='\n')
+        writer = csv.DictWriter(file, columns, extrasaction=extra, lineterminator='\n')
         if new:
             writer.writeheader()
         writer.writerows(rows)
 
 
+def append(name: str, rows: Sequence[dict], columns: Sequence[str] = ()):
+    """Append rows to results/NAME.csv, as `write_rows` does."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    write_rows(FOLDER / f'{name}.csv', rows, columns)
+
+
 def read(name: str) -> list[dict[str, str]]:
-    """The rows of results/NAME.csv; none where there is no such file."""
+    """Return the rows of results/NAME.csv; none where there is no such file."""
     path = FOLDER / f'{name}.csv'
     if not path.exists():
         return []
@@ -47,8 +64,14 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def device_kind() -> str:
+    """Return what jax runs on here. It is asked in another process: one that has asked keeps the memory."""
+    ask = 'import jax; print(jax.devices()[0].device_kind)'
+    return subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True).stdout.strip()
+
+
 def here(device: str | None = None) -> dict:
-    """When, with which commit and on what something is measured; without `device`, this process's."""
+    """Return when, with which commit and on what something is measured; without `device`, this process's."""
     import jax  # with the next a second or two: not for those who only ask for ON_GPU
 
     from jaxcifar.machine.versions import git_commit
@@ -62,6 +85,6 @@ def here(device: str | None = None) -> dict:
 
 
 def here_pinned() -> dict:
-    """`here`, of a process that `pin` has run in."""
-    found = here()
-    return {**found, 'machine': found['machine'] + PINNED}
+    """Return `here` of a process that `pin` has run in."""
+    common = here()
+    return {**common, 'machine': common['machine'] + PINNED}

@@ -4,13 +4,15 @@ A sweep file has a function `get_sweep(argument)` that returns a `Sweep`. Its ru
 other, or N at a time with a GPU each, in FOLDER/NAME, with what they print in FOLDER/NAME.log.
 Finished runs are skipped and others resumed: after a stop, the same command goes on. Each new result is
 appended to experiments/results/accuracy.csv; at the end the table is printed in Markdown, and FOLDER
-has results.csv and a page about all runs. With --slurm, jobs of a cluster do all that.
+has results.csv and a page about all runs. With --slurm, jobs of a cluster do all that. --dry-run lists the
+commands, or with --slurm writes the scripts.
 """
 
 import argparse
-import csv
 import os
 import queue
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,8 +21,9 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from experiments import record, slurm
+from experiments import record, resources, results, submit
 from experiments.display import Display
+from experiments.resources import whole
 from experiments.sweep import Run, Sweep, has_ended, is_finished, keep, load, score, table
 from jaxcifar.machine.command import run_command
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
@@ -30,7 +33,7 @@ GPUS = [path.name.removeprefix('nvidia') for path in sorted(Path('/dev').glob('n
 
 
 class Runner:
-    """Runs trainings as processes, and stops them all where one was stopped."""
+    """Run trainings as processes, and stop them all where one was stopped."""
 
     def __init__(self, sweep: Sweep, folder: Path, jobs: int, retries: int, display: Display):
         self.sweep, self.folder, self.jobs, self.retries = sweep, folder, jobs, retries
@@ -50,7 +53,7 @@ class Runner:
                 process.terminate()
 
     def run(self):
-        """All runs, each when those that it comes after are finished."""
+        """Train all runs, each when those that it comes after are finished."""
         waiting, going = list(enumerate(self.sweep.runs)), set[Future]()
         with ThreadPoolExecutor(self.jobs) as pool:
             while waiting or going:
@@ -74,7 +77,7 @@ class Runner:
         return next(run for run in self.sweep.runs if run.name == name)
 
     def _one(self, number: int, run: Run):
-        """A run, if it is not finished, and a line about it."""
+        """Train a run, if it is not finished, and say a line about it."""
         start = time.monotonic()
         say = lambda text: self.display.say(number, run.name, text)  # noqa: E731
         workdir = self.folder / run.name
@@ -129,7 +132,7 @@ class Runner:
             self._slots.put(slot)
 
     def _device(self, slot: int) -> dict[str, str]:
-        """The environment of a training: all GPUs, or one of them where several run at a time."""
+        """Return the environment of a training: all GPUs, or one of them where several run at a time."""
         visible = os.environ.get('CUDA_VISIBLE_DEVICES')
         gpus = GPUS if visible is None else visible.split(',')
         if self.jobs == 1 or not gpus:
@@ -138,14 +141,12 @@ class Runner:
 
 
 def write_results(sweep: Sweep, folder: Path):
-    """FOLDER/results.csv and FOLDER/report of the finished runs, and the table on stdout."""
+    """Write FOLDER/results.csv and FOLDER/report of the finished runs, and print the table."""
     workdirs = [folder / run.name for run in sweep.runs if is_finished(run, folder)]
     rows = [{'run': workdir.name, **row} for workdir in workdirs for row in record.rows(workdir)]
     lines = table(sweep, folder)
-    with open(folder / 'results.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, ['run', *record.COLUMNS], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+    (folder / 'results.csv').unlink(missing_ok=True)
+    results.write_rows(folder / 'results.csv', rows, ['run', *record.COLUMNS])
     (folder / 'table.md').write_text('\n'.join(lines) + '\n')
     print('', *lines, '', sep='\n')
     print(folder / 'table.md', folder / 'results.csv', sep='\n')
@@ -181,30 +182,49 @@ def collect(sweep: Sweep, folder: Path):
         raise UserError(f'not finished: {", ".join(missing)}; their .log files in {folder} say why')
 
 
+def list_commands(sweep: Sweep, folder: Path):
+    """Print what would run, a command a line, in the order of the sweep."""
+    todo = 0
+    for number, run in enumerate(sweep.runs):
+        begin = f'[{number + 1}/{len(sweep.runs)}] {run.name}:'
+        if is_finished(run, folder):
+            print(f'{begin} finished before')
+            continue
+        todo += 1
+        after = f'  # after {", ".join(run.after)}' if run.after else ''
+        print(f'{begin} {shlex.join(["python", "-m", "jaxcifar.main", *run.arguments(folder)])}{after}')
+    print(f'{todo} of {len(sweep.runs)} runs to do in {folder}; the same command without --dry-run does them')
+
+
 def main():
-    """The command line."""
+    """Read the command line and run, list, submit or collect."""
     usage = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser('python -m experiments.run', None, __doc__, formatter_class=usage)
     parser.add_argument('sweep', metavar='SWEEP.py[:ARGUMENT]')
-    parser.add_argument('--jobs', type=int, default=1, help='how many runs at a time (1)')
-    parser.add_argument('--retries', type=int, default=0, help='how often a failed run is resumed (0)')
+    parser.add_argument('--jobs', default=1, help='how many runs at a time (1)')
+    parser.add_argument('--retries', default=0, help='how often a failed run is resumed (0)')
     parser.add_argument('--follow', action='store_true', help='print their lines, with [task-NUMBER-NAME]')
     parser.add_argument('--collect', action='store_true', help='only gather what is finished')
     parser.add_argument('--workdir', type=Path, help='(runs/SWEEP)')
-    slurm.add_flags(parser)
+    resources.add_flags(parser)
     args = parser.parse_args()
+    jobs, retries = whole('--jobs', args.jobs, 1), whole('--retries', args.retries, 0)
     sweep = load(args.sweep)
-    path = args.sweep.partition(':')[0]
-    folder = args.workdir or Path('runs') / args.sweep.replace(path, Path(path).stem).replace(':', '-')
+    path, _, argument = args.sweep.partition(':')
+    name = '-'.join(filter(None, [Path(path).stem, argument]))
+    folder = args.workdir or Path('runs') / re.sub(r'[^\w.+=,-]', '-', name)
+    if args.test_only and not args.slurm:
+        raise UserError('--test-only is for jobs of a cluster: give --slurm too')
+    if args.dry_run and not args.slurm:
+        return list_commands(sweep, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not args.slurm and (args.dry_run or args.test_only):
-        raise UserError('--dry-run and --test-only are of --slurm')
     if args.slurm:
-        slurm.submit(sweep, folder, args)
+        submit.submit(sweep, folder, args)
     elif args.collect:
         collect(sweep, folder)
     else:
-        run_here(sweep, folder, args.jobs, args.retries, args.follow)
+        run_here(sweep, folder, jobs, retries, args.follow)
+    return None
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
-"""What a table of experiments is made of, and what of it is done."""
+"""Say what a table of experiments is made of, and what of it is done."""
 
 import json
+import re
 import runpy
 import shlex
 from pathlib import Path
@@ -14,26 +15,28 @@ from jaxcifar.machine.files import read_json, write_json
 from jaxcifar.runs.metrics import verdict
 
 KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
+NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+=,-]{0,99}')
+TAKEN = ('slurm', 'report', 'results.csv', 'table.md')  # a sweep's own files beside its workdirs
 
 
 class Run(NamedTuple):
-    """One training: a config file, and what is different from it."""
+    """Hold one training: a config file, and what is different from it."""
 
-    name: str  # of its workdir
+    name: str  # of its workdir: `check_name` says what it may be
     row: str  # of the table; runs of one row are its seeds
     config: str  # FILE[:ARGUMENT]
     changes: dict[str, Any]  # field -> value; {folder} in it is where the sweep's workdirs are
     after: tuple[str, ...] = ()  # names of runs before it in the sweep that must be finished first
 
     def arguments(self, folder: Path) -> list[str]:
-        """What follows `python -m jaxcifar.main`."""
+        """Return what follows `python -m jaxcifar.main`."""
         values = {field: str(value).replace('{folder}', str(folder)) for field, value in self.changes.items()}
         changes = [f'--config.{field}={value}' for field, value in values.items()]
         return ['--config', self.config, '--workdir', str(folder / self.name), *changes]
 
 
 class Sweep(NamedTuple):
-    """Runs that are one table."""
+    """Hold runs that are one table."""
 
     title: str  # printed above it: what was done, and what was shortened
     runs: list[Run]
@@ -42,19 +45,35 @@ class Sweep(NamedTuple):
 
 
 def load(sweep: str) -> Sweep:
-    """The sweep of SWEEP.py[:ARGUMENT]."""
+    """Return the sweep of SWEEP.py[:ARGUMENT]; `UserError` where it has none, or its runs cannot be."""
     path, _, argument = sweep.partition(':')
     if not Path(path).is_file():
         raise UserError(f'there is no sweep file {path}')
-    found = runpy.run_path(path)['get_sweep'](argument)
-    check(found.runs, path)
-    return found
+    make = runpy.run_path(path).get('get_sweep')
+    loaded = make(argument) if callable(make) else None
+    if not isinstance(loaded, Sweep):
+        raise UserError(f'{path} must have a function get_sweep(argument) that returns a Sweep')
+    check(loaded.runs, path)
+    return loaded
+
+
+def check_name(name: str):
+    """Raise `UserError` for a name that is no plain one of a folder: workdirs, logs and jobs carry it."""
+    taken = name in TAKEN or name.endswith('.log')
+    if not isinstance(name, str) or taken or not NAME.fullmatch(name):
+        plain = re.sub(r'[^A-Za-z0-9_.+=,-]+', '-', str(name)).strip('-.+=,_')[:100]
+        hint = f'; try {plain!r}' if plain and not taken else ''
+        raise UserError(
+            "a run's name must begin with a letter or digit, then letters, digits and _.+=,- (at most 100), "
+            f'and be none of {", ".join(TAKEN)} and *.log; got {name!r}{hint}'
+        )
 
 
 def check(runs: list[Run], path: str):
-    """`UserError` unless each has a name of its own, and comes after those that it waits for."""
+    """Raise `UserError` unless each has a name of its own, and comes after those that it waits for."""
     before: list[str] = []
     for run in runs:
+        check_name(run.name)
         if run.name in before:
             raise UserError(f'{path} has two runs called {run.name}')
         for name in run.after:
@@ -64,13 +83,13 @@ def check(runs: list[Run], path: str):
 
 
 def is_finished(run: Run, folder: Path) -> bool:
-    """Whether this very run came to its end, and its numbers are in the table of results."""
+    """Return whether this very run came to its end, and its numbers are in the table of results."""
     kept = read_json(folder / run.name / KEPT)
     return kept == run.arguments(folder)
 
 
 def has_ended(run: Run, folder: Path) -> bool:
-    """Whether the last session in its workdir had this very command and came to its end."""
+    """Return whether the last session in its workdir had this very command and came to its end."""
     workdir, arguments = folder / run.name, run.arguments(folder)
     results, config = workdir / 'results.json', workdir / 'config.json'
     # A session writes its config first and its results last.
@@ -87,12 +106,12 @@ def keep(run: Run, folder: Path):
 
 
 def weights_that_count(results: dict) -> str:
-    """Those that held-out images chose; otherwise, and never those that test images chose, the last."""
+    """Return 'best' where held-out images chose the weights, else 'last': test images never choose."""
     return 'last' if results['selection'] in ('test', 'none') else 'best'
 
 
 def score(workdir: Path) -> str:
-    """A finished run's test accuracy."""
+    """Return a finished run's test accuracy, as text."""
     results = json.loads((workdir / 'results.json').read_text())
     weights = weights_that_count(results)
     if 'fusion' not in results:
@@ -103,7 +122,7 @@ def score(workdir: Path) -> str:
 
 
 def table(sweep: Sweep, folder: Path) -> list[str]:
-    """The finished runs in Markdown: a line for each row and network."""
+    """Return the finished runs in Markdown: a line for each row and network."""
     seeds: dict[tuple[str, str], list[float]] = {}  # a number for each seed
     nodes: dict[tuple[str, str], list[float]] = {}  # … and each node
     ensembles: dict[tuple[str, str], list[float]] = {}
@@ -149,7 +168,7 @@ FUSED = ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert')
 
 
 def fusion_table(sweep: Sweep, folder: Path) -> list[str]:
-    """Fused predictions beside what they have to beat, in Markdown: a line for each run; [] without any.
+    """Return fused predictions beside what they have to beat, in Markdown: a line a run; [] without any.
 
     The last columns are the sweep's single networks, of the same kind as those that are fused.
     """

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from experiments.torch_networks import (
+from experiments.bench.torch_networks import (
     cifar_densenet,
     cifar_mobilenet,
     models,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from experiments.members import Case
+from experiments.bench import members
 from jaxcifar import main
 from jaxcifar.engine.couplings import COUPLINGS, divergence_from_peers
 from jaxcifar.evaluate import evaluate
@@ -113,8 +113,8 @@ def test_members_that_take_turns_share_the_devices(config, dataset):
 @pytest.mark.parametrize('augment_each', [False, True])
 def test_devices_exchange_logits_once_a_step_and_nothing_else(tiny_networks, augment_each):
     """One member a device, [K,B,C] logits."""
-    case = Case('tiny', batch=32, size=8, members=4, devices=4, augment_each=augment_each)
-    assert case.collectives() == ('1 all-gather', 4 * 32 * 100 * 4)
+    step = members.build('tiny', batch=32, size=8, members=4, devices=4, augment_each=augment_each)
+    assert members.collectives(step) == ('1 all-gather', 4 * 32 * 100 * 4)
 
 
 def test_a_state_moves_between_four_devices_and_one(config, dataset, tmp_path):

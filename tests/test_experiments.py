@@ -236,7 +236,7 @@ def test_a_kept_command_names_no_folder_of_this_machine(tmp_path):
 def test_zeros_of_each_layer_are_kept(monkeypatch, tmp_path):
     kept = {}
     monkeypatch.setattr(record, 'rows', lambda workdir: [])
-    monkeypatch.setattr(results, 'append', lambda name, rows: kept.update({name: rows}))
+    monkeypatch.setattr(results, 'append', lambda name, rows, columns=(): kept.update({name: rows}))
     (tmp_path / 'run.json').write_text('{"sessions": [{"started": "2026-01-01T00:00", "commit": "c"}]}')
     lines = [f'{k}_resnet8,last,conv2/kernel,8,{zeros}' for k, zeros in ((0, 0.25), (1, 0.75))]
     (tmp_path / 'sparsity.csv').write_text('\n'.join(['member,checkpoint,layer,weights,zeros', *lines]))

@@ -16,7 +16,7 @@ from torch import nn
 
 import jaxcifar
 from configs import base, expert, fusion
-from experiments.members import Case
+from experiments.bench import members
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.splits import make_split
 from jaxcifar.engine.fusion import RULES, adaptive_rates, make_head
@@ -219,8 +219,8 @@ def test_four_devices_have_the_gradients_of_one(fused, dataset):
 
 
 def test_devices_exchange_logits_and_features_once_a_step(tiny_networks):
-    case = Case('tiny', batch=32, size=8, members=4, devices=4, coupling='fusion')
-    assert case.collectives() == ('2 all-gather', 4 * 32 * (100 + 6) * 4)
+    step = members.build('tiny', batch=32, size=8, members=4, devices=4, coupling='fusion')
+    assert members.collectives(step) == ('2 all-gather', 4 * 32 * (100 + 6) * 4)
 
 
 def test_frozen_members_stay_as_they_are_while_the_head_learns(fused, dataset):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from experiments.torch_networks import TORCH
+from experiments.bench.torch_networks import TORCH
 from jaxcifar.engine.losses import cross_entropy
 from jaxcifar.formats.state_dict import to_torch
 from jaxcifar.machine.errors import UserError

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import run, slurm
+from experiments import sweep as sweeps
 from experiments.sweep import Run, Sweep
 from jaxcifar.machine.errors import UserError
 from tests import cluster
@@ -54,7 +55,7 @@ def test_a_preempted_job_is_requeued_and_all_ends_as_if_it_had_not_been(
     with cluster.running(tmp_path / 'cluster') as environment:
         for name in ('PATH', 'SLURM_CONF'):
             monkeypatch.setenv(name, environment[name])
-        with pytest.raises(UserError, match=r'job0.sbatch: .*invalid partition'):
+        with pytest.raises(UserError, match=r'refused job0.sbatch: invalid partition.*`sinfo -s` lists'):
             submit('--partition=nowhere')
         submit('--test-only')
         assert not cluster.ask(environment, 'squeue', '-h') and 'would take them' in capsys.readouterr().out
@@ -108,7 +109,7 @@ def test_jobs_are_arrays_or_packed_and_wait_for_what_they_need(tmp_path, monkeyp
     )
     assert 'srun --exact --nodes=1 --ntasks=1 --cpus-per-task=4 --mem=12G --gres=gpu:1' in text
     assert '--dependency=afterok:${job0} job1.sbatch' in slurm.submission(packed, tmp_path, True)
-    with pytest.raises(UserError, match='memory=lots is not like 16G'):
+    with pytest.raises(UserError, match='--memory must be as 16G'):
         slurm.script(packed[0], tmp_path, ask._replace(memory='lots'))
 
 
@@ -156,7 +157,7 @@ def test_the_sweep_of_the_readme_becomes_jobs(tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', argv)
     run.main()
     first, second = ((tmp_path / 'runs/slurm' / f'job{i}.sbatch').read_text() for i in range(2))
-    assert first.count('train ') == 2 and '#SBATCH --time=8:00:00' in first and 'train 0 longer' in second
+    assert first.count('train ') == 2 and '#SBATCH --time=8:00:00' in first and 'train 2 longer' in second
     assert '--dependency=afterok:${job0} job1' in (tmp_path / 'runs/slurm/submit.sh').read_text()
     (tmp_path / 'mine.py').write_text(code.removeprefix('python').replace("{'time'", "{'hours'"))
     with pytest.raises(UserError, match=r'unknown field of Sweep.slurm .hours.'):
@@ -166,7 +167,95 @@ def test_the_sweep_of_the_readme_becomes_jobs(tmp_path, monkeypatch):
 def test_without_slurm_only_the_scripts_are_written(submit, monkeypatch, capsys):
     folder = submit('--dry-run', '--gpus=0')
     assert 'gres' not in (folder / 'slurm' / 'job0.sbatch').read_text()
-    assert 'submit.sh' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert '2 runs in 2 array jobs, and a job for the results' in said and '0 GPUs and 1 CPU for' in said
+    assert f'submit: bash {folder}/slurm/submit.sh' in said
+    submit('--dry-run', '--gpus=volta:2', '--time=2-12', '--sbatch=constraint=v100', '--sbatch=exclusive')
+    lines = (folder / 'slurm' / 'job0.sbatch').read_text().splitlines()
+    assert {'#SBATCH --gres=gpu:volta:2', '#SBATCH --constraint=v100', '#SBATCH --exclusive'} <= {*lines}
+    assert 'in one turn 240 GPU hours in all' in capsys.readouterr().out
+    assert '#SBATCH --gres' not in (folder / 'slurm' / 'results.sbatch').read_text()
     monkeypatch.setenv('PATH', str(folder))
     with pytest.raises(UserError, match='there is no sbatch here'):
         submit()
+
+
+@pytest.mark.parametrize('flag', [
+    '--pack=-3', '--nodes=0', '--nodes=two', '--gpus=-1', '--gpus=volta:', '--time=nonsense', '--time=0',
+    '--time=1:2:3:4', '--memory=16 G', '--cpus=0', '--at-once=-1', '--partition=a b', '--account=$(touch X)',
+    '--sbatch=array=0-3', '--sbatch=a=b c', '--jobs=0', '--retries=-1',
+])  # fmt: skip
+def test_what_a_job_cannot_ask_for_is_refused_before_anything_is_written(flag, submit, tmp_path):
+    with pytest.raises(UserError, match=f'{flag.partition("=")[0]} must .*, got '):
+        submit('--dry-run', flag)
+    assert not (tmp_path / 'runs' / 'slurm').exists()
+
+
+HOSTILE = ('a$(touch X)', 'a`touch X`', 'a;touch X', 'a b', "a'b", 'a"b', '*', '', '.', '..', 'a/b', '../x',
+           '/abs', '-rf', 'a\nb', 'slurm', 'results.csv', 'one.log', 'a' * 200)  # fmt: skip
+
+
+def test_names_that_reach_a_shell_or_leave_the_folder_are_refused(tmp_path):
+    for name in HOSTILE:
+        hostile = [Run(name, 'row', 'configs/base.py', {})]
+        for check in (lambda runs: slurm.jobs(Sweep('', runs), tmp_path, 1), lambda r: sweeps.check(r, 'x')):
+            with pytest.raises(UserError, match=r"a run's name must begin with .*; got "):
+                check(hostile)
+    with pytest.raises(UserError, match="got 'a b'; try 'a-b'"):
+        sweeps.check_name('a b')
+    sweeps.check_name('mutual-resnet32+wideresnet28_2-2-seed1')
+
+
+@pytest.mark.parametrize('pack', [1, 2])
+def test_paths_and_values_are_quoted_wherever_a_shell_reads_them(pack, tmp_path, monkeypatch):
+    """Folders, the interpreter and values that would run something if they were not."""
+    folder = tmp_path / 'it\'s $(touch X) & `touch X`; "50%" *' / 'runs'
+    (folder / 'slurm').mkdir(parents=True)
+    monkeypatch.chdir(folder.parent)
+    changes = {'augment': 'crop(4)+flip', 'dataset': "npz:a b/$(touch X)';touch X;'"}
+    runs = [Run(f'run{i}', 'row', 'c d.py:$(touch X)', changes) for i in range(2)]
+    for name, text in (
+        ('srun', 'printf "%s\\n" "$@"'), ('sbatch', 'echo 7'), ('my python', 'printf "%s\\n" "$@"'),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(f'#!/bin/bash\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr('sys.executable', str(tmp_path / 'my python'))
+    todo, ask = slurm.jobs(Sweep('Title', runs), folder, pack), slurm.Resources(pack=pack)
+    scripts = [slurm.script(job, folder, ask) for job in todo]
+    scripts += [slurm.collector('a b.py:$(touch X)', folder, ask), slurm.submission(todo, folder, pack > 1)]
+    environment = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_ARRAY_TASK_ID': '1'}
+    for text in scripts:
+        for line in text.splitlines():
+            assert not line.startswith('#SBATCH') or len(line.split()) == 2
+        subprocess.run(['bash', '-n'], input=text, text=True, check=True)
+        done = subprocess.run(['bash', '-c', text], env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, '')
+    log = (folder / 'run1.log').read_text().splitlines()
+    assert log[-7:] == [
+        str(tmp_path / 'my python'), '-u', '-m', 'jaxcifar.main', *runs[1].arguments(folder)
+    ][-7:]  # fmt: skip
+    assert 'job0 7' in done.stdout and not list(tmp_path.rglob('X'))
+
+
+def test_a_local_dry_run_lists_the_commands_and_makes_nothing(submit, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / 'runs'
+    with pytest.raises(UserError, match='there is no sbatch here'):
+        monkeypatch.setenv('PATH', str(tmp_path))
+        submit()
+    capsys.readouterr()
+    monkeypatch.setattr(
+        'sys.argv', ['run', f'{tmp_path}/sweep.py', '--workdir', f'{tmp_path}/no', '--dry-run']
+    )
+    run.main()
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith('[1/2] first: python -m jaxcifar.main --config configs/base.py --workdir ')
+    assert second.endswith('# after first') and last.startswith('2 of 2 runs to do')
+    assert folder.exists() and not (tmp_path / 'no').exists()
+
+
+def test_task_numbers_are_those_of_the_sweep(tmp_path):
+    runs = [Run('a', '', 'c.py', {}), Run('b', '', 'c.py', {}, ('a',)), Run('c', '', 'c.py', {}, ('a',))]
+    first, second = slurm.jobs(Sweep('Title', runs), tmp_path, 1)
+    assert '0) train 0 a ' in slurm.script(first, tmp_path, slurm.Resources())
+    text = slurm.script(second, tmp_path, slurm.Resources())
+    assert '0) train 1 b ' in text and '1) train 2 c ' in text

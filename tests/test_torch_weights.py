@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.torch_networks import small_resnet
+from experiments.bench.torch_networks import small_resnet
 from jaxcifar import torch_weights
 from jaxcifar.evaluate import evaluate
 from jaxcifar.formats import foreign

@@ -1,4 +1,4 @@
-"""What the compiler is told, by kind of device; chosen by measurement (`python -m experiments.options`)."""
+"""What the compiler is told, by kind of device; chosen by measurement (`experiments.bench.options`)."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""The training that tutorials write: python -m experiments.classic_loop NETWORK DATASET EPOCHS [fast]
+"""The training that tutorials write: python -m experiments.bench.classic_loop NETWORK DATASET EPOCHS [fast]
 
 torchvision's transforms in DataLoader workers, a PyTorch network, SGD with cosine, the test images after
 each epoch, and a checkpoint. `fast` adds what is commonly advised: channels_last, torch.compile for one shape
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from experiments.classic import Pictures
-from experiments.torch_networks import TORCH
+from experiments.bench.classic import Pictures
+from experiments.bench.torch_networks import TORCH
 from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.vision import import_torchvision
 

@@ -1,15 +1,16 @@
-"""How fast batches come, alone and in training: python -m experiments.loaders [DATASET] [NETWORK]
+"""Measure how fast batches come: python -m experiments.bench.loaders [DATASET] [NETWORK]
 
 Compares the classic pipeline (a PIL image and torchvision's transforms for each sample) with the host
-and the device loader. Rounds in turn; prints and keeps the median images a second of
+and the device loader, in turns. Prints the median images a second of
 
 - batches alone: on the device, nothing done with them;
 - batches prepared: augmented and normalised there, as the classic ones are when they arrive;
-- the training of a small network on them.
+- the training of a small network on them,
+
+and appends each to experiments/results/loaders.csv after its last turn.
 """
 
 import contextlib
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,9 @@ import numpy as np
 import torch
 
 from configs import single
-from experiments import classic, results
+from experiments import results
+from experiments.bench import classic
+from experiments.bench.turns import Times, Turn, take_turns
 from jaxcifar.augment.pipeline import Augmentation
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order, batches
@@ -41,7 +44,7 @@ THREADS = torch.get_num_threads()
 
 
 class Bench:
-    """A run without evaluation and files."""
+    """Hold a run without evaluation and files."""
 
     def __init__(self, dataset: str, network: str):
         self.config = finalize(single.get_config(f'{network},{dataset}'))
@@ -60,7 +63,7 @@ class Bench:
         return make_train_step(self.config, self.population, dataset, self.order.steps_per_epoch, self.state)
 
     def preparing(self, augment_text: str):
-        """(batch, step) -> images as the network gets them."""
+        """Return (batch, step) -> images as the network gets them."""
         augment, key = Augmentation(augment_text, self.dataset.mean, self.dataset.std), jax.random.key(0)
 
         @partial(jax.jit, compiler_options=compiler_options())
@@ -69,20 +72,20 @@ class Bench:
 
         return prepare
 
-    def ours(self, loader: str, use: Callable, steps: int) -> float:
-        """Images a second of the host or the device loader."""
+    def ours(self, loader: str, use: Callable, steps: int) -> dict[str, float]:
+        """Return the images a second of the host or the device loader."""
         self.config.data.loader = loader
         source = batches(self.config, self.dataset, self.order, self.population.mesh, range(WARM + steps))
         with contextlib.closing(source):
             return self._rate(source, use, steps)
 
-    def classic(self, source, use: Callable, steps: int) -> float:
-        """Images a second of a classic stream."""
+    def classic(self, source, use: Callable, steps: int) -> dict[str, float]:
+        """Return the images a second of a classic stream."""
         torch.set_num_threads(THREADS)  # the host loader leaves them all to XLA
         return self._rate(source, use, steps)
 
-    def _rate(self, source, use: Callable, steps: int) -> float:
-        """`use(batch, i)` gives what is to be ready in the end."""
+    def _rate(self, source, use: Callable, steps: int) -> dict[str, float]:
+        """Return the images a second of a source; `use(batch, i)` gives what is to be ready in the end."""
         done, start = None, 0.0
         for i in range(WARM + steps):
             if i == WARM:
@@ -90,51 +93,47 @@ class Bench:
                 start = time.perf_counter()
             done = use(next(source), i)
         jax.block_until_ready(done)
-        return steps * self.config.batch_size / (time.perf_counter() - start)
+        return {'images_per_second': steps * self.config.batch_size / (time.perf_counter() - start)}
 
     def arrive(self, batch, i):
-        """Nothing but the transfer."""
+        """Put the batch on the device and wait for it."""
         return jax.block_until_ready(jax.device_put(batch))
 
     def train(self, step, batch, i):
-        """One step of training."""
+        """Take a step of training."""
         self.state, row = step(self.state, batch)
         return row
 
 
-def measurements(bench: Bench) -> dict[str, Callable[[], float]]:
-    """What is measured, by name."""
-    found: dict[str, Callable[[], float]] = {}
+def measurements(bench: Bench) -> dict[str, Turn]:
+    """Return what is measured, by name."""
+    turns: dict[str, Turn] = {}
     for augment in classic.MORE:
         for workers in (0, 2):
             source = classic.stream(bench.dataset, augment, bench.config.batch_size, workers)
             name, run = f'classic, {augment}, {workers} workers', partial(bench.classic, source)
-            found[f'{name}: prepared'] = partial(run, bench.arrive, CLASSIC_STEPS)
-            found[f'{name}: training'] = partial(run, partial(bench.train, bench.classic_step), TRAIN_STEPS)
+            turns[f'{name}: prepared'] = partial(run, bench.arrive, CLASSIC_STEPS)
+            turns[f'{name}: training'] = partial(run, partial(bench.train, bench.classic_step), TRAIN_STEPS)
     for loader in ('host', 'device'):
         run = partial(bench.ours, loader)
-        found[f'{loader} loader: alone'] = partial(run, bench.arrive, ALONE_STEPS)
+        turns[f'{loader} loader: alone'] = partial(run, bench.arrive, ALONE_STEPS)
         for name, augment in PREPARED.items():
-            found[f'{loader} loader, {name}: prepared'] = partial(
-                run, bench.preparing(augment), PREPARED_STEPS
-            )
-        found[f'{loader} loader: training'] = partial(run, partial(bench.train, bench.step), TRAIN_STEPS)
-    return found
+            prepare = bench.preparing(augment)
+            turns[f'{loader} loader, {name}: prepared'] = partial(run, prepare, PREPARED_STEPS)
+        turns[f'{loader} loader: training'] = partial(run, partial(bench.train, bench.step), TRAIN_STEPS)
+    return turns
 
 
 def main(dataset: str = 'cifar10', network: str = 'resnet8'):
-    """Measure, print and append to experiments/results/loaders.csv."""
-    bench = Bench(dataset, network)
-    runs = measurements(bench)
-    rounds = [{what: run() for what, run in runs.items()} for _ in range(ROUNDS)]
-    rates = {what: [r[what] for r in rounds] for what in runs}
-    medians = {what: statistics.median(values) for what, values in rates.items()}
+    """Measure, append and print."""
+    bench, times = Bench(dataset, network), dict[str, Times]()
     common = {**results.here(), 'dataset': dataset, 'network': network, 'batch': bench.config.batch_size}
-    rows = [{**common, 'what': what, 'images_per_second': f'{rate:.0f}'} for what, rate in medians.items()]
-    results.append('loaders', rows)
-    for what, rate in medians.items():
-        spread = f'({min(rates[what]):,.0f} to {max(rates[what]):,.0f})'
-        print(f'{what:56} {rate:12,.0f} images/s  {spread}')
+    for what, measured in take_turns(measurements(bench), ROUNDS):
+        rate, (low, high) = measured.median('images_per_second'), measured.spread('images_per_second')
+        results.append('loaders', [{**common, 'what': what, 'images_per_second': f'{rate:.0f}'}])
+        print(f'{what:56} {rate:12,.0f} images/s  ({low:,.0f} to {high:,.0f})', flush=True)
+        times[what] = measured
+    medians = {what: measured.median('images_per_second') for what, measured in times.items()}
     for workers in (0, 2):
         base = medians[f'classic, crop and flip, {workers} workers: prepared']
         ratios = (f'{w} {medians[w] / base:,.1f}x' for w in medians if 'alone' in w or 'loader, crop' in w)

@@ -1,13 +1,14 @@
-"""A way to train in a process of its own, which takes its turns when it is told to.
+"""Run a way to train in a process of its own, which takes its turns when it is told to.
 
-The threads of PyTorch and XLA wait for work by spinning, and each library keeps what memory it has had:
-within one process the two slow each other down. Imports nothing large, for each worker imports it.
+The threads of PyTorch and XLA wait for work by spinning, and each library keeps the memory that it has had.
+Within one process the two slow each other down. This module imports nothing large: each worker imports it.
 """
 
 import json
 import os
 import pkgutil
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -22,41 +23,43 @@ import numpy as np
 from jaxcifar.machine import memory
 from jaxcifar.machine.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CLASSES = 100
 
 
-def noise(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What all ways train on: random images uint8 [size,32,32,3] and labels [size]."""
+def noise(count: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Return what all ways train on: random images uint8 [count,size,size,3] and labels int32 [count]."""
     rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (size, 32, 32, 3), np.uint8), rng.integers(0, CLASSES, size, np.int32)
+    return rng.integers(0, 256, (count, size, size, 3), np.uint8), rng.integers(0, CLASSES, count, np.int32)
 
 
 class Step(NamedTuple):
-    """A way to train, ready to go."""
+    """Hold a way to train, ready to go."""
 
-    take: Callable[[int], Any]  # so many steps, and waits for the last
+    take: Callable[[int], Any]  # calls its step so many times, and waits for the last
     report: dict[str, Any]
     device_bytes: Callable[[], float] | None = None  # at the peak; None where the process's memory is all
 
 
 class WorkerError(UserError):
-    """What a worker said, or how its process ended."""
+    """Say what a worker said, or how its process ended."""
 
 
 class Worker:
-    """The Step that `make`, written module:function, returns for the arguments; a context manager.
+    """Keep a process with the Step that `make`, written module:function, returns; a context manager.
 
-    `folder` is for what compilers keep.
+    folder: where compilers keep what they have made.
+    limit: seconds for its first answer; then the process is killed. Some compilers take many minutes.
     """
 
-    def __init__(self, make: str, folder: Path, **arguments):
+    def __init__(self, make: str, folder: Path, limit: float | None = None, **arguments):
+        self._limit = limit
         # A GPU's memory is taken as it is needed, so that the peak tells what was.
         environment = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **memory.wish()}
         environment |= {'JAX_COMPILATION_CACHE_DIR': f'{folder}/xla'}
         environment |= {'TORCHINDUCTOR_CACHE_DIR': f'{folder}/inductor'}
         self._process = subprocess.Popen(
-            [sys.executable, '-m', 'experiments.worker', make, json.dumps(arguments)],
+            [sys.executable, '-m', 'experiments.bench.worker', make, json.dumps(arguments)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -71,7 +74,10 @@ class Worker:
         self._process.__exit__(*fault)  # it sees the end of its input and leaves
 
     def answer(self) -> dict[str, Any]:
-        """What it says next; first of all, when the Step is built, its report."""
+        """Return what it says next; first of all, when the Step is built, its report."""
+        if not select.select([self._process.stdout], [], [], self._limit)[0]:
+            self._process.kill()
+            raise WorkerError(f'no answer in {self._limit:.0f} s')
         line = self._process.stdout.readline()  # type: ignore[union-attr]
         if not line:
             status = self._process.wait()
@@ -85,7 +91,8 @@ class Worker:
     def turn(self, seconds: float) -> dict[str, float]:
         """Take a step to warm up, and then steps until so many seconds are over.
 
-        Returns the 'steps', the 'seconds' that they took, and the 'bytes' at the peak so far.
+        Returns the calls of the step ('steps'), the 'seconds' that they took, and the 'bytes' at the peak
+        so far.
         """
         with suppress(BrokenPipeError):  # it has ended, as it will turn out
             self._process.stdin.write(f'{seconds}\n'.encode())  # type: ignore[union-attr]
@@ -93,7 +100,7 @@ class Worker:
 
 
 def serve(make: str, arguments: str):
-    """In the process: a line of JSON when the Step is built and for each turn, a line of the input."""
+    """Print a line of JSON when the Step is built, and one for each turn that a line of input asks for."""
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -115,7 +122,7 @@ def serve(make: str, arguments: str):
 
 
 def turn(take: Callable[[int], Any], limit: float) -> tuple[int, float]:
-    """Steps and the seconds that they took."""
+    """Return the calls of a step that took `limit` seconds or a little more, and those seconds."""
 
     def clock(steps: int) -> float:
         start = time.perf_counter()
@@ -130,7 +137,10 @@ def turn(take: Callable[[int], Any], limit: float) -> tuple[int, float]:
 
 
 def resident(what: str) -> float:
-    """Bytes of this process in memory: VmRSS now, VmHWM at the most (ru_maxrss would have the parent's)."""
+    """Return the bytes of this process in memory: VmRSS now, VmHWM at the most.
+
+    `ru_maxrss` would have the parent's too.
+    """
     found = re.search(rf'{what}:\s+(\d+) kB', Path('/proc/self/status').read_text())
     return 1024 * float(found[1]) if found else float('nan')
 

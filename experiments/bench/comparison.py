@@ -1,4 +1,4 @@
-"""What the rows of bench.csv say: the table that is printed and the picture, bench.png."""
+"""Show what the rows of bench.csv say: the table that is printed and the picture, bench.png."""
 
 import matplotlib
 import numpy as np
@@ -16,33 +16,33 @@ WIDE_SPREAD = 1.1  # of the fastest turn over the slowest: shown
 
 
 def known(value: float, form: str) -> str:
-    """The number, or nothing where it is not known."""
+    """Return the number as text, or nothing where it is not known."""
     return '' if np.isnan(value) else format(value, form)
 
 
 def float32(rows: Rows) -> Rows:
-    """The ways that compute in it alone."""
+    """Return the rows of ways that compute in float32 alone."""
     return [row for row in rows if 'bf16' not in row['way']]
 
 
 def bfloat16(rows: Rows) -> Rows:
-    """The others."""
+    """Return the rows of ways that compute in bfloat16."""
     return [row for row in rows if 'bf16' in row['way']]
 
 
 def best(rows: Rows, start: str) -> dict[str, str]:
-    """The fastest of the ways whose names begin so; without values where none has worked."""
+    """Return the fastest of the ways whose names begin so; one without values where none has worked."""
     own = [row for row in rows if row['way'].startswith(start) and not row['failed']]
     return max(own, key=rate, default={'way': start, 'images_per_second': ''})
 
 
 def rate(row: dict[str, str], column: str = 'images_per_second') -> float:
-    """Images a second, nan where there are none."""
+    """Return images a second, nan where there are none."""
     return float(row.get(column) or 'nan')
 
 
 def cell(row: dict[str, str]) -> str:
-    """The rate; below it how far it spread, if far, and which of several ways it is."""
+    """Return the rate; below it how far it spread, if far, and which of several ways it is."""
     lines = [row['images_per_second'] or 'failed']
     slowest, fastest = rate(row, 'slowest'), rate(row, 'fastest')
     if fastest > WIDE_SPREAD * slowest:
@@ -54,14 +54,14 @@ def cell(row: dict[str, str]) -> str:
 
 
 def line(rows: Rows) -> list[str]:
-    """Of the table."""
+    """Return the cells of a line of the table."""
     named = {row['way']: row for row in rows}
     mine, theirs = best(rows, 'ours'), best(rows, 'torch')
     rivals = best(float32(rows), 'torch'), best(bfloat16(rows), 'torch')
     ratios = (rate(best(some, 'ours')) / rate(best(some, 'torch')) for some in (float32(rows), rows))
     return [
         f'{rows[0]["network"]}\n({rows[0]["batch"]})',
-        *(cell(named[way]) for way in ('ours', 'ours bf16', 'linen', 'torch')),
+        *(cell(named[way]) if way in named else '-' for way in ('ours', 'ours bf16', 'linen', 'torch')),
         *map(cell, rivals),
         *(known(ratio, '.2f') for ratio in ratios),
         mine.get('share_of_peak', ''),
@@ -73,7 +73,7 @@ def line(rows: Rows) -> list[str]:
 
 
 def table(groups: list[Rows]) -> Table:
-    """A line for each network and batch; the last columns are of the fastest on each side."""
+    """Return a line for each network and batch; the last columns are of the fastest on each side."""
     title = 'images/s (slowest-fastest where they are far apart), and ours over the best of torch'
     made = Table(*COLUMNS, box=None, title=title, title_justify='left', row_styles=['', 'dim'])
     for rows in groups:
@@ -82,7 +82,7 @@ def table(groups: list[Rows]) -> Table:
 
 
 def newest(rows: Rows, here: dict[str, str]) -> list[Rows]:
-    """The last row of each way, by network and batch, of those measured on a machine as this one."""
+    """Return the last row of each way, by network and batch, of those measured on a machine as this one."""
     groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for row in rows:
         if all(row[key] == here[key] for key in ('device', 'machine')):
@@ -91,7 +91,7 @@ def newest(rows: Rows, here: dict[str, str]) -> list[Rows]:
 
 
 def draw(groups: list[Rows]):
-    """Bars: rates over that of PyTorch's fastest form in float32."""
+    """Draw bars of rates over that of PyTorch's fastest form in float32."""
     matplotlib.use('agg')
     from matplotlib import pyplot as plt
 

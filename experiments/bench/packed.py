@@ -1,18 +1,20 @@
-"""What packed ternary weights save and cost: python -m experiments.packed [NETWORK BATCH…]
+"""Measure what packed ternary weights save and cost: python -m experiments.bench.packed [NETWORK BATCH…]
 
 Runs a CIFAR-10 network with fresh weights through the function of `jaxcifar.load`: dense in float32 and
 bfloat16, and with ternary kernels that stay packed in memory, at 2 bits and at five to a byte. The bytes of
-weights and of scratch memory are those of the compiled program; milliseconds a call are medians, without a
-GPU of one core's CPU time.
+weights and of scratch memory are those of the compiled program. Milliseconds a call are medians of turns,
+without a GPU in the CPU time of one core. A row is appended to experiments/results/packed.csv after a
+form's last turn.
 """
 
-import statistics
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments import results
+from experiments.bench.turns import Turn, clock, take_turns
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.engine.quantize import to_floats, twn
 from jaxcifar.export.classifier import Classifier
@@ -21,11 +23,11 @@ from jaxcifar.formats.portable import Portable
 from jaxcifar.machine.command import run_words
 from jaxcifar.models import build
 
-CALLS = 3
+ROUNDS = 3
 
 
 def member(network: str, form: str) -> Portable:
-    """Fresh weights: 'float32', 'bfloat16', or ternary in one of `packed.CODES`."""
+    """Return fresh weights: 'float32', 'bfloat16', or ternary in one of `packed.CODES`."""
     names, mean, std = CIFAR['cifar10']
     about = {
         'name': f'0_{network}',
@@ -48,43 +50,35 @@ def member(network: str, form: str) -> Portable:
 
 
 def _ternary(leaf):
-    """Kernels but for the stem's and the classifier's, which see 3 channels and no pixels."""
+    """Return a kernel in ternary; the stem's and the classifier's, of 3 channels or no pixels, as is."""
     return to_floats(twn(leaf)) if leaf.ndim == 4 and leaf.shape[2] != 3 else leaf
 
 
-def measure(network: str, form: str, batch: int) -> dict:
-    """A row of the table."""
+def prepare(network: str, form: str, batch: int) -> tuple[Turn, dict[str, int]]:
+    """Return a call's turn, and the bytes that the weights and the compiled program take."""
     model = Classifier([member(network, form)])
     images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)
     program = model.function.lower(model.weights, images).compile()
     memory: Any = program.memory_analysis()
-    clocks = []
-    for _ in range(CALLS + 1):
-        start = results.clock()
-        jax.block_until_ready(program(model.weights, images))
-        clocks.append(results.clock() - start)
-    return {
-        'network': network,
-        'form': form,
-        'batch': batch,
+    sizes = {
         'weight_bytes': sum(leaf.nbytes for leaf in jax.tree.leaves(model.weights)),
         'scratch_bytes': memory.temp_size_in_bytes,
-        'milliseconds': round(1e3 * statistics.median(clocks[1:]), 1),
     }
+    return partial(clock, partial(program, model.weights, images)), sizes
 
 
 def main(network: str = 'resnet18', *batches: str):
-    """Measure, print and append to experiments/results/packed.csv."""
-    here = results.here_pinned()
-    rows = []
+    """Measure, append and print."""
+    here = {**results.here_pinned(), 'jax': jax.__version__}
     print(f'{"weights":10} {"batch":>5} {"weights, MB":>12} {"scratch, MB":>12} {"ms a call":>10}')
     for batch in map(int, batches or ('1', '256')):
-        for form in ('float32', 'bfloat16', *packed.CODES):
-            row = measure(network, form, batch)
-            rows.append({**here, 'jax': jax.__version__, **row})
-            weights, scratch = (f'{row[f"{name}_bytes"] / 1e6:12.2f}' for name in ('weight', 'scratch'))
-            print(f'{form:10} {batch:5} {weights} {scratch} {row["milliseconds"]:10.1f}', flush=True)
-    results.append('packed', rows)
+        forms = {form: prepare(network, form, batch) for form in ('float32', 'bfloat16', *packed.CODES)}
+        for form, times in take_turns({form: turn for form, (turn, _) in forms.items()}, ROUNDS, warm=1):
+            sizes, ms = forms[form][1], round(times.median('ms'), 1)
+            row = {'network': network, 'form': form, 'batch': batch, **sizes, 'milliseconds': ms}
+            results.append('packed', [here | row])
+            weights, scratch = (f'{size / 1e6:12.2f}' for size in sizes.values())
+            print(f'{form:10} {batch:5} {weights} {scratch} {ms:10.1f}', flush=True)
 
 
 if __name__ == '__main__':

@@ -14,61 +14,41 @@ import numpy as np
 import optax
 
 from configs import single
+from experiments.bench.ours import OurStep, noise_dataset
+from experiments.bench.worker import CLASSES, Step, noise
 from experiments.results import ON_GPU
-from experiments.worker import CLASSES, Step, noise
-from jaxcifar.data.datasets import Dataset
 from jaxcifar.engine.losses import cross_entropy
-from jaxcifar.engine.population import Population, make_mesh
-from jaxcifar.engine.state import init_state
-from jaxcifar.engine.step import make_train_step
-from jaxcifar.machine.profile import PEAK, count_flops
+from jaxcifar.machine.profile import PEAK
 from jaxcifar.models import NETWORKS
 from jaxcifar.models.layers import Layers
-from jaxcifar.runs.resolve import finalize
 
 
 class PlainLayers(Layers):
-    """Flax's own convolution and norm."""
+    """Build networks from Flax's own convolution and norm."""
 
     def conv(self, filters: int, size: int, stride: int = 1, groups: int = 1, name: str | None = None):
-        """nn.Conv."""
+        """Return nn.Conv."""
         return nn.Conv(
             filters, (size, size), stride, size // 2, feature_group_count=groups, use_bias=False, name=name
         )
 
     def norm(self, name: str | None = None):
-        """nn.BatchNorm."""
+        """Return nn.BatchNorm."""
         return nn.BatchNorm(not self.train, momentum=0.9, name=name)
 
 
-def ours(network: str, batch: int, precision: str = 'float32') -> Step:
-    """The step of `python -m jaxcifar.main`, without augmentation."""
-    config = finalize(single.get_config(f'{network},cifar100'))
-    config.precision, config.augment, config.batch_size = precision, 'none', batch
-    images, labels = noise(batch)
-    names = tuple(map(str, range(CLASSES)))
-    dataset = Dataset('random', images, labels, images, labels, names, (0.5,) * 3, (0.25,) * 3)
-    start = time.perf_counter()
-    population = Population(config, CLASSES, dataset.image_size, make_mesh(config))
-    state = jax.block_until_ready(init_state(config, population))
-    initialised = time.perf_counter()
-    given = jax.device_put({'image': images, 'label': labels}, population.sharding('data'))
-    traced = make_train_step(config, population, dataset, 100, state).trace(state, given)
-    step = traced.lower().compile()
-    compiled = time.perf_counter()
-
-    def take(steps: int):
-        nonlocal state
-        for _ in range(steps):
-            state, _ = step(state, given)
-        jax.block_until_ready(state)
-
-    report = {'init_seconds': initialised - start, 'compile_seconds': compiled - initialised}
-    return Step(take, report | {'flops': count_flops(traced.jaxpr.jaxpr)}, device_bytes)
+def ours(network: str, batch: int, **fields) -> Step:
+    """Return the step of `python -m jaxcifar.main`, without augmentation, with these fields changed."""
+    config = single.get_config(f'{network},cifar100')
+    config.update_from_flattened_dict({'augment': 'none', 'batch_size': batch, 'devices': 1, **fields})
+    step = OurStep(config, noise_dataset(batch))
+    report = {'init_seconds': step.init_seconds, 'compile_seconds': step.compile_seconds}
+    report |= {'flops': step.flops / step.steps, 'steps_per_call': step.steps}
+    return Step(step.take, report, device_bytes)
 
 
 def linen(network: str, batch: int) -> Step:
-    """The step as one writes it with Flax and optax, with jax's defaults."""
+    """Return the step as one writes it with Flax and optax, with jax's defaults."""
     model = NETWORKS[network](num_classes=CLASSES, layers=PlainLayers(train=True))
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, 0.9, nesterov=True))
     images, labels = noise(batch)
@@ -105,7 +85,7 @@ def linen(network: str, batch: int) -> Step:
 
 
 def peak_bytes() -> float:
-    """Of a GPU's memory, at the most."""
+    """Return the most of a GPU's memory that was in use."""
     return jax.devices()[0].memory_stats()['peak_bytes_in_use']
 
 
@@ -113,18 +93,18 @@ device_bytes = peak_bytes if ON_GPU else None
 
 
 def device() -> Step:
-    """No way, but what they all run on: its 'kind' and its 'peak' FLOP/s."""
+    """Return no way, but what they all run on: its 'kind' and its 'peak' FLOP/s."""
     kind = jax.devices()[0].device_kind
     return Step(lambda steps: None, {'kind': kind, 'peak': PEAK.get(kind) or fastest_product()})
 
 
 def fastest_product() -> float:
-    """FLOP/s of a product of float32 matrices on all cores, the fastest of many."""
-    product, found = jax.jit(lambda a: a @ a), []
+    """Return the FLOP/s of a product of float32 matrices on all cores, the fastest of many."""
+    product, rates = jax.jit(lambda a: a @ a), []
     for n in (1024, 2048):
         a = jnp.ones((n, n))
         for _ in range(30):
             start = time.perf_counter()
             jax.block_until_ready(product(a))
-            found.append(2 * n**3 / (time.perf_counter() - start))
-    return max(found)
+            rates.append(2 * n**3 / (time.perf_counter() - start))
+    return max(rates)

@@ -1,0 +1,106 @@
+"""Put the training step beside PyTorch's: python -m experiments.bench [NETWORK…] [--batch 128,512]
+
+For each network and batch: our compiled step, the same layers in plain Flax Linen, and PyTorch in each of
+its forms, each in a process of its own, on all cores, by the clock. On a CPU all are alive together and take
+turns, so that what disturbs one disturbs all; batches are those of a step of some 100 GFLOP, at least 16. A
+GPU's memory does not hold them all: they come one after another, and the series runs --passes times, the
+second time with what the first has compiled. Rates are medians of the turns, with the slowest and fastest.
+Compile seconds are those of the first pass. Memory is the peak: of a GPU's, or what the process has come to
+above its imports, compiling included. Let nothing else run: PyTorch's threads wait for each other by
+spinning, and beside another program its steps take many times as long.
+
+A way's row is appended to experiments/results/bench.csv after its last turn. What this version has measured
+on this device is not measured again, so that the command goes on where it was stopped. The picture,
+bench.png, is drawn from the newest rows. `python -m experiments.bench start_up` measures the seconds to
+initialise and compile alone, of all networks, into start_up.csv.
+"""
+
+import argparse
+import tempfile
+import time
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from experiments import results
+from experiments.bench import compare, comparison
+from experiments.bench.steps import ours
+from experiments.bench.worker import CLASSES, Worker
+from experiments.results import ON_GPU
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.errors import UserError, lookup
+from jaxcifar.models import NETWORKS
+from jaxcifar.models.__main__ import describe
+
+CHOSEN = ('resnet18', 'resnet32', 'wideresnet28_10', 'densenet121', 'resnext29_8x64d', 'mobilenetv2')
+
+
+def cpu_batch(name: str) -> int:
+    """Return the power of two from 16 to 128 whose step is some 100 GFLOP."""
+    images = 100e9 / 3 / describe(name, CLASSES)['flops']
+    return int(2 ** np.clip(np.log2(images).round(), 4, 7))
+
+
+def start_up(names: list[str]):
+    """Measure, append and print how long our step takes to begin, at a batch of 8."""
+    print(f'{"network":24} seconds to initialise  to compile')
+    for name in names or NETWORKS:
+        took = ours(name, 8).report
+        row = {**results.here(), 'jax': version('jax'), 'network': name}
+        row |= {'init_seconds': round(took['init_seconds'], 2)}
+        results.append('start_up', [row | {'compile_seconds': round(took['compile_seconds'], 1)}])
+        print(f'{name:24} {took["init_seconds"]:21.2f} {took["compile_seconds"]:11.1f}', flush=True)
+
+
+def chosen_ways(patterns: str) -> list[str]:
+    """Return the ways that one of these names or patterns, joined by commas, fits."""
+    wanted = patterns.split(',')
+    ways = [way for way in compare.WAYS if any(fnmatchcase(way, pattern) for pattern in wanted)]
+    if not ways:
+        raise UserError(f'expected ways of {", ".join(compare.WAYS)}, or patterns as torch*; got {patterns}')
+    return ways
+
+
+def parse() -> argparse.Namespace:
+    """Return the words of the command line."""
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser('python -m experiments.bench', None, __doc__, formatter_class=usage)
+    parser.add_argument('networks', nargs='*', help='start_up, or networks: ' + ', '.join(CHOSEN))
+    parser.add_argument('--batch', help='batch sizes (128,512 on a GPU; steps of 100 GFLOP on a CPU)')
+    parser.add_argument('--ways', default='*', help='ways or patterns joined by commas, as ours,torch* (all)')
+    parser.add_argument('--passes', type=int, default=compare.PASSES, help=f'({compare.PASSES})')
+    parser.add_argument('--budget', type=float, default=np.inf, help='seconds after which no way begins')
+    return parser.parse_args()
+
+
+def main():
+    """Measure what is missing and print the table."""
+    args = parse()
+    if args.networks[:1] == ['start_up']:
+        return start_up(args.networks[1:])
+    until, ways = time.monotonic() + args.budget, chosen_ways(args.ways)
+    if args.passes < 1:
+        raise UserError(f'--passes must be at least 1, got {args.passes}')
+    names = args.networks or CHOSEN
+    for name in names:
+        lookup('network', NETWORKS, name)
+    with tempfile.TemporaryDirectory() as folder, Worker(compare.DEVICE, Path(folder)) as worker:
+        device = worker.answer()
+    here, groups = results.here(device['kind']), []
+    sizes = args.batch or ('128,512' if ON_GPU else '')
+    for name in names:
+        for size in map(int, sizes.split(',')) if sizes else [cpu_batch(name)]:
+            job = compare.Job(name, size, here, device['peak'])
+            if rows := compare.rows_of(job, ways, args.passes, until):
+                groups.append(rows)
+    Console(width=160).print(comparison.table(groups))
+    if pictured := comparison.newest(results.read('bench'), here):
+        comparison.draw(pictured)
+    return None
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,158 @@
+"""Measure our training step, Flax Linen's and PyTorch's in all its forms, each in a process of its own."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import results
+from experiments.bench.comparison import known
+from experiments.bench.turns import Times, take_turns
+from experiments.bench.worker import Worker, WorkerError
+from experiments.results import ON_GPU
+
+TOGETHER = not ON_GPU  # whether the processes of all ways are alive at once
+PASSES, ROUNDS, SECONDS = (2, 4, 0.5) if ON_GPU else (1, 7, 1)  # of a turn, some
+PAUSE = 0 if ON_GPU else 0.3  # seconds in which the spinning threads of the one before go to sleep
+DEVICE = 'experiments.bench.steps:device'
+OURS, LINEN = 'experiments.bench.steps:ours', 'experiments.bench.steps:linen'
+TORCH = 'experiments.bench.torch_steps:pytorch'
+LAST, HALF = {'channels_last': True}, {'bfloat16': True}
+
+
+def torch_ways() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return PyTorch's forms by name: on a GPU each kind of graph and of compilation, too."""
+    kinds: dict[str, dict[str, Any]] = {'compile': {'compiled': 'default'}}
+    if ON_GPU:
+        kinds |= {
+            'graph': {'graph': True},
+            'compile graph': {'compiled': 'default', 'graph': True},
+            'reduce-overhead': {'compiled': 'reduce-overhead'},
+            'max-autotune': {'compiled': 'max-autotune'},
+        }
+    ways = {'': {}, 'channels_last': LAST, 'channels_last bf16': {**LAST, **HALF}}
+    for kind, options in kinds.items():
+        # On a CPU torch.compile goes to channels_last by itself, with minutes of compiling.
+        ways |= {kind: options, f'{kind} bf16': {**options, **HALF}} if ON_GPU else {}
+        ways |= {f'{kind} channels_last': {**LAST, **options}}
+        ways |= {f'{kind} channels_last bf16': {**LAST, **options, **HALF}}
+    return {f'torch {how}'.strip(): (TORCH, options) for how, options in ways.items()}
+
+
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {  # what `Worker` is given
+    'ours': (OURS, {}),
+    'ours bf16': (OURS, {'precision': 'bfloat16'}),
+    **({'ours 16 a call bf16': (OURS, {'precision': 'bfloat16', 'steps_per_call': 16})} if ON_GPU else {}),
+    'linen': (LINEN, {}),
+    **torch_ways(),
+}
+
+
+class Job(NamedTuple):
+    """Hold what is measured, and where: `here` is of `results.here`, `peak` the device's FLOP/s."""
+
+    network: str
+    batch: int
+    here: dict[str, Any]
+    peak: float
+
+
+class Measured(Times):
+    """Hold a way's turns in all passes, and what it said of itself in the first."""
+
+    report: dict[str, float]
+
+    def __init__(self):
+        super().__init__()
+        self.report = {}
+
+
+def measure(job: Job, ways: list[str], passes: int, until: float) -> Iterator[tuple[str, Measured]]:
+    """Yield each way and its times when its last turn is over, but for those that no time is left for."""
+    measured = {way: Measured() for way in ways}
+    groups, longest = [ways] if TOGETHER else [[way] for way in ways], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(passes):
+            for group in groups:
+                start = time.monotonic()
+                going = {way: measured[way] for way in group if not measured[way].failed}
+                if start + longest > until:
+                    print(f'no time is left for {", ".join(going)}', flush=True)
+                    continue
+                for way in take_group(job, going, Path(folder), until):
+                    if number == passes - 1 or measured[way].failed:
+                        yield way, measured[way]
+                longest = max(longest, time.monotonic() - start)
+
+
+def take_group(job: Job, group: dict[str, Measured], folder: Path, until: float) -> Iterator[str]:
+    """Yield each way of a group after its last turn in this pass; those that work are alive together."""
+    with ExitStack() as stack:
+        turns: dict[str, Callable[[], dict[str, float]]] = {}
+        for way, measured in group.items():
+            make, options = WAYS[way]
+            own = folder / way.replace(' ', '_')  # a C++ compiler's words end at a blank
+            limit = max(until - time.monotonic(), 1) if until < float('inf') else None
+            options = {'network': job.network, 'batch': job.batch, **options}
+            worker = stack.enter_context(Worker(make, own, limit, **options))
+            try:  # before the next is started, which would slow its compiler
+                measured.report = worker.answer() | measured.report
+            except WorkerError as error:
+                measured.failed = str(error)
+                yield way
+            else:
+                turns[way] = partial(turn, worker, job.batch * measured.report.get('steps_per_call', 1))
+        for way, times in take_turns(turns, ROUNDS):
+            group[way].readings += times.readings
+            group[way].failed = times.failed
+            yield way
+
+
+def turn(worker: Worker, images: float) -> dict[str, float]:
+    """Return a worker's rate in one turn and its memory; a call of its step takes so many images."""
+    time.sleep(PAUSE)
+    taken = worker.turn(SECONDS)
+    return {'rate': taken['steps'] * images / taken['seconds'], 'bytes': taken['bytes']}
+
+
+def rows_of(job: Job, ways: list[str], passes: int, until: float) -> list[dict[str, str]]:
+    """Return a row for each way: those that this version has measured already, and those measured now."""
+    same = {key: job.here[key] for key in ('commit', 'device', 'machine')}
+    same |= {'network': job.network, 'batch': str(job.batch)}
+    rows = [row for row in results.read('bench') if same.items() <= row.items() and row['way'] in ways]
+    missing = [way for way in ways if way not in {row['way'] for row in rows}]
+    if not missing:
+        return rows
+    print(f'{job.network}, batch {job.batch} …', flush=True)
+    common = {**job.here, 'jax': version('jax'), 'torch': version('torch')}
+    common |= {'network': job.network, 'batch': job.batch}
+    flops = float('nan')
+    for way, measured in measure(job, missing, passes, until):
+        flops = measured.report.get('flops', flops)  # ours come first, and know it for all
+        row = common | to_row(way, measured, flops / job.batch, job.peak)
+        results.append('bench', [row])
+        rows.append({name: str(value) for name, value in row.items()})
+        said = f'failed: {row["failed"]}' if row['failed'] else f'{row["images_per_second"]} images/s'
+        print(f'{way:40} {said}', flush=True)
+    return rows
+
+
+def to_row(way: str, measured: Measured, flops: float, peak: float) -> dict[str, str]:
+    """Return a way's part of its row; flops: of an image's step."""
+    rate, (slowest, fastest) = measured.median('rate'), measured.spread('rate')
+    size = measured.values('bytes')[-1:] or [float('nan')]  # of the last pass, which has nothing to compile
+    return {
+        'way': way,
+        'images_per_second': known(rate, '.4g'),
+        'slowest': known(slowest, '.4g'),
+        'fastest': known(fastest, '.4g'),
+        'share_of_peak': known(rate * flops / peak, '.3f'),
+        'peak_gflops': f'{peak / 1e9:.0f}',
+        'megabytes': known(size[0] / 1e6, '.0f'),
+        'compile_seconds': known(measured.report.get('compile_seconds', float('nan')), '.1f'),
+        'failed': measured.failed,
+    }

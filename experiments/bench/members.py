@@ -1,0 +1,119 @@
+"""Measure what K members cost: python -m experiments.bench.members [NETWORK BATCH SIZE ROUNDS [MEMBERS]]
+
+Times the step of mutual learning for each K of MEMBERS (1,2,4,8) on one device, K = 4 and 1 on 2 and 4
+devices, and on a CPU, as an alternative that was tried, K = 4 mapped over stacked weights (`vmap`). On a
+GPU it is computed in bfloat16, and a turn is 30 steps that do not wait for each other. On a busy machine
+the seconds of its cores (`cpu`; beside an accelerator those of the host's work alone) say more than those of
+the clock. Without accelerators the devices are four virtual ones on the same cores: their rows show what is
+exchanged, not what is gained. A row is appended to experiments/results/members.csv after a way's last turn.
+"""
+
+import os
+import re
+import sys
+from functools import partial
+
+from experiments.results import ON_GPU
+
+if 'jax' not in sys.modules and not ON_GPU:  # tests bring their own devices
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=4'
+
+import jax
+import numpy as np
+
+from configs import mutual
+from experiments import results
+from experiments.bench.ours import OurStep, noise_dataset
+from experiments.bench.turns import Times, take_turns
+from jaxcifar.engine.population import Population
+from jaxcifar.machine.command import run_words
+
+STEPS, PRECISION = (30, 'bfloat16') if ON_GPU else (1, 'float32')
+COLLECTIVES = 'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
+SIZES = {'pred': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8}
+
+
+class Mapped(Population):
+    """Compute members as one network with a leading axis: their convolutions become grouped ones."""
+
+    def _forward_group(self, network, train, own, params, stats, images, keys):
+        def one(p, s, key):
+            (z, f), s = network.apply({'params': p, 'batch_stats': s}, images, train, key)
+            return z, f, s
+
+        return jax.vmap(one)(params, stats, keys)
+
+
+def build(
+    network: str, batch: int, size: int, members: int, devices: int, population=Population, **fields
+) -> OurStep:
+    """Return the step of so many members on so many devices, on noise of `size` pixels."""
+    config = mutual.get_config(network)
+    config.update({'members': members, 'devices': devices, 'batch_size': batch, **fields})
+    return OurStep(config, noise_dataset(batch, size), population)
+
+
+def collectives(step: OurStep) -> tuple[str, int]:
+    """Return what a step exchanges between devices, as '1 all-gather', and the bytes of it on each."""
+    calls = re.findall(rf'= (.+?) ({COLLECTIVES})(?:-start)?\(', step.program.as_text())
+    kinds = [kind for _, kind in calls]
+    arrays = [a for shapes, _ in calls for a in re.findall(r'(\w+)\[([\d,]*)\]', shapes)]
+    count = sum(SIZES[t] * int(np.prod([int(n) for n in dims.split(',') if n])) for t, dims in arrays)
+    return ' + '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds)), count
+
+
+def plan(members: list[int]) -> list[tuple[str, int, int]]:
+    """Return (way, members, devices) of all that is measured."""
+    several = [n for n in (2, 4) if n <= len(jax.devices())]
+    ways = [('loop', k, 1) for k in members]
+    ways += [('loop', k, n) for k in (4, 1) for n in several if k in members]
+    return ways + ([('vmap', 4, 1)] if 4 in members and not ON_GPU else [])
+
+
+def row(way: tuple[str, int, int], step: OurStep, times: Times) -> dict:
+    """Return what a row says of a way's times."""
+    name, members, devices = way
+    exchanged, count = collectives(step)
+    return {
+        'way': name,
+        'members': members,
+        'devices': devices,
+        'milliseconds': f'{times.median("ms"):.4g}',
+        'times_one_member': f'{times.ratio("ms"):.2f}',
+        'cpu_milliseconds': f'{times.median("cpu_ms"):.4g}',
+        'cpu_times_one_member': f'{times.ratio("cpu_ms"):.2f}',
+        'compile_seconds': f'{step.compile_seconds:.1f}',
+        'collectives': exchanged,
+        'bytes': count,
+    }
+
+
+def main(
+    network: str = 'resnet20',
+    batch: str = '64',
+    size: str = '32',
+    rounds: str = '9',
+    members: str = '1,2,4,8',
+):
+    """Measure, append and print."""
+    steps = {}
+    for way in plan([int(k) for k in members.split(',')]):
+        population = {'loop': Population, 'vmap': Mapped}[way[0]]
+        shape = int(batch), int(size), *way[1:]
+        steps[way] = build(network, *shape, population, precision=PRECISION)
+        print(f'{way[0]} K={way[1]} on {way[2]}: compiled in {steps[way].compile_seconds:.1f} s', flush=True)
+    common = {**results.here(), 'network': network, 'batch': batch, 'image_size': size}
+    by_name = {' '.join(map(str, way)): (way, step) for way, step in steps.items()}
+    turns = {name: partial(step.turn, STEPS) for name, (_, step) in by_name.items()}
+    for name, times in take_turns(turns, int(rounds), warm=1):
+        made = row(*by_name[name], times)
+        results.append('members', [common | made])
+        print(
+            '{way} K={members} on {devices}: {milliseconds} ms, {times_one_member} times one member '
+            '(cpu {cpu_times_one_member}); {collectives}, {bytes:,} bytes'.format(**made),
+            flush=True,
+        )
+
+
+if __name__ == '__main__':
+    run_words(main)
