@@ -47,7 +47,9 @@ STEPS = {
     'options_resnet32': Step('experiments.bench.options resnet32 64', 'which options small steps want'),
     'options_resnet18': Step('experiments.bench.options resnet18 128', '… and middling ones'),
     'options_wideresnet28_10': Step('experiments.bench.options wideresnet28_10 128', '… and large ones'),
-    'members': Step('experiments.bench.members resnet32 64 32 30', 'what K members cost where one leaves gaps'),
+    'members': Step(
+        'experiments.bench.members resnet32 64 32 30', 'what K members cost where one leaves gaps'
+    ),
     'speedrun_94': Step(
         'experiments.speedrun 94 20 {workdir}/speedrun', 'seconds to 94 % on CIFAR-10, 20 runs'
     ),
