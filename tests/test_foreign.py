@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from experiments.torch_networks import small_resnet
+from experiments.bench.torch_networks import small_resnet
 from jaxcifar.formats import foreign
 from jaxcifar.machine.errors import UserError
 from jaxcifar.models import build
