@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from jaxcifar import calibrate
 from jaxcifar.data.loader import batches
 from jaxcifar.data.splits import train_counts
-from jaxcifar.engine.couplings import has_head
-from jaxcifar.engine.optim import make_learning_rates
+from jaxcifar.engine.couplings import has_head, make_learning_rates
 from jaxcifar.engine.state import eval_weights, new_sums
 from jaxcifar.engine.step import make_train_step
 from jaxcifar.machine import hosts, process

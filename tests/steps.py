@@ -49,7 +49,7 @@ class Run:
         self.state = init_state(self.config, self.population)
 
     def batches(self, steps: int):
-        return batches(self.config, self.dataset, self.order, self.population, range(steps))
+        return batches(self.config, self.dataset, self.order, self.population.mesh, range(steps))
 
     def compiled(self):
         arguments = self.config, self.population, self.dataset, self.order.steps_per_epoch

@@ -19,8 +19,8 @@ from configs import base, expert, fusion
 from experiments.bench import members
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.splits import make_split
-from jaxcifar.engine.fusion import RULES, adaptive_rates, make_head
-from jaxcifar.engine.optim import init_head_optimizer, update_head
+from jaxcifar.engine.fusion import RULES, adaptive_rates, make_module
+from jaxcifar.engine.head import Head, Module
 from jaxcifar.engine.step import TrainStep
 from jaxcifar.evaluate import evaluate
 from jaxcifar.export import write as export
@@ -58,7 +58,7 @@ def count(tree) -> int:
     ('concatenation', 5_253_120),
 ])  # fmt: skip
 def test_parameters_are_those_of_the_definition(rule, parameters):
-    params = make_head(head_config(rule), [1024] * 4, 100).init((0,))
+    params = make_module(head_config(rule), [1024] * 4, 100).init((0,))
     assert (count(params['fusion']), count(params['global_head'])) == (parameters, 102_500)
     if rule == 'multiplicative':
         assert 4 * count(build('densenet121', 100).shapes()['params']) + count(params) == 30_404_596
@@ -97,7 +97,7 @@ def copy_linear(layer, params):
 @pytest.mark.parametrize('rule', RULES)
 def test_a_rule_is_what_pytorch_makes_of_it(rule):
     """Values and gradients, with K=3 and parameters that are nowhere at their beginnings."""
-    head = make_head(head_config(rule, 3, heads=2), [8] * 3, 5)
+    head = make_module(head_config(rule, 3, heads=2), [8] * 3, 5)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: p + rng.normal(0, 0.3, p.shape).astype(np.float32), head.init((0,)))
     features = rng.normal(0, 2, (3, 6, 8)).astype(np.float32)
@@ -133,7 +133,7 @@ def test_a_rule_is_what_pytorch_makes_of_it(rule):
 
 
 def test_a_residual_head_begins_as_the_mean_of_the_members():
-    head = make_head(head_config('multiplicative', 2, residual=True), [8] * 2, 5)
+    head = make_module(head_config('multiplicative', 2, residual=True), [8] * 2, 5)
     logits = np.random.default_rng(0).normal(size=(2, 6, 5)).astype(np.float32)
     fused = head.apply(head.init((0,)), logits, [np.ones((6, 8), np.float32)] * 2)
     np.testing.assert_allclose(fused, logits.mean(0), rtol=1e-6)
@@ -168,15 +168,16 @@ def test_the_head_is_updated_as_by_pytorch():
     groups = [{'params': [p], 'lr': lr} for p, lr in zip(theirs, (0.1, 0.4))]
     sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=1e-4)
     with jax.enable_x64(True):
-        opt, update = init_head_optimizer(c, params), jax.jit(partial(update_head, c))
+        head = Head(c, Module(None, None))
+        state, advance = head.start(params), jax.jit(head.advance)
         for _ in range(3):
             grads = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
             for p, g in zip(theirs, grads.values()):
                 p.grad = torch.tensor(g['kernel'])
             nn.utils.clip_grad_norm_(theirs, c.fusion.clip)
             sgd.step()
-            params, opt = update(grads, opt, params, jnp.array([0.1, 0.4]))
-    for ours, p in zip(params.values(), theirs):
+            state = advance(state, grads, jnp.array([0.1, 0.4]), 0)
+    for ours, p in zip(state.params.values(), theirs):
         np.testing.assert_allclose(ours['kernel'], p.detach(), rtol=1e-5)
 
 
@@ -350,7 +351,7 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     outputs = [network.apply(v, images.astype(np.float32), False)[0] for v in variables]
     logits, features = zip(*outputs)
     head = {name: parts[name][0] for name in ('fusion', 'global_head')}
-    fused = make_head(c, [6] * 2, 4).apply(head, jnp.stack(logits), list(features))
+    fused = make_module(c, [6] * 2, 4).apply(head, jnp.stack(logits), list(features))
     made = compare_fused(np.array([*logits, fused]), ['0_tiny', '1_tiny'], data.y_test)
     for name in ('fused', 'mean_of_logits', 'mean_of_probabilities'):
         assert made[name] == pytest.approx(table[name], abs=1e-5)

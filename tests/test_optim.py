@@ -12,8 +12,8 @@ import torch
 from torch.optim import lr_scheduler
 
 from configs import base
-from jaxcifar.engine.optim import make_learning_rates, make_optimizer
-from jaxcifar.engine.state import average
+from jaxcifar.engine.couplings import make_learning_rates
+from jaxcifar.engine.optim import average, make_optimizer
 from jaxcifar.engine.step import TrainStep
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.resolve import finalize

@@ -22,6 +22,8 @@ from ml_collections import ConfigDict
 from jaxcifar.augment.mixing import Targets
 from jaxcifar.config.members import member_names
 from jaxcifar.engine import fusion
+from jaxcifar.engine.head import PARTS, Head, head_rates
+from jaxcifar.engine.schedules import member_rates
 from jaxcifar.machine.errors import UserError
 
 
@@ -31,7 +33,7 @@ class Coupling(NamedTuple):
     make: Callable  # config -> the function
     columns: tuple[str, ...] = ()  # what it logs, beside 'loss'
     same_images: bool = True  # members must see the same batch, or their outputs do not compare
-    head: Callable | None = None  # (config, the members' D_k, classes) -> `fusion.Head`
+    head: Callable | None = None  # (config, the members' D_k, classes) -> `head.Module`
 
 
 def none(config: ConfigDict) -> Callable:
@@ -94,7 +96,7 @@ COUPLINGS = {
     'none': Coupling(none, same_images=False),
     'mutual': Coupling(mutual, ('ce', 'kl')),
     'fusion': Coupling(
-        dual_path, ('loss_global', 'loss_individual', 'loss_total', 'alpha'), head=fusion.make_head
+        dual_path, ('loss_global', 'loss_individual', 'loss_total', 'alpha'), head=fusion.make_module
     ),
 }
 
@@ -109,10 +111,24 @@ def has_head(config: ConfigDict) -> bool:
     return config.coupling in COUPLINGS and COUPLINGS[config.coupling].head is not None
 
 
-def make_head(config: ConfigDict, population) -> fusion.Head | None:
-    """The coupling's head for a `Population`, None where it has none."""
+def head_parts(config: ConfigDict) -> tuple[str, ...]:
+    """Return the names of the parts of the coupling's head; () where it has none."""
+    return PARTS if has_head(config) else ()
+
+
+def make_head(config: ConfigDict, population) -> Head | None:
+    """Return the coupling's head for a `Population`, None where it has none."""
     make = COUPLINGS[config.coupling].head if has_head(config) else None
-    return make and make(config, population.feature_sizes(), population.num_classes)
+    return Head(config, make(config, population.feature_sizes(), population.num_classes)) if make else None
+
+
+def make_learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
+    """Return step (an integer) -> the members' learning rates [K] and, of a head, its parts' [K+2]."""
+    members = member_rates(config, steps_per_epoch)
+    if not has_head(config):
+        return members
+    parts = head_rates(config, steps_per_epoch)
+    return lambda step: jnp.concatenate([members(step), parts(step)])
 
 
 def output_names(config: ConfigDict) -> list[str]:

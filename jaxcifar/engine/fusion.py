@@ -6,7 +6,7 @@ head is a dense layer on u. The rules end in the same block, W2·Dropout(ReLU(W1
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcifar.config.members import member_names
+from jaxcifar.engine.head import Module
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.models.layers import initialise, torch
 
@@ -79,20 +80,8 @@ RULES: dict[str, Callable] = {
 }
 
 
-class Head(NamedTuple):
-    """What a coupling has of its own, as pure functions.
-
-    init(seed) -> params: a tree of numpy arrays {'fusion': …, 'global_head': …}; seed as of a `Network`.
-    apply(params, logits [K,B,C], features, key) -> logits [B,C]: features are K arrays [B,D]; without a
-        key there is no dropout.
-    """
-
-    init: Callable
-    apply: Callable
-
-
-def make_head(config: ConfigDict, feature_sizes: list[int], num_classes: int) -> Head:
-    """The fusion module and the global head; `UserError` where the members' features do not fit."""
+def make_module(config: ConfigDict, feature_sizes: list[int], num_classes: int) -> Module:
+    """Return the fusion module and the global head; `UserError` where the members' features do not fit."""
     f = config.fusion
     width, members = check_sizes(config, feature_sizes), len(feature_sizes)
 
@@ -119,7 +108,7 @@ def make_head(config: ConfigDict, feature_sizes: list[int], num_classes: int) ->
         fused: Any = global_head.apply({'params': params['global_head']}, u)
         return fused + logits.mean(0) if f.residual else fused
 
-    return Head(init, apply)
+    return Module(init, apply)
 
 
 def check_sizes(config: ConfigDict, feature_sizes: list[int]) -> int:
@@ -168,11 +157,3 @@ def fill_rates(config: ConfigDict, feature_sizes: list[int]):
         config.fusion.lr = fused
     if config.fusion.lr_head is None:
         config.fusion.lr_head = config.fusion.lr
-
-
-def join(head: Head | None, params: Any, logits: jax.Array, features: list[jax.Array], key=None) -> jax.Array:
-    """Logits of all outputs: the members' [K,B,C] and, where there is a head, the fused ones as the last."""
-    if head is None:
-        return logits
-    fused = head.apply(params, logits, features, key)
-    return jnp.concatenate([logits, fused[None]])

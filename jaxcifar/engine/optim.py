@@ -5,7 +5,6 @@ is made from that member's numbers and mapped over the K members, so that one me
 never touches another.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -14,11 +13,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxcifar.config.members import per_member
-from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.paths import map_paths, number_of, parse_rules
 from jaxcifar.engine.views import is_scale
-from jaxcifar.machine.errors import UserError
 
 
 def sgd(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformation]:
@@ -75,7 +71,6 @@ def _by_shape(params):
 
 
 OPTIMIZERS = {'sgd': sgd, 'adamw': adamw, 'muon': muon}
-HEAD_PARTS = ('fusion', 'global_head')  # of a coupling's own parameters: each has its learning rate
 
 
 def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:
@@ -105,28 +100,17 @@ def _from_rescaled(update: jax.Array, kernel: jax.Array) -> jax.Array:
     return update + (kernel.shape[-1] ** 0.5 / jnp.linalg.norm(kernel) - 1) * kernel
 
 
-def _head_optimizers(config: ConfigDict, rates) -> dict[str, optax.GradientTransformation]:
-    """A chain for each part of a coupling's head."""
-    make = OPTIMIZERS[config.optimizer.name]
-    decay = config.fusion.weight_decay
-    return {part: optax.chain(*make(config, lr, decay)) for part, lr in zip(HEAD_PARTS, rates)}
+def make_chain(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:
+    """Return the optimiser alone, without what a member's chain has before and behind it."""
+    return optax.chain(*OPTIMIZERS[config.optimizer.name](config, lr, weight_decay))
 
 
-def init_head_optimizer(config: ConfigDict, params) -> dict:
-    """The states of the parts' optimisers before the first step."""
-    chains = _head_optimizers(config, (0.0, 0.0))
-    return {part: chain.init(params[part]) for part, chain in chains.items()}
-
-
-def update_head(config: ConfigDict, grads, opt, params, rates: jax.Array):
-    """New (params, optimiser states) of a coupling's head at the parts' learning rates [2]."""
-    if config.fusion.clip:
-        grads = clip(grads, config.fusion.clip)
-    new_params, new_opt = {}, {}
-    for part, chain in _head_optimizers(config, rates).items():
-        updates, new_opt[part] = chain.update(grads[part], opt[part], params[part])
-        new_params[part] = optax.apply_updates(params[part], updates)
-    return new_params, new_opt
+def average(decay: float, step: jax.Array, old, new):
+    """Return the moving average of a tree with min(decay, (1+step)/(10+step)), or None where decay is 0."""
+    if not decay:
+        return None
+    now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(new, old, 1 - now)
 
 
 def clip(grads, norm: float):
@@ -155,101 +139,3 @@ def _learns_scales(config: ConfigDict) -> bool:
 
 def _mask(of: Callable[[str], bool]) -> Callable:
     return lambda params: map_paths(lambda path, _: of(path), params)
-
-
-def cosine(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """½(1+cos πe/E) down to `final` (Loshchilov & Hutter 2017, eq. 5)."""
-    return optax.cosine_decay_schedule(1.0, epochs, s.final)
-
-
-def warm_restarts(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """Cosine cycles of period, period·m, period·m², … epochs (SGDR, the same paper)."""
-    _at_least_one(s, 'multiplier')
-    lengths = [first_cycle(s, epochs)]
-    while sum(lengths) < epochs:
-        lengths.append(lengths[-1] * s.multiplier)
-    cycles = [optax.cosine_decay_schedule(1.0, length, s.final) for length in lengths]
-    return optax.join_schedules(cycles, list(itertools.accumulate(lengths[:-1])))
-
-
-def multistep(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """Multiplied by gamma at each milestone."""
-    return optax.piecewise_constant_schedule(1.0, dict.fromkeys(s.milestones, s.gamma))
-
-
-def step_decay(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """Multiplied by gamma every `step_size` epochs."""
-    _at_least_one(s, 'step_size')
-    return lambda epoch: jnp.power(s.gamma, jnp.floor(epoch).astype(jnp.int32) // s.step_size)
-
-
-def linear(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """A straight line down to `final`."""
-    return optax.linear_schedule(1.0, s.final, epochs)
-
-
-def constant(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """Always 1."""
-    return optax.constant_schedule(1.0)
-
-
-def _at_least_one(s: ConfigDict, field: str):
-    if s[field] < 1:
-        raise UserError(f'schedule.{field}={s[field]} must be at least 1')
-
-
-# Functions of the epoch: a whole number at its start, and fractions within it.
-SCHEDULES = {
-    'cosine': cosine,
-    'warm_restarts': warm_restarts,
-    'multistep': multistep,
-    'step': step_decay,
-    'linear': linear,
-    'constant': constant,
-}
-
-
-def first_cycle(s: ConfigDict, epochs: int) -> int:
-    """Epochs of the first cycle of warm restarts."""
-    return s.period or max(1, epochs // 4)
-
-
-def last_restart(config: ConfigDict, epoch: int) -> tuple[int, int]:
-    """Of warm restarts: (the epoch at which the cycle of this epoch began, and that of its end)."""
-    start, length = 0, first_cycle(config.schedule, config.epochs)
-    while start + length <= epoch:
-        start, length = start + length, length * config.schedule.multiplier
-    return start, start + length
-
-
-def make_learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
-    """step (an integer) -> the members' learning rates [K] and, of a coupling's head, its parts' [K+2]."""
-    members = _follow(config, config.schedule.name, per_member(config, 'optimizer.lr'), steps_per_epoch)
-    if not has_head(config):
-        return members
-    parts = [config.fusion.lr, config.fusion.lr_head]
-    head = _follow(config, config.fusion.schedule, parts, steps_per_epoch)
-    return lambda step: jnp.concatenate([members(step), head(step)])
-
-
-def _follow(config: ConfigDict, schedule: str, initial: list[float], steps_per_epoch: int) -> Callable:
-    """step -> these learning rates on the schedule of this name.
-
-    The warm-up multiplies the schedule rather than delaying it, so that milestones stay where they
-    are written.
-    """
-    s = config.schedule
-    rates = jnp.array(initial, jnp.float32)
-    factor = SCHEDULES[schedule](s, config.epochs)
-
-    def learning_rates(step) -> jax.Array:
-        step = jnp.asarray(step)
-        # Compiled, step/n is step·(1/n), which is below e at the start of some epochs e: whole epochs
-        # are counted in integers.
-        epoch = (step // steps_per_epoch).astype(jnp.float32)
-        if s.per == 'step':
-            epoch += step % steps_per_epoch / steps_per_epoch
-        warmup = jnp.minimum((step + 1) / s.warmup_steps, 1.0) if s.warmup_steps else 1.0
-        return rates * warmup * factor(epoch)
-
-    return learning_rates

@@ -1,31 +1,23 @@
-"""All that a run is, between two steps."""
+"""The state of a run between two steps: all that training changes."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax.struct import PyTreeNode
 from ml_collections import ConfigDict
 
 from jaxcifar.config.members import run_seed
 from jaxcifar.engine.couplings import columns, make_head, output_names
-from jaxcifar.engine.optim import init_head_optimizer, make_optimizer, update_head
+from jaxcifar.engine.head import HeadState
+from jaxcifar.engine.optim import make_optimizer
 from jaxcifar.engine.paths import check_found, parse_rules, path_names
 from jaxcifar.engine.population import Population
 from jaxcifar.machine import hosts
 
 
-class HeadState(PyTreeNode):
-    """What the coupling's head is; the same on all devices."""
-
-    params: Any
-    opt: Any
-    ema: Any  # averaged params, or None
-
-
 class Weights(NamedTuple):
-    """What can be evaluated: the members', and the head's parameters where the coupling has one."""
+    """Hold what can be evaluated: the members' weights, and of a coupling with a head its parameters."""
 
     params: Any
     stats: Any
@@ -33,7 +25,7 @@ class Weights(NamedTuple):
 
 
 class TrainState(PyTreeNode):
-    """Trees are tuples over the population's groups of [K_g,...] arrays."""
+    """Hold all that a step changes. Trees are tuples over the population's groups of [K_g,...] arrays."""
 
     step: jax.Array  # steps taken
     params: Any
@@ -46,19 +38,19 @@ class TrainState(PyTreeNode):
 
 
 def new_sums(config: ConfigDict) -> dict[str, jax.Array]:
-    """The start of an epoch's sums: of what is logged for each output, and of images."""
+    """Return an epoch's sums before its first step: of each output's logged numbers, and of images."""
     outputs = len(output_names(config))
     return {name: jnp.zeros(outputs) for name in ('loss', 'accuracy', *columns(config), 'count')}
 
 
 def init_state(config: ConfigDict, population: Population, images=None) -> TrainState:
-    """The state before the first step, on the devices; `images` as in `Population.init`."""
+    """Return the state before the first step, on the devices; `images` as in `Population.init`."""
     params, stats = population.init(images)
     rates = parse_rules('optimizer.rates', config.optimizer.rates)
     check_found('optimizer.rates', rates, [path for group in params for path in path_names(group)])
     head = make_head(config, population)
 
-    def create(params, stats, head):
+    def create(params, stats, head_params):
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -67,10 +59,10 @@ def init_state(config: ConfigDict, population: Population, images=None) -> Train
             ema=(params, stats) if config.ema else None,
             active=jnp.ones(population.size, bool),
             sums=new_sums(config),
-            head=head and HeadState(head, init_head_optimizer(config, head), head if config.ema else None),
+            head=head and head.start(head_params),
         )
 
-    head_params = head and head.init((run_seed(config),))
+    head_params = head and head.module.init((run_seed(config),))
     shapes = jax.eval_shape(create, params, stats, head_params)
     placed = hosts.put((params, stats), population.sharding('member'))
     alike = hosts.put(head_params, population.sharding())
@@ -78,7 +70,7 @@ def init_state(config: ConfigDict, population: Population, images=None) -> Train
 
 
 def _sharding(state: TrainState, population: Population) -> TrainState:
-    """Members' trees live on the mesh axis 'member', the rest on every device."""
+    """Return where each leaf lives: members' trees on the mesh axis 'member', the rest on every device."""
     member, everywhere = population.sharding('member'), population.sharding()
     placed = jax.tree.map(lambda _: everywhere, state)
     trees = {name: getattr(state, name) for name in ('params', 'stats', 'opt', 'ema')}
@@ -86,26 +78,11 @@ def _sharding(state: TrainState, population: Population) -> TrainState:
 
 
 def eval_weights(state: TrainState) -> Weights:
-    """What is evaluated: the averaged weights where there is an average."""
+    """Return the weights to evaluate: the averaged ones where the config asks for an average."""
     if state.ema is None:
         return Weights(state.params, state.stats, state.head and state.head.params)
     params, stats = state.ema
     return Weights(params, stats, state.head and state.head.ema)
-
-
-def average(decay: float, step: jax.Array, old, new):
-    """The exponential moving average of a tree, faster while the run is young; None where there is none."""
-    if not decay:
-        return None
-    now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return optax.incremental_update(new, old, 1 - now)
-
-
-def advance_head(config: ConfigDict, state: TrainState, grads, rates: jax.Array) -> HeadState:
-    """The coupling's head after a step with these gradients and its parts' learning rates [2]."""
-    head: Any = state.head
-    params, opt = update_head(config, grads, head.opt, head.params, rates)
-    return HeadState(params, opt, average(config.ema, state.step, head.ema, params))
 
 
 def pick(population: Population, mask: jax.Array, ours, theirs) -> tuple:

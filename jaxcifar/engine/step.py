@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 from jaxcifar.augment.mixing import Targets
 from jaxcifar.augment.pipeline import Augmentation
 from jaxcifar.config.members import per_member, run_seed
-from jaxcifar.engine.couplings import COUPLINGS, check_columns, make_head
-from jaxcifar.engine.fusion import join
+from jaxcifar.engine.couplings import COUPLINGS, check_columns, make_head, make_learning_rates
+from jaxcifar.engine.head import join
 from jaxcifar.engine.losses import make_loss
-from jaxcifar.engine.optim import clip, make_learning_rates, make_optimizer
+from jaxcifar.engine.optim import average, clip, make_optimizer
 from jaxcifar.engine.population import Population
-from jaxcifar.engine.state import TrainState, advance_head, average, keep_still, pick
+from jaxcifar.engine.state import TrainState, keep_still, pick
 from jaxcifar.engine.views import make_share
 from jaxcifar.machine.compiler import compiler_options
 
@@ -75,7 +75,9 @@ class TrainStep:
             grads = pick(self.population, self._moving(state), grads, jax.tree.map(jnp.zeros_like, grads))
             grads, head_grads = clip((grads, head_grads), self.config.fusion.clip_all)
         params, opt = self._update(self.population, grads, state.opt, state.params, lr, self.weight_decay)
-        head = self.head and advance_head(self.config, state, head_grads, lr[self.population.size :])
+        head = None
+        if self.head and state.head:
+            head = self.head.advance(state.head, head_grads, lr[self.population.size :], state.step)
         return state.replace(params=params, stats=stats, opt=opt, head=head), numbers
 
     def see(self, batch: dict[str, jax.Array], step: jax.Array):

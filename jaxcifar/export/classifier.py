@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
 from jaxcifar.config.members import alone, member_names
-from jaxcifar.engine.fusion import NAME, join
+from jaxcifar.engine.fusion import NAME
+from jaxcifar.engine.head import join
 from jaxcifar.formats.portable import FusedHead, Portable, is_portable, read, read_head
 from jaxcifar.machine.compiler import compiler_options
 from jaxcifar.machine.errors import UserError

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from jaxcifar.augment.pipeline import normalise
 from jaxcifar.config import saved
 from jaxcifar.engine import fusion
+from jaxcifar.engine.head import Head
 from jaxcifar.formats import packed, packed_file
 from jaxcifar.formats.foreign import is_foreign
 from jaxcifar.machine.errors import UserError
@@ -85,11 +86,11 @@ class FusedHead(NamedTuple):
     about: dict
     params: dict
 
-    def make(self) -> fusion.Head:
-        """Return its functions."""
+    def make(self) -> Head:
+        """Return the head itself."""
         about = self.about
         config = ConfigDict({'fusion': about['fusion']})
-        return fusion.make_head(config, about['feature_sizes'], about['classes'])
+        return Head(config, fusion.make_module(config, about['feature_sizes'], about['classes']))
 
 
 def read(path: Path) -> list[Portable]:

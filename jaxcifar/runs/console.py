@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxcifar.engine.optim import last_restart
+from jaxcifar.engine.schedules import last_restart
 from jaxcifar.machine import compiler, hosts, memory
 from jaxcifar.runs.sparsity import describe
 

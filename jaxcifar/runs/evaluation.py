@@ -20,7 +20,7 @@ from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images
 from jaxcifar.engine.couplings import make_head
-from jaxcifar.engine.fusion import join
+from jaxcifar.engine.head import join
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import Weights
 from jaxcifar.machine import hosts

@@ -14,7 +14,7 @@ from jaxcifar.config.members import member_networks, per_member
 from jaxcifar.config.values import get
 from jaxcifar.data import splits
 from jaxcifar.data.datasets import is_streamed
-from jaxcifar.engine import couplings, fusion, losses, optim, paths, quantize, views
+from jaxcifar.engine import couplings, fusion, losses, optim, paths, quantize, schedules, views
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.machine.text import show
 from jaxcifar.models import CHOICES, NETWORKS, build
@@ -28,9 +28,9 @@ NAMES: dict[str, Iterable[str]] = {
     'ternary.per': quantize.PER,
     'data.validation': splits.VALIDATIONS,
     'optimizer.name': optim.OPTIMIZERS,
-    'schedule.name': optim.SCHEDULES,
+    'schedule.name': schedules.SCHEDULES,
     'fusion.rule': fusion.RULES,
-    'fusion.schedule': optim.SCHEDULES,
+    'fusion.schedule': schedules.SCHEDULES,
     'model.init': SCHEMES,
     **{f'model.{option}': ('', *names) for option, names in CHOICES.items()},
 }
@@ -161,4 +161,4 @@ def _check(config: ConfigDict):
         except (re.error, OverflowError, RecursionError) as error:
             pattern = show(get(config, field))
             raise UserError(f'{field} must be a regular expression, got {pattern}: {error}') from None
-    optim.SCHEDULES[config.schedule.name](config.schedule, config.epochs)  # raises if impossible
+    schedules.SCHEDULES[config.schedule.name](config.schedule, config.epochs)  # raises if impossible

@@ -13,8 +13,7 @@ from jaxcifar.config import saved
 from jaxcifar.config.members import member_names
 from jaxcifar.config.values import flatten
 from jaxcifar.data.expert_splits import rows_of
-from jaxcifar.engine.couplings import check_images, has_head
-from jaxcifar.engine.optim import HEAD_PARTS
+from jaxcifar.engine.couplings import check_images, has_head, head_parts
 from jaxcifar.engine.population import check_batch
 from jaxcifar.engine.state import init_state
 from jaxcifar.machine import hosts
@@ -76,7 +75,7 @@ def take_over(config: ConfigDict, like, workdir: Path):
 
 def _copy_best(source: Path, workdir: Path, config: ConfigDict, step: int):
     """The best weights of each member, and of a head, up to this step."""
-    for member in [*member_names(config), *(HEAD_PARTS if has_head(config) else ())]:
+    for member in [*member_names(config), *head_parts(config)]:
         stamps = [s for s in BestWeights(source).steps(member) if s <= step]
         if stamps:
             (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)

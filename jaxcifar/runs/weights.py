@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
 from jaxcifar.config.members import member_names
-from jaxcifar.engine.couplings import has_head
-from jaxcifar.engine.optim import HEAD_PARTS
+from jaxcifar.engine.couplings import has_head, head_parts
 from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.engine.state import Weights, eval_weights, init_state
 from jaxcifar.machine import hosts
@@ -113,7 +112,7 @@ def load_best(config: ConfigDict, population: Population, workdir: Path, upto: i
     hosts.wait('best weights')  # the first has written them
     best = BestWeights(workdir)
     params, stats, steps = zip(*(best.load(m, upto) for m in member_names(config)))
-    head = {part: best.load(part, upto)[0] for part in HEAD_PARTS} if has_head(config) else None
+    head = {part: best.load(part, upto)[0] for part in head_parts(config)} or None
     return assemble(population, params, stats, head), list(steps)
 
 

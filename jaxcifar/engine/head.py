@@ -1,0 +1,79 @@
+"""A coupling's head: parameters beside the members', and from all members' outputs one more prediction.
+
+All that a head is stands here: how it begins, predicts, learns at its own rates, and is averaged. The
+module that predicts is the coupling's choice, as `fusion.make_module`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.struct import PyTreeNode
+from ml_collections import ConfigDict
+
+from jaxcifar.engine.optim import average, clip, make_chain
+from jaxcifar.engine.schedules import follow
+
+PARTS = ('fusion', 'global_head')  # each has its learning rate, and a file in best/
+
+
+class HeadState(PyTreeNode):
+    """What the head is between two steps: the same on all devices."""
+
+    params: Any
+    opt: Any
+    ema: Any  # averaged params, or None
+
+
+class Module(NamedTuple):
+    """The head's network as pure functions.
+
+    init(seed) -> params: a tree of numpy arrays, {part: …}; seed as of a `Network`.
+    apply(params, logits [K,B,C], features, key) -> logits [B,C]: features are K arrays [B,D]; without a
+        key there is no dropout.
+    """
+
+    init: Callable
+    apply: Callable
+
+
+class Head(NamedTuple):
+    """A head as the config has it."""
+
+    config: ConfigDict
+    module: Module
+
+    def start(self, params) -> HeadState:
+        """Return the state before the first step."""
+        opt = {part: chain.init(params[part]) for part, chain in self._chains((0.0, 0.0)).items()}
+        return HeadState(params, opt, params if self.config.ema else None)
+
+    def advance(self, state: HeadState, grads, rates: jax.Array, step: jax.Array) -> HeadState:
+        """Return the state after a step with these gradients and the parts' learning rates [2]."""
+        if self.config.fusion.clip:
+            grads = clip(grads, self.config.fusion.clip)
+        params, opt = {}, {}
+        for part, chain in self._chains(rates).items():
+            updates, opt[part] = chain.update(grads[part], state.opt[part], state.params[part])
+            params[part] = optax.apply_updates(state.params[part], updates)
+        return HeadState(params, opt, average(self.config.ema, step, state.ema, params))
+
+    def _chains(self, rates) -> dict[str, optax.GradientTransformation]:
+        decay = self.config.fusion.weight_decay
+        return {part: make_chain(self.config, rate, decay) for part, rate in zip(PARTS, rates)}
+
+
+def head_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
+    """Return step -> the learning rates of PARTS [2]."""
+    f = config.fusion
+    return follow(config, f.schedule, [f.lr, f.lr_head], steps_per_epoch)
+
+
+def join(head: Head | None, params, logits: jax.Array, features: list[jax.Array], key=None) -> jax.Array:
+    """Return the logits of all outputs: the members' [K,B,C] and, of a head, the fused ones as the last."""
+    if head is None:
+        return logits
+    fused = head.module.apply(params, logits, features, key)
+    return jnp.concatenate([logits, fused[None]])
