@@ -26,7 +26,7 @@ def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
 ALLOCATE = """
 import ctypes, sys
 from pathlib import Path
-from jaxcifar.memory import describe, restart_in_huge_pages
+from jaxcifar.machine.memory import describe, restart_in_huge_pages
 restart_in_huge_pages()
 size = 1 << 26
 c = ctypes.CDLL(None)
