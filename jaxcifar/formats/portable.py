@@ -121,7 +121,7 @@ def read_head(path: Path) -> FusedHead | None:
         return None
     with reading(file, REMEDY):
         head = FusedHead(*_read_tensors(file))
-        difference = _difference(head.make().init((0,)), head.params)
+        difference = _difference(head.make().module.init((0,)), head.params)
     if difference:
         raise UserError(f'{file} does not hold a {fusion.NAME}: {difference}')
     return head

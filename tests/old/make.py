@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jaxcifar.train import Run
 from safetensors.numpy import load_file
 
 import jaxcifar
 from jaxcifar.models import NETWORKS
-from jaxcifar.train import Run
 from tests import old, processes
 from tests.steps import Tiny
 
