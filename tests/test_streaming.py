@@ -13,7 +13,6 @@ from PIL import Image
 from configs import base
 from jaxcifar import main
 from jaxcifar.data.datasets import load_dataset
-from jaxcifar.data.files import ImageFiles
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.stream import Reader
 from jaxcifar.data.vision import import_torchvision
@@ -109,7 +108,7 @@ def test_evaluation_is_resize_and_center_crop(folder, size, shorter, capsys):
             expected.append(np.asarray(reference(image.convert('RGB'))))
     np.testing.assert_array_equal(np.concatenate(parts), expected)
     told = capsys.readouterr().err
-    assert told.count('\n') == 1 and f'{folder}/{BROKEN[2]} (' in told
+    assert told.count('\n') == 1 and f'{folder}/{BROKEN[2]} (cannot identify image)' in told
 
 
 def test_a_broken_image_is_replaced_by_the_next_of_its_class_that_may_be_seen(folder, capsys):
@@ -200,7 +199,7 @@ def test_what_is_set_for_streams_and_refused(config, tmp_path):
     config.data.loader = 'device'
     with pytest.raises(UserError, match='imagenet:x needs host'):
         finalize(config)
-    with pytest.raises(UserError, match=r'No such file.*; wanted: image files as'):
+    with pytest.raises(UserError, match=r'No such file.*; expected image files as'):
         load_dataset(f'stream:{tmp_path}/none', '', 8)
 
 
@@ -211,7 +210,7 @@ def test_workers_import_no_jax():
 
 def test_a_second_thread_changes_no_training_image(folder):
     """Reading draws from torch's one global generator."""
-    files, _ = ImageFiles.listed(folder / 'train', 8)
+    files = load_dataset(f'stream:{folder}', '', 8).x_train
     indices = np.array([i for i in range(len(files)) if not files.path(i).endswith(BROKEN)])
     readers = [Reader(files, [indices], [(seed,)]) for seed in (0, 1)] * 4
     alone = readers[0].__getitems__((0, indices))['image']

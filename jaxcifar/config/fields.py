@@ -128,7 +128,7 @@ def _declare() -> Group:
     c.data.root = text(None)  # where datasets are kept [auto: $JAXCIFAR_DATA or data] [resumable]
     c.data.loader = one_of('host', 'device')  # a PyTorch DataLoader, or all in device memory [resumable]
     c.data.validation = 'holdout'  # holdout, fusion_holdout, fusion_validation, file, val_lt, test, none
-    c.data.validation_size = real(0.1, 0, INTEGER)  # of holdout: share or number of training images
+    c.data.validation_size = real(0.1, 0, INTEGER)  # of holdout without a val/ folder: share or number
     c.data.split_seed = whole(0, 0, SEED)  # draws the held-out images; apart from seed, so that runs compare
     c.data.order = one_of('shared', 'member')  # members see the same batches, or each its own
     c.data.drop_last = False  # leave out an epoch's last, shorter batch

@@ -6,25 +6,30 @@
 """
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from jaxcifar.data.arrays import check_arrays, check_part, mean_std, set_aside_test
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.data.download import fetch_cifar
-from jaxcifar.data.files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, check_alike, image_folders
+from jaxcifar.data.files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, summarise
+from jaxcifar.data.layout import Layout, find_layout
+from jaxcifar.data.listing import Listing, check_alike, list_images, read_images
 from jaxcifar.data.npz import read_npz, write_npz
-from jaxcifar.data.vision import read_images
 from jaxcifar.machine import errors
-
-TEST_SHARE = 0.2  # of a set that comes without a test part
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images uint8 [n,H,W,3], labels int32 [n]; `mean` and `std` per channel on the 0..1 scale."""
+    """Images uint8 [n,H,W,3], labels int32 [n]; `mean` and `std` per channel on the 0..1 scale.
+
+    `x_val` and `y_val` are the validation part that a folder brings, None where there is none. `notes`
+    are lines that tell the user what was taken for what.
+    """
 
     name: str
     x_train: np.ndarray | ImageFiles
@@ -34,9 +39,13 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    x_val: np.ndarray | ImageFiles | None = None
+    y_val: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
+        """How many classes there are, C."""
         return len(self.classes)
 
     @property
@@ -45,35 +54,41 @@ class Dataset:
         return self.x_train.shape[1]
 
     def normalised(self, indices: np.ndarray) -> np.ndarray:
-        """These training images with the mean and deviation taken out, float32 [N,H,W,3]."""
+        """Return these training images with mean and deviation taken out, float32 [N,H,W,3]."""
         mean, std = np.array([self.mean, self.std], np.float32)
         return (np.asarray(self.x_train[indices], np.float32) / 255 - mean) / std
 
     def fingerprint(self) -> str:
-        """sha256 over the four arrays, in hex; of files on disk over their names and sizes."""
-        digest = hashlib.sha256()
-        for array in (self.x_train, self.y_train, self.x_test, self.y_test):
-            if isinstance(array, ImageFiles):
-                digest.update(array.manifest)
-            else:
-                digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        """Return the sha256 of training and test part, in hex; of files on disk by names and sizes."""
+        return _sha256(self.x_train, self.y_train, self.x_test, self.y_test)
+
+    def val_fingerprint(self) -> str:
+        """Return the same of the validation part; '' where there is none."""
+        return '' if self.x_val is None else _sha256(self.x_val, self.y_val)
 
     def complaints(self) -> list[str]:
-        """What a run says of its images when it ends."""
-        files = [images for images in (self.x_train, self.x_test) if isinstance(images, ImageFiles)]
-        count = len(set().union(*(f.unreadable for f in files)))
-        total = len(self.y_train) + len(self.y_test)
-        return [f'{count} of {total:,} images could not be read and were replaced'] if count else []
+        """Return what a run says of its images when it ends."""
+        parts = [x for x in (self.x_train, self.x_val, self.x_test) if isinstance(x, ImageFiles)]
+        return summarise(parts, sum(map(len, parts)))
+
+
+def _sha256(*arrays) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        if isinstance(array, ImageFiles):
+            digest.update(array.manifest)
+        else:
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def is_streamed(name: str) -> bool:
-    """Whether the images of the data set called `name` stay on disk."""
+    """Tell whether the images of the data set called `name` stay on disk."""
     return name.partition(':')[0] in ('imagenet', 'stream')
 
 
 def load_dataset(name: str, root: str | Path, image_size: int = 32) -> Dataset:
-    """The data set called `name`.
+    """Read the data set called `name`.
 
     Args:
       name: a key of DATASETS.
@@ -92,7 +107,7 @@ def load_dataset(name: str, root: str | Path, image_size: int = 32) -> Dataset:
 
 
 def _digits(name: str, root: Path, image_size: int) -> Dataset:
-    """scikit-learn's 1,797 scanned 8x8 digits of 0..16, scaled up to RGB."""
+    """Read scikit-learn's 1,797 scanned 8x8 digits of 0..16, scaled up to RGB."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -100,11 +115,11 @@ def _digits(name: str, root: Path, image_size: int) -> Dataset:
     size = (image_size, image_size)
     large = [Image.fromarray(image).resize(size, Image.Resampling.BICUBIC) for image in grey]
     images = np.repeat(np.stack([np.asarray(i) for i in large])[..., None], 3, axis=-1)
-    return _dataset(name, _split(images, digits.target), tuple('0123456789'))
+    return _dataset(name, set_aside_test(images, digits.target), tuple('0123456789'))
 
 
 def _cifar(name: str, root: Path, image_size: int) -> Dataset:
-    """`root/<name>.npz`, fetched and written first if it is not there."""
+    """Read `root/<name>.npz`, fetched and written first if it is not there."""
     path = root / f'{name}.npz'
     names, mean, std = CIFAR[name]
     try:
@@ -116,67 +131,96 @@ def _cifar(name: str, root: Path, image_size: int) -> Dataset:
             f'{root}: cannot keep {name} there ({error.strerror}); name another data folder'
         ) from error
     try:
-        dataset = _dataset(name, read_npz(path), tuple(names.split()), mean, std)
+        dataset = _dataset(name, read_npz(path)[0], tuple(names.split()), mean, std)
         if dataset.x_train.shape[1:] != (32, 32, 3):
-            raise ValueError(f'x_train has shape {dataset.x_train.shape}, not (n, 32, 32, 3)')
+            raise ValueError(f'x_train: expected shape (n, 32, 32, 3), got {dataset.x_train.shape}')
     except ValueError as error:
         raise errors.UserError(f'{path}: {error}; delete it to have it fetched anew') from error
     return dataset
 
 
 def _npz(name: str, root: Path, image_size: int) -> Dataset:
-    """The user's own x_train, y_train and, if there, x_test, y_test and classes."""
+    """Read the user's own x_train, y_train and, if there, x_test, y_test and classes."""
     path = Path(name.partition(':')[2]).expanduser()
     try:
-        arrays = read_npz(path)
+        arrays, others = read_npz(path)
+        notes = (f'{path}: not used: {", ".join(others)}',) if others else ()
         classes = tuple(arrays.pop('classes', np.array([])).astype(str).ravel().tolist())
         if 'x_test' not in arrays and 'y_test' not in arrays:
-            _check_part(arrays, 'train')
-            arrays = _split(arrays['x_train'], arrays['y_train'])
-        return _dataset(name, arrays, classes)
+            check_part(arrays, 'train')
+            arrays = set_aside_test(arrays['x_train'], arrays['y_train'])
+            notes = (f'{path}: a fifth of each class is set aside as the test part', *notes)
+        return _dataset(name, arrays, classes, notes=notes)
     except ValueError as error:
         raise errors.UserError(
-            f'{path}: {error}; write it with np.savez: uint8 x_train [n,H,H,3], integer y_train '
-            '[n] of 0..C-1, and if you like x_test, y_test and the C class names as classes'
+            f'{path}: {error} (np.savez writes such a file of uint8 x_train [n,H,H,3], integer y_train '
+            '[n] of 0 to C-1, and if you like x_test, y_test and the C class names as classes)'
         ) from error
 
 
 def _folder(name: str, root: Path, image_size: int) -> Dataset:
-    """PATH/train/<class>/* with PATH/test or PATH/val, or a single tree that is split."""
-    path, train, test = image_folders(name)
+    """Read PATH/train/<class>/* with PATH/test and PATH/val, or a single tree that is parted."""
+    path = _path(name)
     try:
-        x_train, y_train, classes = read_images(train, image_size)
-        if test is None:
-            return _dataset(name, _split(x_train, y_train), classes)
-        x_test, y_test, test_classes = read_images(test, image_size)
-        check_alike(classes, test_classes)
-        arrays = {'x_train': x_train, 'y_train': y_train, 'x_test': x_test, 'y_test': y_test}
-        return _dataset(name, arrays, classes)
+        layout, listings = _listed(path)
+        arrays, notes = {}, [layout.line]
+        for part, listing in listings.items():
+            arrays[f'x_{part}'], arrays[f'y_{part}'], summary = read_images(listing, image_size)
+            is_whole = len(arrays[f'y_{part}']) == len(listing.paths) and not listing.others
+            notes += [summary] if is_whole else []
+            if not is_whole:
+                print(summary, file=sys.stderr)
+        if 'test' not in listings:
+            arrays = set_aside_test(arrays['x_train'], arrays['y_train'], layout.classes)
+        return _dataset(name, arrays, layout.classes, notes=tuple(notes))
     except (OSError, ValueError) as error:
         raise _unusable(path, error) from error
 
 
 def _stream(name: str, root: Path, image_size: int) -> Dataset:
-    """The same folders, listed and not read; with ImageNet's statistics."""
-    path, train, test = image_folders(name)
+    """List the same folders and read nothing; with ImageNet's statistics."""
+    path = _path(name)
     try:
-        files, classes = ImageFiles.listed(train, image_size)
-        if test is None:
-            parts = _split(np.arange(len(files)), files.labels)
-            x_train, x_test = files[parts['x_train']], files[parts['x_test']]
-        else:
-            x_train, (x_test, test_classes) = files, ImageFiles.listed(test, image_size)
-            check_alike(classes, test_classes)
+        layout, listings = _listed(path)
+        files = {p: ImageFiles.of(x.folder, x.paths, x.labels, image_size) for p, x in listings.items()}
+        for listing in listings.values():
+            if listing.others:
+                print(listing.summary({}, {}), file=sys.stderr)
+        train = files['train']
+        if 'test' not in files:
+            parted = set_aside_test(np.arange(len(train)), train.labels, layout.classes)
+            files |= {'train': train[parted['x_train']], 'test': train[parted['x_test']]}
     except (OSError, ValueError) as error:
         raise _unusable(path, error) from error
-    statistics = IMAGENET_MEAN, IMAGENET_STD
-    return Dataset(name, x_train, x_train.labels, x_test, x_test.labels, classes, *statistics)
+    train, test, val = files['train'], files['test'], files.get('val')
+    return Dataset(
+        name, train, train.labels, test, test.labels, layout.classes, IMAGENET_MEAN, IMAGENET_STD,
+        val, None if val is None else val.labels, (layout.line,),
+    )  # fmt: skip
+
+
+def _path(name: str) -> Path:
+    return Path(name.partition(':')[2]).expanduser()
+
+
+def _listed(path: Path) -> tuple[Layout, dict[str, Listing]]:
+    """List the images of each part that a folder has; the parts' classes are the same."""
+    layout = find_layout(path)
+    folders = {'train': layout.train, 'val': layout.val, 'test': layout.test}
+    listings = {}
+    for part, folder in folders.items():
+        if folder is not None:
+            if part != 'train':
+                check_alike(layout.classes, folder, part)
+            listings[part] = list_images(folder, layout.classes)
+    return layout, listings
 
 
 def _unusable(path: Path, error: Exception) -> errors.UserError:
     return errors.UserError(
-        f'{path}: {error}; wanted: image files as {path}/train/<class>/* and '
-        f'{path}/test/<class>/* or {path}/val/<class>/*, or {path}/<class>/*'
+        f'{path}: {getattr(error, "strerror", None) or error}; expected image files as '
+        f'{path}/train/<class>/* with {path}/test/<class>/* and {path}/val/<class>/* if you like, '
+        f'or as {path}/<class>/*'
     )
 
 
@@ -191,62 +235,13 @@ DATASETS = {
 }
 
 
-def _split(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Stratified split into train and test, the same every time; ValueError where it cannot be."""
-    from sklearn.model_selection import train_test_split
-
-    parts = train_test_split(x, y, test_size=TEST_SHARE, stratify=y, random_state=0)
-    return dict(zip(('x_train', 'x_test', 'y_train', 'y_test'), parts))
-
-
-def _dataset(name, arrays, classes, mean=None, std=None) -> Dataset:
-    """The checked data set; `classes` () numbers them, `mean` None measures. ValueError if bad."""
-    for part in ('train', 'test'):
-        _check_part(arrays, part)
-    if arrays['x_train'].shape[1:] != arrays['x_test'].shape[1:]:
-        raise ValueError('the images of x_train and x_test differ in size')
-    seen = np.unique(arrays['y_train'])
-    count = len(classes) or int(seen[-1]) + 1
-    for part in ('train', 'test'):
-        low, high = arrays[f'y_{part}'].min(), arrays[f'y_{part}'].max()
-        if low < 0 or high >= count:
-            raise ValueError(f'y_{part} runs from {low} to {high}, not within 0..{count - 1}')
-    if len(seen) < count:
-        absent = next((i for i, label in enumerate(seen) if i != label), len(seen))
-        raise ValueError(f'class {absent} of 0..{count - 1} does not occur in y_train')
-    if count < 2:
-        raise ValueError('there is one class only')
+def _dataset(name, arrays, classes, mean=None, std=None, notes=()) -> Dataset:
+    """Build the checked data set; `classes` () numbers them, `mean` None measures. ValueError if bad."""
+    check_arrays(arrays, classes)
     if mean is None:
-        mean, std = _mean_std(arrays['x_train'])
-    x_train, x_test = (np.ascontiguousarray(arrays[key]) for key in ('x_train', 'x_test'))
-    y_train, y_test = (arrays[key].astype(np.int32) for key in ('y_train', 'y_test'))
-    classes = classes or tuple(str(i) for i in range(count))
-    return Dataset(name, x_train, y_train, x_test, y_test, classes, mean, std)
-
-
-def _check_part(arrays: dict[str, np.ndarray], part: str) -> None:
-    """ValueError unless x_<part> is uint8 [n,H,H,3] and y_<part> integer [n], n > 0."""
-    for key in (f'x_{part}', f'y_{part}'):
-        if key not in arrays:
-            raise ValueError(f'{key} is missing')
-    x, y = arrays[f'x_{part}'], arrays[f'y_{part}']
-    if x.dtype != np.uint8:
-        raise ValueError(f'x_{part} has dtype {x.dtype}, not uint8')
-    if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or x.size == 0:
-        raise ValueError(f'x_{part} has shape {x.shape}, not (n, H, H, 3)')
-    if not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(f'y_{part} has dtype {y.dtype}, not an integer one')
-    if y.shape != x.shape[:1]:
-        raise ValueError(f'y_{part} has shape {y.shape}, not {x.shape[:1]}')
-
-
-def _mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and deviation of uint8 [n,H,H,C] on the 0..1 scale, from exact counts."""
-    channels = np.moveaxis(images, -1, 0)
-    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
-    values, total = np.arange(256) / 255, counts.sum(axis=1)
-    mean = (counts * values).sum(axis=1) / total
-    variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
-    # One grey level at least: a constant channel would be divided by zero.
-    std = np.maximum(np.sqrt(variance), 1 / 255)
-    return tuple(mean.tolist()), tuple(std.tolist())
+        mean, std = mean_std(arrays['x_train'])
+    parts = [part for part in ('train', 'test', 'val') if f'x_{part}' in arrays]
+    fields = {f'x_{part}': np.ascontiguousarray(arrays[f'x_{part}']) for part in parts}
+    fields |= {f'y_{part}': arrays[f'y_{part}'].astype(np.int32) for part in parts}
+    classes = classes or tuple(str(i) for i in range(int(arrays['y_train'].max()) + 1))
+    return Dataset(name=name, classes=classes, mean=mean, std=std, notes=notes, **fields)

@@ -1,13 +1,16 @@
-"""Images that stay on disk: which there are, and which of them cannot be read."""
+"""Images that stay on disk: where they are, and which of them cannot be read.
+
+Worker processes import this module: it must not import JAX.
+"""
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.data.vision import import_torchvision
 from jaxcifar.machine.errors import UserError
 
 # Per channel on the 0..1 scale, as everybody takes them, also for other photographs.
@@ -24,29 +27,25 @@ class ImageFiles:
         # Names as bytes in one array: a million cost 40 MB, and reach a worker in no time.
         self.folder, self.names, self.labels = folder, names, labels
         self.shape = (len(names), size, size, 3)
-        self.unreadable: set[str] = set()  # the paths of those found so far; parts share it
+        # Paths seen so far in this process. Parts of the same files share both.
+        self.unreadable: set[str] = set()
+        self.converted: dict[str, str] = {}
 
     @classmethod
-    def listed(cls, folder: Path, size: int) -> tuple['ImageFiles', tuple[str, ...]]:
-        """The image files `folder`/<class>/* and the class names, sorted.
-
-        Raises OSError for no such folder, or a class without image files.
-        """
-        listing = import_torchvision().datasets.ImageFolder(str(folder))
-        names = [os.fsencode(os.path.relpath(path, folder)) for path, _ in listing.samples]
-        labels = np.array(listing.targets, np.int32)
-        return cls(str(folder), np.array(names), labels, size), tuple(listing.classes)
+    def of(cls, folder: os.PathLike, paths: Sequence[str], labels: np.ndarray, size: int) -> 'ImageFiles':
+        """Build them from paths within a folder and their labels [n]."""
+        return cls(str(folder), np.array([os.fsencode(path) for path in paths]), labels, size)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, indices: np.ndarray) -> 'ImageFiles':
         part = ImageFiles(self.folder, self.names[indices], self.labels[indices], self.shape[1])
-        part.unreadable = self.unreadable
+        part.unreadable, part.converted = self.unreadable, self.converted
         return part
 
     def path(self, index: int) -> str:
-        """Where the image is."""
+        """Return where the image is."""
         return os.path.join(self.folder, os.fsdecode(self.names[index]))
 
     @cached_property
@@ -56,27 +55,31 @@ class ImageFiles:
         return b''.join(b'%s %d\n' % line for line in zip(self.names, sizes))
 
     def noted(self, batch: dict) -> dict:
-        """A `Reader`'s 'image' and 'label'; what it could not read is named on stderr, each file once."""
+        """Take out of a `Reader`'s batch what happened to its files, and name each unreadable one once.
+
+        Raises `UserError` where nothing could stand in for an unreadable file.
+        """
         if 'error' in batch:
             raise UserError(batch['error'])
-        for index, reason in batch.pop('faults').items():
+        for index, change in batch.pop('converted').items():
+            self.converted[self.path(index)] = change
+        for index, why in batch.pop('faults').items():
             path = self.path(index)
             if path not in self.unreadable:
                 self.unreadable.add(path)
-                line = f'unreadable image replaced by the next of its class: {path} ({reason})'
+                line = f'unreadable image replaced by the next of its class: {path} ({why})'
                 print(line, file=sys.stderr)
         return batch
 
 
-def image_folders(name: str) -> tuple[Path, Path, Path | None]:
-    """Of a dataset KIND:PATH its folder, that of the training images, and that of the test images or None."""
-    path = Path(name.partition(':')[2]).expanduser()
-    if not (path / 'train').is_dir():
-        return path, path, None
-    return path, path / 'train', next((p for p in (path / 'test', path / 'val') if p.is_dir()), None)
-
-
-def check_alike(train: tuple[str, ...], test: tuple[str, ...]):
-    """ValueError where the class names differ."""
-    if differ := sorted(set(train) ^ set(test)):
-        raise ValueError(f'the classes of the training and test images differ in {", ".join(differ[:5])}')
+def summarise(parts: Sequence[ImageFiles], total: int) -> list[str]:
+    """Say what became of the files that were read so far, of `total` files; [] if nothing did."""
+    unreadable: set[str] = set().union(*(files.unreadable for files in parts))
+    converted = {path: change for files in parts for path, change in files.converted.items()}
+    lines = []
+    if unreadable:
+        lines.append(f'{len(unreadable)} of {total:,} images could not be read and were replaced')
+    if converted:
+        kinds = ', '.join(f'{n:,} {kind}' for kind, n in Counter(converted.values()).most_common())
+        lines.append(f'{len(converted):,} of {total:,} images were converted to 8-bit RGB ({kinds})')
+    return lines

@@ -2,28 +2,60 @@
 
 import os
 import tempfile
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+LONGEST = 200  # characters of somebody else's message
+KEYS = ('x_train', 'y_train', 'x_test', 'y_test', 'classes')
+
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the .npz so that nobody ever sees half of it; uncompressed, for it loads faster."""
+    """Write the .npz so that nobody ever sees half of it; uncompressed, for it loads faster."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.write-') as folder:
         part = Path(folder, path.name)
         np.savez(part, **arrays)  # type: ignore[arg-type]
         os.replace(part, path)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a data set in an .npz file; ValueError says what is wrong with it."""
+class Unusable(ValueError):
+    """A whole file whose contents are no data set."""
+
+
+def read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read a data set's arrays from an .npz file: ({key of KEYS: array}, the names of the others).
+
+    Raises ValueError with one line for a file that is missing, damaged, or of other keys.
+    """
     try:
-        with path.open('rb') as raw, np.load(raw, allow_pickle=False) as file:
-            keys = ('x_train', 'y_train', 'x_test', 'y_test', 'classes')
-            return {key: file[key] for key in keys if key in file}
+        with path.open('rb') as raw:
+            return _arrays(np.load(raw, allow_pickle=False))
     except FileNotFoundError:
         raise ValueError('no such file') from None
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f'not a whole .npz file ({error})') from error
+    except Unusable:
+        raise
+    except Exception as error:  # zipfile and numpy raise nearly anything on damaged bytes
+        text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+        text = ' '.join(text.split())
+        raise ValueError(f'not a whole .npz file ({text[:LONGEST]})') from error
+
+
+def _arrays(file) -> tuple[dict[str, np.ndarray], list[str]]:
+    if isinstance(file, np.ndarray):
+        raise Unusable('not a whole .npz file but one array: write x_train, y_train and others with np.savez')
+    others = sorted(set(file.files) - set(KEYS))
+    if missing := [key for key in KEYS[:2] if key not in file.files]:
+        got = (', '.join(file.files) or 'nothing')[:LONGEST]
+        raise Unusable(f'{" and ".join(missing)} is missing: expected x_train and y_train, got {got}')
+    return {key: _array(file, key) for key in KEYS if key in file.files}, others
+
+
+def _array(file, key: str) -> np.ndarray:
+    try:
+        return file[key]
+    except ValueError as error:
+        if 'allow_pickle' not in str(error):
+            raise
+        raise Unusable(
+            f'{key}: expected numbers, got pickled Python objects; convert: np.array({key}.tolist())'
+        ) from None

@@ -17,10 +17,11 @@ class Split(NamedTuple):
     """Indices into the training images, and parts that are evaluated besides.
 
     `train` is [n] where members share their images, else [K,n], with -1 behind the images of a member
-    that has fewer (see `rows_of`); `validation` is [m], empty unless images were held out. `parts` are
-    indices by name, into the test images for those in `of_test` and else into the training images; they
-    replace train and test where they have these names.
+    that has fewer (see `rows_of`); `validation` is [m], empty unless training images were held out.
+    `parts` are indices by name, into the test images for those in `of_test` and else into the training
+    images; they replace train and test where they have these names.
     `class_counts` [C] are the images of the long tail before its parts, by which classes are grouped.
+    `own_validation` is the sha256 of the data set's own validation part where that part is used, else ''.
     """
 
     train: np.ndarray
@@ -28,10 +29,11 @@ class Split(NamedTuple):
     parts: Mapping[str, np.ndarray] = MappingProxyType({})
     of_test: tuple[str, ...] = ()
     class_counts: np.ndarray | None = None
+    own_validation: str = ''
 
     def fingerprint(self) -> str:
-        """sha256 over all indices, in hex."""
-        digest = hashlib.sha256()
+        """Return the sha256 of all indices, and of an own validation part, in hex."""
+        digest = hashlib.sha256(self.own_validation.encode())
         for indices in (self.train, self.validation, *self.parts.values()):
             digest.update(np.asarray(indices, '<i8').tobytes())
         return digest.hexdigest()
@@ -164,14 +166,17 @@ def evaluation_images(dataset, split: Split) -> dict[str, Images]:
     if len(split.validation):
         train['validation'] = split.validation
 
-    def take(images, labels, indices):
-        return Images(images[indices], labels[indices], indices, split.class_counts)
+    def take(images, labels, rows=None):
+        if rows is None:
+            return Images(images, labels, np.arange(len(labels)), split.class_counts)
+        return Images(images[rows], labels[rows], rows, split.class_counts)
 
-    images = {name: take(dataset.x_train, dataset.y_train, i) for name, i in train.items()}
+    images = {name: take(dataset.x_train, dataset.y_train, rows) for name, rows in train.items()}
+    if split.own_validation:
+        images['validation'] = take(dataset.x_val, dataset.y_val)
     if 'test' not in test:
-        every = np.arange(len(dataset.y_test))
-        images['test'] = Images(dataset.x_test, dataset.y_test, every, split.class_counts)
-    return images | {name: take(dataset.x_test, dataset.y_test, i) for name, i in test.items()}
+        images['test'] = take(dataset.x_test, dataset.y_test)
+    return images | {name: take(dataset.x_test, dataset.y_test, rows) for name, rows in test.items()}
 
 
 def train_counts(dataset, split: Split) -> np.ndarray:
@@ -229,10 +234,15 @@ def _validation(dataset, config) -> np.ndarray:
 
 
 def _hold_out(pool: np.ndarray, dataset, config) -> Split:
-    """Take the validation images out of the pool; with `holdout`, class by class alike."""
+    """Take the validation images out of the pool; with `holdout`, class by class alike.
+
+    A data set's own validation part takes the place of `holdout`: nothing leaves the pool.
+    """
     if config.data.validation != 'holdout':
         held = _validation(dataset, config)
         return Split(np.setdiff1d(pool, held) if len(held) else pool, held)
+    if dataset.y_val is not None:
+        return Split(pool, np.array([], int), own_validation=dataset.val_fingerprint())
     from sklearn.model_selection import train_test_split  # takes a second to import
 
     size = config.data.validation_size

@@ -1,4 +1,4 @@
-"""Decoding image files, in DataLoader workers or in a thread: no JAX here, as in `gather`.
+"""Image files decoded in DataLoader workers or in a thread: no JAX here, as in `gather`.
 
 What is drawn for a training image is a function of (seed, epoch, index) and nothing else.
 """
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from jaxcifar.data.files import ImageFiles
-from jaxcifar.data.vision import import_torchvision
+from jaxcifar.data.vision import import_torchvision, open_rgb, reason
 from jaxcifar.machine.errors import UserError
 
 import_torchvision()
@@ -20,12 +20,12 @@ from torchvision.transforms import v2  # noqa: E402
 
 
 def train_transform(size: int):
-    """A random part of the image, scaled to [size,size,3] and mirrored half of the time."""
+    """Build torchvision's usual cut: a random part, scaled to [size,size,3] and mirrored half of the time."""
     return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
 
 
 def eval_transform(size: int):
-    """The middle of the image: 224 pixels of 256 for its shorter side, and as much at other sizes."""
+    """Build the cut of the middle: 224 pixels of 256 for the shorter side, and as much at other sizes."""
     return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
 
 
@@ -33,15 +33,9 @@ def eval_transform(size: int):
 GENERATOR = threading.Lock()
 
 
-def decode(path: str) -> Image.Image:
-    """An image file in RGB; raises whatever Pillow does."""
-    with Image.open(path) as image:
-        return image.convert('RGB')
-
-
 def read(path: str, transform) -> np.ndarray:
-    """An image file, transformed: uint8 [H,W,3]."""
-    return np.asarray(transform(decode(path)))
+    """Read an image file and transform it: uint8 [H,W,3]; raises as `vision.to_rgb`."""
+    return np.asarray(transform(open_rgb(path)[0]))
 
 
 class Reader:
@@ -57,36 +51,51 @@ class Reader:
         pools: Sequence[np.ndarray],
         seeds: Sequence[tuple[int, ...]] | None = None,
     ):
-        """`pools` and `seeds`: one for a batch [B], K for [K,B]; no seeds read as evaluation does."""
+        """Take one of `pools` and `seeds` for batches [B], K for [K,B]; without seeds, read as evaluation."""
         self.files, self.pools, self.seeds = files, pools, seeds
         size = files.shape[1]
         self.transform = eval_transform(size) if seeds is None else train_transform(size)
 
     def __getitems__(self, request: tuple[int, np.ndarray]) -> dict[str, Any]:
-        """'image', 'label' and what `ImageFiles.noted` takes out, for (epoch, indices)."""
+        """Read (epoch, indices): 'image', 'label', 'index', and what `ImageFiles.noted` takes out."""
         epoch, indices = request
         rows = [row.tolist() for row in np.atleast_2d(indices)]
-        faults: dict[int, str] = {}
+        faults, converted = dict[int, str](), dict[int, str]()
         try:
             images = [
-                self._read(index, pool, (*seed, epoch, index), faults)
+                self._read(index, pool, (*seed, epoch, index), faults, converted)
                 for seed, pool, row in zip(self.seeds or [()], self.pools, rows, strict=True)
                 for index in row
             ]
         except UserError as error:  # raised again by `noted`: torch would add a worker's traceback
             return {'error': str(error)}
-        image = np.stack(images).reshape(*indices.shape, *self.files.shape[1:])
-        labels, index = self.files.labels[indices], indices.astype(np.int32)
-        return {'image': image, 'label': labels, 'index': index, 'faults': faults}
+        return {
+            'image': np.stack(images).reshape(*indices.shape, *self.files.shape[1:]),
+            'label': self.files.labels[indices],
+            'index': indices.astype(np.int32),
+            'faults': faults,
+            'converted': converted,
+        }
 
     def _read(
-        self, index: int, pool: np.ndarray, seed: tuple[int, ...], faults: dict[int, str]
+        self,
+        index: int,
+        pool: np.ndarray,
+        seed: tuple[int, ...],
+        faults: dict[int, str],
+        converted: dict[int, str],
     ) -> np.ndarray:
+        """Read one image, or the first readable of its class; note what happened, by index."""
         for candidate in self._candidates(index, pool):
             try:
-                return self._transform(decode(self.files.path(candidate)), seed)
+                image, change = open_rgb(self.files.path(candidate))
+                pixels = self._transform(image, seed)
             except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
-                faults[candidate] = ' '.join(str(error).split()) or type(error).__name__
+                faults[candidate] = reason(error)
+            else:
+                if change:
+                    converted[candidate] = change
+                return pixels
         raise UserError(f'no image of the class of {self.files.path(index)} can be read: {faults[index]}')
 
     def _transform(self, image: Image.Image, seed: tuple[int, ...]) -> np.ndarray:
@@ -100,7 +109,7 @@ class Reader:
             return np.asarray(self.transform(image))
 
     def _candidates(self, index: int, pool: np.ndarray) -> Iterator[int]:
-        """The index itself, then the others of its class in order, the first after the last."""
+        """Yield the index itself, then the others of its class in order, the first after the last."""
         yield index
         alike = np.sort(pool[self.files.labels[pool] == self.files.labels[index]])
         yield from np.concatenate([alike[alike > index], alike[alike < index]]).tolist()

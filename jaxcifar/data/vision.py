@@ -1,18 +1,32 @@
-"""torchvision, also where a CUDA wheel of it was installed beside a CPU build of torch."""
+"""Image files to 8-bit RGB, one way for folders, streams and predictions; and torchvision's import.
+
+Worker processes import this module: it must not import JAX.
+"""
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # torch forgets a schema as soon as the library that declared it is collected.
 _declared = []
 
+# Endings that are taken for images unread: torchvision's nine, and what else is usual.
+ENDINGS = (
+    *('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp'),
+    *('.jfif', '.jpe', '.gif', '.apng', '.pbm', '.pnm', '.jp2', '.j2k', '.avif', '.tga', '.ico', '.dib'),
+)
+# Pillow recognises these but draws none of them by itself.
+NO_PICTURES = ('BUFR', 'EPS', 'FITS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
+ANIMATED = ('AVIF', 'GIF', 'PNG', 'TIFF', 'WEBP')
+MODES = {'1': '1-bit', 'L': 'grey', 'P': 'palette'}
+WHITE = (255, 255, 255, 255)  # what shows through transparent pixels, as on a page
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+
 
 def import_torchvision():
-    """The torchvision package, imported on the first call (about a second).
+    """Return the torchvision package, imported on the first call (about a second).
 
     A CUDA wheel cannot load its compiled operators beside a CPU torch and then dies on the missing
     schemas of `nms` and `qnms`. Nothing here detects boxes, so declaring the two is enough.
@@ -39,43 +53,96 @@ def _declare_operators() -> None:
     _declared.append(library)
 
 
-def read_image(path: str | Path, size: int) -> np.ndarray:
-    """An image file's centred square, scaled to uint8 [size,size,3]; raises whatever Pillow does."""
-    with Image.open(path) as image:
-        return np.asarray(ImageOps.fit(image.convert('RGB'), (size, size), Image.Resampling.BICUBIC))
+def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
+    """Convert an open image to 8-bit RGB and say how; '' where it was 8-bit RGB already.
 
+    16-bit numbers are divided by 257 and floats from 0 to 1 multiplied by 255. Transparent pixels are
+    laid on white. Of several frames the first is taken. An EXIF orientation is not applied, as
+    torchvision does not.
 
-def read_images(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The image files in `folder`/<class>/*: the centred square of each, scaled to `size` pixels.
-
-    A file that cannot be read is named on stderr and left out.
-
-    Returns:
-      images uint8 [n,size,size,3], labels int64 [n] and the class names, in sorted order.
-
-    Raises:
-      OSError: no such folder, or a class without image files.
-      ValueError: no file is readable.
+    Raises ValueError for pixels without a known scale, and whatever Pillow does on broken bytes.
     """
+    changes = []
+    if image.format in ANIMATED and getattr(image, 'is_animated', False):
+        changes.append('first frame')
+    if image.mode == 'F' or image.mode.startswith('I'):
+        rgb, change = _scaled(image)
+    elif image.has_transparency_data:
+        rgb, change = _on_white(image)
+    else:
+        rgb = image.convert('RGB')
+        change = '' if image.mode == 'RGB' else MODES.get(image.mode, image.mode)
+    changes += [change] if change else []
+    if _is_turned(image):
+        changes.append('EXIF orientation not applied')
+    return rgb, ' + '.join(changes)
 
-    def read(path: str) -> np.ndarray | Exception:
-        try:
-            return read_image(path, size)
-        except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
-            return error
 
-    listing = import_torchvision().datasets.ImageFolder(str(folder))
-    with ThreadPoolExecutor() as pool:
-        images = list(pool.map(read, [path for path, _ in listing.samples]))
-    good = []
-    for (path, label), image in zip(listing.samples, images):
-        if isinstance(image, Exception):
-            print(f'unreadable image left out: {path} ({image})', file=sys.stderr)
-        else:
-            good.append((image, label))
-    if not good:
-        raise ValueError(f'none of the {len(images)} images in {folder} is readable')
-    if len(good) < len(images):
-        print(f'{folder}: {len(images) - len(good)} of {len(images)} left out', file=sys.stderr)
-    pixels, labels = zip(*good)
-    return np.stack(pixels), np.array(labels), tuple(listing.classes)
+def _scaled(image: Image.Image) -> tuple[Image.Image, str]:
+    """Scale one channel of 16-bit numbers, or of floats, to 8 bits."""
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    if image.mode == 'F':
+        if not (low >= 0 and high <= 1):  # NaN is refused with them
+            raise ValueError(f'expected float pixels from 0 to 1, got {low:g} to {high:g}; save it in 8 bits')
+        grey, change = np.rint(pixels * 255), 'float'
+    else:
+        # Pillow opens 16-bit files of two formats as 32-bit numbers. Of others nobody knows the white.
+        if image.mode == 'I' and (image.format not in ('PNG', 'PPM') or low < 0 or high > 65535):
+            raise ValueError('expected pixels of 8 or 16 bits, got 32-bit or signed ones; save it in 8 bits')
+        grey, change = (pixels.astype(np.uint32) + 128) // 257, '16-bit'
+    return Image.fromarray(grey.astype(np.uint8)).convert('RGB'), change
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, str]:
+    """Lay an image that may be transparent on white."""
+    image = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
+    if image.getchannel('A').getextrema()[0] == 255:
+        return image.convert('RGB'), ''
+    paper = Image.new('RGBA', image.size, WHITE)
+    return Image.alpha_composite(paper, image).convert('RGB'), 'transparent, on white'
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Tell whether EXIF says that the stored pixels are turned or mirrored."""
+    if 'exif' not in image.info or image.format == 'TIFF':  # Pillow turns TIFF files itself
+        return False
+    try:
+        return image.getexif().get(ORIENTATION, 1) != 1
+    except Exception:  # broken EXIF says nothing, and the pixels may be whole
+        return False
+
+
+def open_rgb(path: str | Path) -> tuple[Image.Image, str]:
+    """Read an image file as `to_rgb` does; raises what that does."""
+    with Image.open(path) as image:
+        return to_rgb(image)
+
+
+def centre_square(image: Image.Image, size: int) -> np.ndarray:
+    """Cut out the centred square and scale it: uint8 [size,size,3]."""
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+
+
+def read_image(path: str | Path, size: int) -> np.ndarray:
+    """Read the centred square of an image file: uint8 [size,size,3]; raises as `to_rgb`."""
+    return centre_square(open_rgb(path)[0], size)
+
+
+def is_image(path: str) -> bool:
+    """Tell by the ending, or else by the first bytes, whether Pillow reads the file."""
+    if Path(path).suffix.lower() in ENDINGS:
+        return True
+    try:
+        with Image.open(path) as image:
+            return image.format not in NO_PICTURES
+    except Exception:  # Pillow's readers raise nearly anything on what they do not know
+        return False
+
+
+def reason(error: Exception) -> str:
+    """Say in a few words why an image cannot be read, without its path."""
+    if isinstance(error, UnidentifiedImageError):
+        return 'cannot identify image'
+    text = getattr(error, 'strerror', None) or str(error)
+    return ' '.join(text.split()) or type(error).__name__

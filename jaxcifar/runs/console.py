@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jaxcifar.data.describe import describe as describe_images
 from jaxcifar.engine.schedules import last_restart
 from jaxcifar.machine import compiler, hosts, memory
 from jaxcifar.runs.sparsity import describe
@@ -51,6 +52,8 @@ class Console:
             f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
         )
         self.say(f'compiler: {compiler.describe()}; memory {memory.describe()}')
+        for line in describe_images(run.dataset, run.split):
+            self.say(line)
         for line in describe(config, run.population, run.state.params):
             self.say(line)
         if order.trimmed:

@@ -1,0 +1,137 @@
+"""Images and labels as arrays: checked, parted and measured."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+TEST_SHARE = 0.2  # of a data set that comes without a test part
+
+
+def check_arrays(arrays: dict[str, np.ndarray], classes: tuple[str, ...]):
+    """Raise ValueError unless a data set can be made of x_train, y_train, x_test and y_test.
+
+    `classes` are the names of the labels 0 to C-1, or () where they have none.
+    """
+    for part in ('train', 'test'):
+        check_part(arrays, part)
+    train, test = (arrays[f'x_{part}'].shape[1:] for part in ('train', 'test'))
+    if train != test:
+        raise ValueError(f'x_train and x_test differ in size: {train[0]} and {test[0]} pixels a side')
+    present = np.unique(arrays['y_train'])
+    count = len(classes) or int(present[-1]) + 1
+    hint = '; subtract 1 from all labels' if present[0] == 1 else ''
+    for part in ('train', 'test'):
+        low, high = arrays[f'y_{part}'].min(), arrays[f'y_{part}'].max()
+        if low < 0 or high >= count:
+            raise ValueError(f'y_{part}: expected labels from 0 to {count - 1}, got {low} to {high}{hint}')
+    if len(present) < count:
+        absent = next((i for i, label in enumerate(present) if i != label), len(present))
+        name = f'{absent} ({classes[absent]})' if classes else f'{absent}'
+        raise ValueError(f'y_train: expected each class of 0 to {count - 1}, got no image of {name}{hint}')
+    if count < 2:
+        raise ValueError(f'expected at least 2 classes, got {count}')
+
+
+def check_part(arrays: dict[str, np.ndarray], part: str):
+    """Raise ValueError unless x_<part> is uint8 [n,H,H,3] and y_<part> integers [n], n > 0.
+
+    The message says how to convert what can be converted.
+    """
+    for key in (f'x_{part}', f'y_{part}'):
+        if key not in arrays:
+            raise ValueError(f'{key} is missing')
+    _check_images(f'x_{part}', arrays[f'x_{part}'])
+    _check_labels(f'y_{part}', arrays[f'y_{part}'], len(arrays[f'x_{part}']))
+
+
+def _check_images(key: str, x: np.ndarray):
+    is_shaped = x.ndim == 4 and x.shape[1] == x.shape[2] and x.shape[3] == 3 and x.size > 0
+    if is_shaped and x.dtype == np.uint8:
+        return
+    remedies = ([] if is_shaped else _reshape(key, x)) + _recast(key, x)
+    advice = f'; convert: {", then ".join(remedies)}' if remedies else ''
+    raise ValueError(f'{key}: expected uint8 of shape (n, H, H, 3), got {x.dtype} of shape {x.shape}{advice}')
+
+
+def _reshape(key: str, x: np.ndarray) -> list[str]:
+    """Say how images of another shape become [n,H,W,3]; [] where that is unknown."""
+    if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[3] not in (1, 3, 4):
+        moved = np.moveaxis(x[:1], 1, 3)
+        return [f'{key}.transpose(0, 2, 3, 1)', *_reshape(key, moved)]
+    if x.ndim == 3:
+        return [f'np.stack([{key}] * 3, -1)']
+    if x.ndim == 4 and x.shape[3] == 1:
+        return [f'np.repeat({key}, 3, 3)']
+    if x.ndim == 4 and x.shape[3] == 4:
+        return [f'{key}[..., :3]']
+    if x.ndim == 4 and x.shape[3] == 3 and x.shape[1] != x.shape[2]:
+        return ['cut or scale them to squares']
+    if x.ndim == 2 and x.shape[1] == 3 * round((x.shape[1] / 3) ** 0.5) ** 2:
+        side = round((x.shape[1] / 3) ** 0.5)
+        return [f'{key}.reshape(-1, 3, {side}, {side}).transpose(0, 2, 3, 1) if channels come first']
+    return []
+
+
+def _recast(key: str, x: np.ndarray) -> list[str]:
+    """Say how numbers of another type become uint8; [] where that is unknown."""
+    if x.dtype == np.uint8 or x.dtype.kind not in 'biuf' or not x.size:
+        return []
+    low, high = x.min(), x.max()
+    if x.dtype.kind == 'b' or (x.dtype.kind == 'f' and low >= 0 and high <= 1):
+        return [f'({key} * 255.0).round().astype(np.uint8)']
+    if low >= 0 and high <= 255:
+        return [f'{key}.round().astype(np.uint8)' if x.dtype.kind == 'f' else f'{key}.astype(np.uint8)']
+    if x.dtype == np.uint16:
+        return [f'({key} // 257).astype(np.uint8)']
+    return [f'scale its {low:g} to {high:g} to 0 to 255']
+
+
+def _check_labels(key: str, y: np.ndarray, images: int):
+    is_integer = np.issubdtype(y.dtype, np.integer)
+    if is_integer and y.shape == (images,):
+        return
+    advice = ''
+    if y.shape == (images, 1):
+        advice = f'; convert: {key}.ravel()' + ('' if is_integer else '.astype(int)')
+    elif y.ndim == 2 and len(y) == images:
+        advice = f'; convert: {key}.argmax(1), if it is one-hot'
+    elif y.shape == (images,) and y.dtype.kind in 'bf':
+        advice = f'; convert: {key}.astype(int)'
+    elif y.shape == (images,) and y.dtype.kind in 'US':
+        advice = f'; convert: classes, {key} = np.unique({key}, return_inverse=True)'
+    got = f'{y.dtype} of shape {y.shape}{advice}'
+    raise ValueError(f'{key}: expected integers of shape ({images},), got {got}')
+
+
+def set_aside_test(x: np.ndarray, y: np.ndarray, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Part images and labels into train and test, class by class alike and the same every time.
+
+    Raises ValueError where a class is too small for both.
+    """
+    from sklearn.model_selection import train_test_split
+
+    labels, counts = np.unique(y, return_counts=True)
+    if counts.min() < 2:
+        label = labels[counts.argmin()]
+        name = names[label] if len(names) else label
+        raise ValueError(f'class {name}: expected 2 images or more to set a test part aside, got 1')
+    try:
+        parts = train_test_split(x, y, test_size=TEST_SHARE, stratify=y, random_state=0)
+    except ValueError:  # fewer test images than classes
+        wanted, classes = round(len(labels) / TEST_SHARE), len(labels)
+        raise ValueError(
+            f'expected {wanted} images or more to set a test part of {classes} classes aside, got {len(y)}'
+        ) from None
+    return dict(zip(('x_train', 'x_test', 'y_train', 'y_test'), parts))
+
+
+def mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure mean and deviation per channel of uint8 [n,H,H,C] on the 0..1 scale, from exact counts."""
+    channels = np.moveaxis(images, -1, 0)
+    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
+    values, total = np.arange(256) / 255, counts.sum(axis=1)
+    mean = (counts * values).sum(axis=1) / total
+    variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
+    # One grey level at least: a constant channel would be divided by zero.
+    std = np.maximum(np.sqrt(variance), 1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,126 @@
+"""Which folders of images are for training, validation and test, by their names and contents."""
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+# The usual names, in any case; 'train_set', 'TestData' and 'val2017' are these, too.
+PARTS = {
+    'train': ('train', 'training'),
+    'val': ('val', 'valid', 'validation'),
+    'test': ('test', 'testing', 'eval', 'evaluation'),
+}
+ENDING = re.compile('(dataset|set|data|images|imgs|split)$')
+# Names of a part that may also be a class: a vehicle, and what is not invalid.
+CLASS_WORDS = ('train', 'valid')
+IGNORED = ('__macosx', '@eadir', 'lost+found', '__pycache__')
+
+
+class Layout(NamedTuple):
+    """The folder of each part, whose subfolders are the classes; None where there is none.
+
+    `classes` are the class folders of `train`. `line` tells the user what was taken for what.
+    """
+
+    train: Path
+    classes: tuple[str, ...]
+    val: Path | None
+    test: Path | None
+    line: str
+
+
+def folders(path: Path) -> list[Path]:
+    """List the subfolders that are not hidden, sorted by name."""
+    with os.scandir(path) as entries:  # a class may hold many files: only their kind is asked for
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    return [path / name for name in names if name[0] != '.' and name.lower() not in IGNORED]
+
+
+def find_layout(path: Path) -> Layout:
+    """Take the folders in `path` for parts, or for classes of one tree.
+
+    With train/ and test/, val/ is the validation part. Without test/, val/ is the test part. A part
+    without any class of train/ is not used.
+
+    Raises OSError for no such folder, ValueError where the names leave no reading or two.
+    """
+    here = folders(path)
+    parts = {part: [p for p in here if _part(p) == part] for part in PARTS}
+    named = [p for group in parts.values() for p in group]
+    is_class = len(named) == 1 and named[0].name.lower() in CLASS_WORDS and not folders(named[0])
+    if is_class or not parts['train']:
+        return _single_tree(path, here, [] if is_class else named)
+    train = _only([p for p in map(_inner, parts['train']) if folders(p)], 'training')
+    if train is None:
+        raise ValueError(f'{_listed(parts["train"])} has no class folders')
+    classes = tuple(p.name for p in folders(train))
+    val, test = (
+        _only([p for p in map(_inner, parts[part]) if _shares(p, classes)], use)
+        for part, use in (('val', 'validation'), ('test', 'test'))
+    )
+    if test is None:
+        val, test = None, val
+    return Layout(train, classes, val, test, _line(path, here, train, val, test))
+
+
+def _single_tree(path: Path, here: list[Path], named: list[Path]) -> Layout:
+    """Take the folders for classes, but for parts without labels."""
+    classes = [p for p in here if p not in named]
+    if named and (not classes or any(folders(p) for p in named)):
+        raise ValueError(f'it has {_listed(named)} but no train/')
+    if not classes:
+        raise ValueError('it has no class folders')
+    if len(classes) == 1:
+        inside = f'; try {classes[0]}' if len(folders(classes[0])) > 1 else ''
+        raise ValueError(f'expected at least 2 class folders, got only {_listed(classes)}{inside}')
+    line = f'{path}: {len(classes)} class folders; a fifth of each class is set aside as the test part'
+    line += f'; not used: {_listed(named)} (no class folders)' if named else ''
+    return Layout(path, tuple(p.name for p in classes), None, None, line)
+
+
+def _line(path: Path, here: list[Path], train: Path, val: Path | None, test: Path | None) -> str:
+    """Say which folder became which part, and which none."""
+    taken = [(train, 'training'), (val, 'validation'), (test, 'test')]
+    uses = [f'{p.relative_to(path)}/ is the {use} part' for p, use in taken if p]
+    uses += [] if test else ['a fifth of each class is set aside as the test part']
+    used = [p.relative_to(path).parts[0] for p, _ in taken if p]
+    unused = [p for p in here if p.name not in used]
+    reason = ' (no class folders like those of the training part)' if any(map(_part, unused)) else ''
+    return f'{path}: {", ".join(uses)}' + (f'; not used: {_listed(unused)}{reason}' if unused else '')
+
+
+def _part(folder: Path) -> str | None:
+    """Return the part that a folder is named after: a key of PARTS, or None.
+
+    'seg_train' and the like count only where they have subfolders: 'steam_train' is a class.
+    """
+    words = re.findall('[a-z]+', folder.name.lower())
+    names = [ENDING.sub('', ''.join(words)), *words]
+    for name, part in ((name, part) for name in names for part, known in PARTS.items() if name in known):
+        if name == names[0] or folders(folder):
+            return part
+    return None
+
+
+def _inner(folder: Path) -> Path:
+    """Go down train/train/ and the like, which archives often hold."""
+    inside = folders(folder)
+    is_nested = len(inside) == 1 and _part(inside[0]) == _part(folder)
+    return _inner(inside[0]) if is_nested else folder
+
+
+def _shares(folder: Path, classes: tuple[str, ...]) -> bool:
+    """Tell whether a part has any of the training classes; else its images have no labels."""
+    return bool({p.name for p in folders(folder)} & set(classes))
+
+
+def _only(candidates: list[Path], use: str) -> Path | None:
+    """Return the one folder of a part, None for none; ValueError for several."""
+    if len(candidates) > 1:
+        raise ValueError(f'{_listed(candidates)} are all named as {use} images; keep one of these names')
+    return candidates[0] if candidates else None
+
+
+def _listed(paths: list[Path]) -> str:
+    return ', '.join(f'{p.name}/' for p in paths)
