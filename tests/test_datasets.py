@@ -137,8 +137,8 @@ def test_the_keys_of_an_npz_are_named(tmp_path):
 @pytest.mark.parametrize('classes', [None, ['a', 'b', 'c']])
 def test_labels_that_begin_at_1_are_told(tmp_path, classes):
     labels = arrays(3)['y_train'] + 1
-    changes = {'y_train': labels, 'y_test': labels[:5], 'classes': classes}
-    np.savez(tmp_path / 'own.npz', **arrays(3, size=8, **changes))
+    names = {'classes': classes} if classes else {}
+    np.savez(tmp_path / 'own.npz', **arrays(3, size=8, y_train=labels, y_test=labels[:5]), **names)
     assert '; subtract 1 from all labels (' in message(f'npz:{tmp_path}/own.npz')
 
 

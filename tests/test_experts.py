@@ -28,7 +28,7 @@ def cifar():
     y = np.random.default_rng(0).permutation(np.repeat(np.arange(100), 500))
     return SimpleNamespace(
         x_train=np.zeros((50000, 1), np.uint8), y_train=y, x_test=np.zeros((100, 1)), y_test=np.arange(100),
-        num_classes=100,
+        num_classes=100, y_val=None,
     )  # fmt: skip
 
 

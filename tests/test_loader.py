@@ -109,7 +109,7 @@ def test_the_prefetching_thread_ends_and_passes_on_its_error():
 
 def test_held_out_images_are_stratified_and_not_trained_on(config):
     labels = np.repeat(np.arange(5), 20)
-    dataset = SimpleNamespace(y_train=labels)
+    dataset = SimpleNamespace(y_train=labels, y_val=None)
     config.data.validation_size = 0.1
     split = make_split(dataset, config)
     assert sorted([*split.train, *split.validation]) == list(range(100))

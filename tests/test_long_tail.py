@@ -35,7 +35,7 @@ def labels_only(classes: int, per_class: int, test: int, fingerprint: str = 'abc
     y = np.random.default_rng(0).permutation(np.repeat(np.arange(classes), per_class))
     y_test = np.random.default_rng(1).permutation(np.repeat(np.arange(classes), test))
     return SimpleNamespace(
-        y_train=y, y_test=y_test, num_classes=classes, fingerprint=lambda: fingerprint,
+        y_train=y, y_test=y_test, y_val=None, num_classes=classes, fingerprint=lambda: fingerprint,
         x_train=np.arange(len(y))[:, None], x_test=np.arange(len(y_test))[:, None],
     )  # fmt: skip
 
