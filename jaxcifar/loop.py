@@ -1,8 +1,8 @@
-"""The one training loop: steps, epochs, evaluation, the end."""
+"""The one training loop: evaluate, save, next batch, step, write; and the test images at the end."""
 
 import contextlib
-import itertools
 from collections import deque
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import jax
@@ -12,18 +12,21 @@ from ml_collections import ConfigDict
 from jaxcifar import calibrate
 from jaxcifar.data.loader import batches
 from jaxcifar.data.splits import train_counts
-from jaxcifar.engine.couplings import has_head, make_learning_rates
-from jaxcifar.engine.state import eval_weights, new_sums
+from jaxcifar.engine.couplings import has_head
+from jaxcifar.engine.state import TrainState, eval_weights, new_sums
 from jaxcifar.engine.step import make_train_step
 from jaxcifar.machine import hosts, process
+from jaxcifar.machine.errors import Preempted
 from jaxcifar.machine.profile import Compiled, Tracer
-from jaxcifar.runs import evaluation, results, sparsity, workdirs
+from jaxcifar.runs import results, sparsity, workdirs
 from jaxcifar.runs.console import Clock, Console
+from jaxcifar.runs.evaluation import IN_FLIGHT, Evaluation, member_metrics
+from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.logs import open_logger
-from jaxcifar.runs.metrics import group_names
+from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.resolve import finalize
-from jaxcifar.runs.resume import Resumable
-from jaxcifar.runs.weights import load_best
+from jaxcifar.runs.resume import prepare_run, restore, with_active
+from jaxcifar.runs.session import Session, later_batches
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict:
@@ -33,169 +36,190 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     """
     config, workdir = finalize(config), Path(workdir)
     process.keep_compiled(config.compile_cache)
-    with process.locked(workdir), process.signals() as terminated, contextlib.ExitStack() as stack:
-        run = Run(config, workdir, terminated, stack)
-        found = run.run()
-        if run.split.class_counts is not None:
-            calibrate.keep(workdir, found['step'])
-        return found
+    with process.locked(workdir), process.signals() as terminated:
+        session = prepare_run(config, workdir)
+        with contextlib.closing(Keeper(session, workdir)) as keeper:
+            state, progress, result = restore(session, keeper)
+            if result is None or progress.goes_on(session):
+                return _train(session, keeper, state, progress, terminated)
+        if hosts.is_first():
+            print(f'{workdir} is finished; more config.epochs would continue it')
+        if session.split.class_counts is not None:
+            calibrate.keep(workdir, progress.step, Evaluation(session))
+        return result
 
 
-class Run(Resumable):
-    """A run that goes on: what is done after each step and each epoch, and at the end."""
+def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progress, terminated) -> dict:
+    """Take steps from `state` on until the end of the run; returns what results.json holds."""
+    with contextlib.ExitStack() as stack:
+        logger, console, tracer = _open(session, keeper.workdir, state, progress, stack)
 
-    def run(self) -> dict:
-        """Epochs until the end, then the test images."""
-        if self.results is not None and not self.going_on():
-            if hosts.is_first():
-                print(f'{self.workdir} is finished; more config.epochs would continue it')
-            return self.results
-        self._open()
-        self.terminated.can_save = True
-        if self.step:
-            self._save()  # what was taken over from another workdir
-        if self.pending:
-            self._end_epoch()
-        if self.going_on():
-            self._train()
-        return self._finish()
+        def poll():
+            """Save and leave if SIGTERM came."""
+            if terminated.is_set():
+                keeper.save(state, progress, logger)
+                keeper.checkpoints.wait()
+                raise Preempted(f'saved at step {progress.step}; the same command goes on from there')
 
-    def _open(self):
-        """What only a run that goes on needs: logs and compiled programs."""
-        config = self.config
-        groups = group_names(self.split.class_counts)
-        self.logger = open_logger(config, self.workdir, self.outputs, self.step, self.metrics_length, groups)
-        self.stack.callback(self.logger.close)
-        workdirs.record(self.workdir, config, self.dataset, self.state.params, self.split)
-        self.console = Console(self.chooses_on, self.step, self.total)
-        self.stack.callback(self.console.close)
-        say = self.console.say
-        self.tracer = Tracer(config.profile.steps, self.workdir, self.step, self.total, say)
-        self.stack.callback(self.tracer.stop)
-        self.learning_rates = make_learning_rates(config, self.epoch_steps)
-        self.console.greet(self)
-        counts = train_counts(self.dataset, self.split)
-        step = make_train_step(config, self.population, self.dataset, self.epoch_steps, self.state, counts)
-        poll = self._poll if hosts.alone() else lambda: None  # others may be compiling still
-        self.train_step = Compiled(step, say, poll)
-        self.eval_step = evaluation.make_eval_step(config, self.population, self.dataset)
-        self.clock = Clock(self.train_step)
-
-    def _train(self):
-        """Steps from here to the end of the run."""
-        steps = range(self.step, self.total)
-        calls = self.order.calls(self.config, steps.start, steps.stop)
-        source = batches(self.config, self.dataset, self.order, self.population.mesh, steps)
+        # One compiled step and one evaluation serve the whole run.
+        train_step = _make_step(session, state, console.say, poll)
+        stack.push(train_step.leave)
+        evaluation, clock = Evaluation(session, poll), Clock(train_step)
+        feed = stack.enter_context(contextlib.closing(_feed(session, progress.step)))
         in_flight: deque = deque()
-        with contextlib.closing(source):
-            ready = itertools.chain([next(source)], source)  # where the loader starts, the clock stands
-            self.clock.start()
-            for call, batch in zip(calls, ready):
-                self.tracer.before(self.step)
-                self.state, row = self.train_step(self.state, batch)
-                self.tracer.after(call.stop - 1, row)
-                in_flight.append(row)
-                if len(in_flight) > evaluation.IN_FLIGHT:
-                    jax.block_until_ready(in_flight.popleft())
-                self.step = call.stop
-                self.clock.count(batch['label'].shape[-1], len(call))
-                self.console.step(self.step, self.clock.rate())
-                self._after_step(row)
-                if not self.going_on():
-                    return
+        terminated.can_save = True
+        if progress.step:
+            keeper.save(state, progress, logger)  # what was taken over from another workdir
 
-    def _after_step(self, row):
-        """Log, evaluate, save and leave where it is time to."""
-        log_every, save_every = self.config.log.every_steps, self.config.checkpoint.every_steps
-        if log_every and self.step % log_every == 0:
-            row = jax.device_get(row)
-            self._require_finite(row['loss'])
-            self.logger.write(self.step / self.epoch_steps, self.step, 'train_batch', row)
-        self.pending = self.step % self.epoch_steps == 0
-        if self.pending:
-            self._end_epoch()
-        elif save_every and self.step % save_every == 0:
-            self._save()
-        self._poll()
+        while True:
+            # Evaluate, where an epoch is over. If SIGTERM comes before the end, none of it has happened.
+            validated: dict[str, np.ndarray] = {}
+            if progress.pending:
+                seconds, rate = _log_time(clock, progress, logger)
+                row = _training_means(session, keeper, state, progress)
+                validated = _validate(session, evaluation, state, progress)
+                logger.write(progress.epoch, progress.step, 'train', row)
+                row |= _choose(session, keeper, state, progress, validated, logger, console)
+                state = with_active(session, state, progress, sums=new_sums(session.config))
+                progress.pending, progress.lr = False, None
+                console.epoch(progress.epoch, session.config.epochs, _shown(session, row), seconds, rate)
 
-    def _end_epoch(self):
-        """Evaluate, choose, log and save. If SIGTERM comes before the end, none of it has happened."""
-        config, epoch = self.config, self.step // self.epoch_steps
-        sums = jax.device_get(self.state.sums)
-        seconds, rate = self.clock.stop()
-        if self.lr is None:  # kept in the checkpoint: after more epochs were asked for, it would be another
-            self.lr = np.asarray(self.learning_rates(self.step - 1))[: len(self.outputs)]
-        if seconds:  # not where only an evaluation was left to do
-            self.logger.write_timing(epoch, self.step, seconds, rate)
-        row = {
-            **{name: value / sums['count'] for name, value in sums.items() if name != 'count'},
-            'lr': self.lr,
-        }
-        self._require_finite(row['loss'])
-        due = epoch % config.eval.every_epochs == 0 or self.step >= self.total
-        metrics = None
-        if self.validation is not None and due:
-            weights = eval_weights(self.state)
-            metrics = evaluation.member_metrics(self._logits(self.validation, weights), self.validation)
-        self.logger.write(epoch, self.step, 'train', row)
-        if metrics is not None:
-            self._choose(metrics, epoch)
-        self._put(active=self.selection.active(config), sums=new_sums(config))
-        self.pending, self.lr = False, None
-        best = self.selection.best if self.selection.best_epoch.all() else None
-        row |= {'validation': metrics and metrics['accuracy'], 'best': best}
-        if has_head(config):  # the fused prediction's numbers are the run's
-            row = {name: value if value is None else value[-1:] for name, value in row.items()}
-        self.console.epoch(epoch, config.epochs, row, seconds, rate)
-        if epoch % config.checkpoint.every_epochs == 0 or not self.going_on():
-            self._save()
-        self.clock.start()
+            # Save, and leave when all is done or SIGTERM came.
+            if progress.save_is_due(session):
+                keeper.save(state, progress, logger)
+            poll()
+            if not progress.goes_on(session):
+                break
 
-    def _choose(self, metrics: dict[str, np.ndarray], epoch: int):
-        """Take in all outputs' validation metrics and keep the weights that are new bests."""
-        going_on = self.selection.active(self.config)
-        better = self.selection.update(metrics['accuracy'], epoch, self.config)
-        self.console.stopped(self, going_on & ~self.selection.active(self.config), epoch)
-        if better.any():
-            weights = eval_weights(self.state)
-            members = self.population.disassemble(tuple(zip(weights.params, weights.stats)))
-            head = hosts.fetch(weights.head or {})
-            self._require_finite([*members, head])
-            for k in np.flatnonzero(better):
-                self.best.save(self.names[k], self.step, *members[k])
-            for part, params in head.items():
-                self.best.save(part, self.step, params, {})
-        row = {**metrics, **self.selection.columns(len(self.outputs))}
-        self.logger.write(epoch, self.step, str(self.chooses_on), row)
+            # The next batch, and the step. The host stays a few steps ahead of the devices.
+            clock.start()
+            call, batch = next(feed)
+            tracer.before(call.start)
+            state, row = train_step(state, batch)
+            train_step.expect(state, later_batches(session, call, batch))
+            tracer.after(call.stop - 1, row)
+            in_flight.append(row)
+            if len(in_flight) > IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+            progress.step, progress.pending = call.stop, call.stop % session.epoch_steps == 0
 
-    def _logits(self, images: evaluation.Images, weights) -> np.ndarray:
-        mesh = self.population.mesh
-        return evaluation.predict_logits(
-            self.eval_step, weights, images.images, self.config, mesh, self._poll
-        )
+            # Write.
+            clock.count(batch['label'].shape[-1], len(call))
+            console.step(progress.step, clock.rate())
+            _log_batch(session, keeper, progress, row, logger)
 
-    def _test_logits(self, weights) -> dict[str, np.ndarray]:
-        return {name: self._logits(images, weights) for name, images in self.tests.items()}
+        feed.close()
+        scored = results.score(evaluation, keeper.workdir, state, progress, validated)
+        result = _finish(session, keeper, progress, scored, logger)
+        speed = workdirs.record_speed(keeper.workdir, train_step, clock)
+        console.end([*speed, *session.dataset.complaints(), *results.lines(result)])
+        if session.split.class_counts is not None:
+            calibrate.keep(keeper.workdir, progress.step, evaluation, scored)
+        return result
 
-    def _finish(self) -> dict:
-        """The test images, with the last and with the chosen weights; then results.json."""
-        weights = {'last': eval_weights(self.state)}
-        logits = {'last': self._test_logits(weights['last'])}
-        if self.validation is not None:
-            if (self.selection.best_epoch * self.epoch_steps == self.step).all():
-                weights['best'], logits['best'] = weights['last'], logits['last']
-            else:
-                weights['best'], _ = load_best(self.config, self.population, self.workdir, self.step)
-                logits['best'] = self._test_logits(weights['best'])
-        found = results.summarise(self, logits)
-        sparsity.record(self, weights, found)
-        results.log(self, logits)
-        self.checkpoints.wait()
-        found['metrics_length'] = self.logger.flush()
-        results.write(self.workdir, found)
-        self.console.close()
-        if self.clock.mean_rate():
-            self.console.say(workdirs.record_speed(self.workdir, self.train_step, self.clock))
-        for line in [*self.dataset.complaints(), *results.lines(found)]:
-            self.console.say(line)
-        return found
+
+def _open(session: Session, workdir: Path, state: TrainState, progress: Progress, stack):
+    """Return a run's logger, console and tracer, which are closed with the stack; say what it does."""
+    config = session.config
+
+    def closed(resource):
+        return stack.enter_context(contextlib.closing(resource))
+
+    logger = closed(open_logger(session, workdir, progress))
+    workdirs.record(workdir, config, session.dataset, state.params, session.split)
+    console = closed(Console(session.chooses_on, progress.step, session.total))
+    console.greet(session, progress.step, state.params)
+    tracer = Tracer(config.profile.steps, workdir, progress.step, session.total, console.say)
+    stack.callback(tracer.stop)
+    return logger, console, tracer
+
+
+def _make_step(session: Session, state: TrainState, say: Callable, poll: Callable) -> Compiled:
+    """Return the step as a program that says when it has compiled."""
+    counts = train_counts(session.dataset, session.split)
+    of_session = session.config, session.population, session.dataset, session.epoch_steps
+    # Several hosts poll equally often: one may be compiling still when another has done.
+    return Compiled(make_train_step(*of_session, state, counts), say, poll if hosts.alone() else lambda: None)
+
+
+def _feed(session: Session, step: int) -> Generator[tuple[range, dict]]:
+    """Yield (the steps of a call, its batch on the devices) from `step` to the end of the run."""
+    config, order, steps = session.config, session.order, range(step, session.total)
+    source = batches(config, session.dataset, order, session.mesh, steps)
+    with contextlib.closing(source):
+        yield from zip(order.calls(config, steps.start, steps.stop), source)
+
+
+def _training_means(session: Session, keeper: Keeper, state: TrainState, progress: Progress) -> dict:
+    """Return {column: [K]} of the epoch that is over: means over its images, and the last learning rate.
+
+    Raises `UserError` where a loss is not finite.
+    """
+    sums = jax.device_get(state.sums)
+    if progress.lr is None:
+        rates = session.learning_rates(progress.step - 1)
+        progress.lr = np.asarray(rates)[: len(session.outputs)]
+    means = {name: value / sums['count'] for name, value in sums.items() if name != 'count'}
+    keeper.require_finite(progress, means['loss'])
+    return {**means, 'lr': progress.lr}
+
+
+def _log_time(clock: Clock, progress: Progress, logger) -> tuple[float, float]:
+    """Return (seconds, images a second) of the epoch that is over, and write them down.
+
+    There are none where only an evaluation was left to do.
+    """
+    seconds, rate = clock.stop()
+    if seconds:
+        logger.write_timing(progress.epoch, progress.step, seconds, rate)
+    return seconds, rate
+
+
+def _log_batch(session: Session, keeper: Keeper, progress: Progress, row: dict, logger):
+    """Write a step's numbers, every so many steps; only these are fetched within an epoch."""
+    every = session.config.log.every_steps
+    if every and progress.step % every == 0:
+        row = jax.device_get(row)
+        keeper.require_finite(progress, row['loss'])
+        logger.write(progress.step / session.epoch_steps, progress.step, 'train_batch', row)
+
+
+def _validate(session: Session, evaluation: Evaluation, state: TrainState, progress: Progress) -> dict:
+    """Return {name: logits} of the images that choose the weights; nothing where it is not time for that."""
+    due = progress.epoch % session.config.eval.every_epochs == 0 or progress.step >= session.total
+    if session.chooses_on is None or not due:
+        return {}
+    return {session.chooses_on: evaluation.logits(eval_weights(state), session.chooses_on)}
+
+
+def _choose(
+    session: Session, keeper: Keeper, state: TrainState, progress: Progress, validated: dict, logger, console
+) -> dict:
+    """Keep the weights that are new bests, and log; returns what the console shows of it."""
+    selection, accuracy = progress.selection, None
+    for name, logits in validated.items():
+        metrics = member_metrics(logits, session.images[name])
+        accuracy = metrics['accuracy']
+        stopped = keeper.choose(state, progress, accuracy)
+        console.stopped(session, progress, stopped)
+        row = {**metrics, **selection.columns(len(session.outputs))}
+        logger.write(progress.epoch, progress.step, name, row)
+    return {'validation': accuracy, 'best': selection.best if selection.best_epoch.all() else None}
+
+
+def _shown(session: Session, row: dict) -> dict:
+    """Return the numbers that the console shows: those of the fused prediction, where there is one."""
+    if not has_head(session.config):
+        return row
+    return {name: value if value is None else value[-1:] for name, value in row.items()}
+
+
+def _finish(session: Session, keeper: Keeper, progress: Progress, scored: dict, logger) -> dict:
+    """Write all that a run leaves behind when it is over, results.json last; returns what that holds."""
+    result = results.summarise(session, progress, scored)
+    sparsity.record(session, keeper.workdir, scored, result)
+    results.log(session, progress, scored, keeper.workdir, logger)
+    keeper.checkpoints.wait()
+    result['metrics_length'] = logger.flush()
+    results.write(keeper.workdir, result)
+    return result

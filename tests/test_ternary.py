@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -17,10 +18,11 @@ from jaxcifar.augment.pipeline import normalise
 from jaxcifar.engine.optim import make_optimizer
 from jaxcifar.engine.quantize import to_floats, twn
 from jaxcifar.engine.views import SCALES, VIEWS, is_scale, make_share, ternary_layers
-from jaxcifar.loop import Run, train
+from jaxcifar.loop import train
 from jaxcifar.machine.errors import Preempted, UserError
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
+from jaxcifar.runs.console import Console
 from jaxcifar.runs.evaluation import open_evaluation
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.weights import BestWeights, load_weights
@@ -186,16 +188,16 @@ def test_a_ternary_run_from_end_to_end(small, tmp_path, capsys):
     np.testing.assert_allclose(exported, seen, rtol=1e-6)  # the scale is a sum, taken in another program
 
 
-def stop_at(monkeypatch, step, evaluating=False):
-    """SIGTERM comes when training has come to this step, or its epoch is being evaluated."""
-    poll = Run._poll
+def stop_at(monkeypatch, step):
+    """SIGTERM comes when training has come to this step, before its epoch is evaluated."""
+    shown = Console.step
 
-    def stop(run):
-        if run.step == step and run.pending == evaluating:
-            run.terminated.set()
-        poll(run)
+    def stop(console, now, rate):
+        shown(console, now, rate)
+        if now == step:
+            signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Run, '_poll', stop)
+    monkeypatch.setattr(Console, 'step', stop)
 
 
 def test_a_stopped_run_is_extended(config, small, tmp_path, monkeypatch):
@@ -204,7 +206,7 @@ def test_a_stopped_run_is_extended(config, small, tmp_path, monkeypatch):
     small.ternary.rule, small.epochs, small.ema, small.checkpoint.every_epochs = 'ttq', 3, 0.9, 1
     workdir, again = tmp_path / 'run', tmp_path / 'again'
     with monkeypatch.context() as patch:
-        stop_at(patch, 4, evaluating=True)
+        stop_at(patch, 4)
         with pytest.raises(Preempted, match='saved at step 4'):
             train(small, workdir)
     before = (workdir / 'metrics.csv').read_bytes()

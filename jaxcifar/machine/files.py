@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +28,7 @@ def reading(path: Path, remedy: str = 'put back the file that was written') -> I
 
 
 def sha256(path: Path) -> str:
+    """Return the sum of a file's bytes, in hex."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -83,14 +85,42 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray] | np.ndarray):
         write_atomically(path, lambda file: np.save(file, arrays))
 
 
-def read_json(path: Path, default=None):
-    """Return the file's content, or `default` where there is no such file.
+def read_json(path: Path, default=None, **needed: type):
+    """Return the object in a JSON file, or `default` where there is no such file.
 
-    Raises `UserError` where the file is not JSON.
+    needed: keys that it must have, and the types of their values. Raises `UserError` for a file of anything
+    else: bytes that are no text, text that is no JSON, JSON of another kind.
     """
     try:
-        return json.loads(path.read_text())
+        data = path.read_bytes()
     except FileNotFoundError:
         return default
-    except (RecursionError, ValueError) as error:
-        raise UserError(f'{path} is damaged: {error}') from None
+    with reading(path):
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            raise TypeError(f'expected an object, got {type(content).__name__}')
+        for key, kind in needed.items():
+            if not isinstance(content.get(key), kind):
+                raise TypeError(f'expected {kind.__name__} as {key}, got {content.get(key)!r:.40}')
+    return content
+
+
+def read_json_or_set_aside(path: Path, **needed: type) -> dict | None:
+    """Return what `read_json` does, None without a file and where it raises: then the file is set aside.
+
+    For a file that can be made again.
+    """
+    try:
+        return read_json(path, **needed)
+    except UserError as error:
+        set_aside(path, str(error).partition(': put back')[0])
+        return None
+
+
+def set_aside(path: Path, why: str):
+    """Move a file into the folder `damaged` beside it, and say so on stderr; of several hosts the first."""
+    if _writes:
+        folder = path.parent / 'damaged'
+        folder.mkdir(exist_ok=True)
+        os.replace(path, folder / path.name)
+        print(f'warning: {why}; it is in {folder} now, and is made again', file=sys.stderr)

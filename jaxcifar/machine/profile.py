@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxcifar.machine import hosts
+from jaxcifar.machine.errors import UserError
 
 JAXPRS = Jaxpr, ClosedJaxpr
 
@@ -32,52 +33,100 @@ PEAK = {
 
 
 class Compiled:
-    """A jitted function compiled ahead for each shape of its last argument, with what that cost."""
+    """A jitted function compiled ahead for each shape of its last argument, with what that cost.
+
+    Shapes that are `expected` compile in a thread while the steps of the first are already taken.
+    """
 
     def __init__(self, function, say=print, poll=lambda: None):
         self._function, self._say, self._poll = function, say, poll
-        self._programs: dict = {}
+        self._programs: dict[tuple, _Compilation] = {}
+        self._expecting = False
         self.flops = 0.0  # of a step with the first shape, on one device
         self.seconds = 0.0  # of all compilations
+        self.waited = 0.0  # of those, seconds in which no step could be taken
 
     def __call__(self, state, batch):
         shape = jax.tree.leaves(batch)[0].shape
         if shape not in self._programs:
-            self._compile(shape, state, batch)
+            self._programs[shape] = _Compilation(self._function, state, batch)
+        compilation = self._programs[shape]
+        if not compilation.taken:
+            self._take(shape, compilation)
         # Nothing may cross to or from the host here: it would wait for every step.
         with jax.transfer_guard('disallow'):
-            return self._programs[shape](state, batch)
+            return compilation.program(state, batch)
 
-    def _compile(self, shape: tuple[int, ...], state, batch):
+    def expect(self, state, batches):
+        """Begin to compile for arguments that are to come, given as `jax.ShapeDtypeStruct`s; once.
+
+        Alone only: several hosts must compile in the same order.
+        """
+        if self._expecting or not hosts.alone():
+            return
+        self._expecting = True
+        for batch in batches:
+            shape = jax.tree.leaves(batch)[0].shape
+            if shape not in self._programs:
+                self._programs[shape] = _Compilation(self._function, state, batch)
+
+    def _take(self, shape: tuple[int, ...], compilation: '_Compilation'):
+        """Wait for a program, and say what it took."""
         start = time.perf_counter()
-        traced = self._function.trace(state, batch)
-        program = self._in_background(traced.lower().compile)
-        seconds, devices = time.perf_counter() - start, jax.tree.leaves(state)[0].sharding.num_devices
-        flops = count_flops(traced.jaxpr.jaxpr) / devices
-        self.flops, self.seconds = self.flops or flops, self.seconds + seconds
-        self._say(f'compiled the step for images {shape} in {seconds:.1f} s, {flops / 1e9:,.1f} GFLOP')
-        self._programs[shape] = program
+        compilation.wait(self._poll)
+        self.waited += time.perf_counter() - start
+        self.flops, self.seconds = self.flops or compilation.flops, self.seconds + compilation.seconds
+        self._say(
+            f'compiled the step for images {shape} in {compilation.seconds:.1f} s, '
+            f'{compilation.flops / 1e9:,.1f} GFLOP'
+        )
 
-    def _in_background(self, work):
-        """The result of `work()`. Signals reach Python between its own instructions only: a thread
-        leaves the main one free to `poll` while XLA compiles for a minute."""
-        result: list = []
+    def leave(self, kind: type | None = None, *_):
+        """Wait for what still compiles: Python must not end while XLA is at work. A signal does not wait."""
+        if kind is None or issubclass(kind, UserError):
+            for compilation in self._programs.values():
+                compilation.thread.join()
 
-        def run():
-            try:
-                result.append((work(), None))
-            except BaseException as error:  # raised again where the program is wanted
-                result.append((None, error))
 
-        thread = threading.Thread(target=run, name='compile', daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
-            self._poll()
-        program, error = result[0]
-        if error is not None:
-            raise error
-        return program
+class _Compilation:
+    """One program, compiled in a thread.
+
+    Signals reach Python between its own instructions only: a thread leaves the main one free to `poll` while
+    XLA compiles for a minute, or to take steps with another program.
+    """
+
+    def __init__(self, function, state, batch):
+        self.flops = self.seconds = 0.0
+        self.taken = False
+        self._error: BaseException | None = None
+        self._arguments = function, *jax.tree.map(_abstract, (state, batch))
+        self.thread = threading.Thread(target=self._run, name='compile', daemon=True)
+        self.thread.start()
+
+    def _run(self):
+        function, state, batch = self._arguments
+        start, devices = time.perf_counter(), jax.tree.leaves(state)[0].sharding.num_devices
+        try:
+            traced = function.trace(state, batch)
+            self.program = traced.lower().compile()
+            self.flops = count_flops(traced.jaxpr.jaxpr) / devices
+        except BaseException as error:  # raised again where the program is wanted
+            self._error = error
+        self.seconds = time.perf_counter() - start
+
+    def wait(self, poll):
+        """Wait for the program, and call `poll()` meanwhile."""
+        while self.thread.is_alive():
+            self.thread.join(0.2)
+            poll()
+        if self._error is not None:
+            raise self._error
+        self.taken = True
+
+
+def _abstract(leaf) -> jax.ShapeDtypeStruct:
+    """Return what a program has to know of an array."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def count_flops(jaxpr: Jaxpr) -> float:

@@ -7,12 +7,16 @@ import numpy as np
 from rich.console import Console as Terminal
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from jaxcifar.data.describe import describe as describe_images
 from jaxcifar.engine.schedules import last_restart
 from jaxcifar.machine import compiler, hosts, memory
+from jaxcifar.machine.text import spread
+from jaxcifar.runs.progress import Progress
+from jaxcifar.runs.session import Session
 from jaxcifar.runs.sparsity import describe
 
 SETTLED = 10  # steps after which a rate means something
@@ -31,7 +35,7 @@ class Console:
         self._last_line = time.monotonic()
         self._live: Live | None = None
         if self._terminal.is_terminal and hosts.is_first():
-            self._progress = Progress(
+            self._progress = Bar(
                 TextColumn('step'), BarColumn(), MofNCompleteColumn(),
                 TimeRemainingColumn(), TextColumn('{task.fields[rate]}'), console=self._terminal,
             )  # fmt: skip
@@ -40,47 +44,48 @@ class Console:
             self._live.start()
 
     def say(self, line: str):
-        """A line that stays."""
+        """Print a line that stays."""
         self._terminal.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def greet(self, run):
-        """What a `train.Run` is about to do, and where."""
-        config, mesh, order = run.config, run.population.mesh, run.order
+    def greet(self, session: Session, step: int, params):
+        """Say what a run is about to do from `step` on, and where."""
+        config, mesh, order = session.config, session.mesh, session.order
         self.say(
             f'{config.network} x {config.members} on {config.dataset}: '
-            f'{_images(order.rows)}, {order.steps_per_epoch} steps an epoch, '
+            f'{_images(order.rows)}, {session.epoch_steps} steps an epoch, '
             f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
         )
         self.say(f'compiler: {compiler.describe()}; memory {memory.describe()}')
-        for line in describe_images(run.dataset, run.split):
+        for line in describe_images(session.dataset, session.split):
             self.say(line)
-        for line in describe(config, run.population, run.state.params):
+        for line in describe(config, session.population, params):
             self.say(line)
         if order.trimmed:
             self.say(f'{order.trimmed} images of the last batch are left out to split it evenly')
-        if run.chooses_on == 'test':
+        if session.chooses_on == 'test':
             self.say('data.validation=test: weights are chosen on the TEST images, which flatters them')
         if config.schedule.name == 'warm_restarts':
             start, end = last_restart(config, config.epochs - 1)
-            rate = _spread(run.learning_rates(run.total - 1)[: len(run.names)], '{:.3g}')
+            rate = _mean(session.learning_rates(session.total - 1)[: len(session.names)], '.3g')
             self.say(
                 f'the last epoch is number {config.epochs - start} in a cycle of {end - start}: warm '
                 f'restarts leave the learning rate at {rate}'
             )
-        if run.step:
-            self.say(f'resumed at step {run.step}, epoch {run.step / order.steps_per_epoch:.2f}')
+        if step:
+            self.say(f'resumed at step {step}, epoch {step / session.epoch_steps:.2f}')
 
-    def stopped(self, run, members: np.ndarray, epoch: int):
+    def stopped(self, session: Session, progress: Progress, members: np.ndarray):
         """Say which members [K] bool end with this epoch, for want of a new best."""
+        epoch, best_epoch = progress.epoch, progress.selection.best_epoch
         for k in np.flatnonzero(members):
-            line = f'{run.names[k]} stops at epoch {epoch}; its best is epoch {run.selection.best_epoch[k]}'
-            if run.config.schedule.name == 'warm_restarts':
-                start, _ = last_restart(run.config, epoch - 1)
+            line = f'{session.names[k]} stops at epoch {epoch}; its best is epoch {best_epoch[k]}'
+            if session.config.schedule.name == 'warm_restarts':
+                start, _ = last_restart(session.config, epoch - 1)
                 line += f', the last warm restart was after epoch {start}' if start else ''
             self.say(line)
 
     def step(self, step: int, images_per_second: float):
-        """A step is done; cheap enough for every one."""
+        """Show that a step is done; cheap enough for every one."""
         if self._live is not None:
             rate = f'{images_per_second:,.0f} images/s' if images_per_second else ''
             self._progress.update(self._task, completed=step, rate=rate)
@@ -88,11 +93,11 @@ class Console:
             self._line(f'step {step}/{self._total}  {images_per_second:,.0f} images/s')
 
     def epoch(self, epoch: int, epochs: int, row: dict, seconds: float, images_per_second: float):
-        """An epoch's numbers; `row` is {metric: [K]}, where validation may be None."""
+        """Print an epoch's numbers; `row` is {metric: [K]}, where validation may be None."""
         cells = [
             f'{epoch}/{epochs}',
-            _spread(row['lr'], '{:.3g}'),
-            _spread(row['loss'], '{:.4f}'),
+            _mean(row['lr'], '.3g'),
+            _mean(row['loss'], '.4f'),
             _percent(row['accuracy']),
             _percent(row['validation']),
             _percent(row['best']),
@@ -117,35 +122,37 @@ class Console:
             table.add_row(*cells)
         return Group(table, self._progress)
 
+    def end(self, lines: list[str]):
+        """Close, and print what the run ends with."""
+        self.close()
+        for line in lines:
+            self.say(line)
+
     def close(self):
         """Leave the table as it is and give the terminal back."""
         if self._live is not None:
             self._live.stop()
 
 
-def _spread(values, form: str) -> str:
-    """'mean' or, over several members that differ, 'mean ± std'."""
-    if values is None:
-        return ''
+def _mean(values, form: str) -> str:
+    """Return 'mean ± std' over several members, or the mean alone where they are all the same."""
     values = np.asarray(values, np.float64)
-    mean = form.format(values.mean())
-    if len(values) == 1 or np.ptp(values) == 0:
-        return mean
-    return f'{mean} ± {form.format(values.std(ddof=1))}'
+    return spread(values[:1] if np.ptp(values) == 0 else values, form)
+
+
+def _percent(values) -> str:
+    """Return fractions in percent, for a column that says so."""
+    return '' if values is None else _mean(100 * np.asarray(values), '.2f')
 
 
 def _images(rows: list[np.ndarray]) -> str:
-    """How many images there are to train on, for each of K members or for all."""
+    """Return how many images there are to train on, for each of K members or for all."""
     low, high = min(map(len, rows)), max(map(len, rows))
     return f'{low if low == high else f"{low} to {high}"} training images{" each" * (len(rows) > 1)}'
 
 
-def _percent(values) -> str:
-    return '' if values is None else _spread(np.asarray(values) * 100, '{:.2f}')
-
-
 class Clock:
-    """Counts images and seconds, without those in which `program` compiled."""
+    """Counts images and seconds, without those in which the steps waited for `program` to compile."""
 
     def __init__(self, program):
         self._program = program
@@ -154,35 +161,38 @@ class Clock:
         self._start = self._compiled = 0.0
 
     def start(self):
-        """A new epoch."""
-        self._images = self._steps = 0
-        self._start, self._compiled = time.perf_counter(), self._program.seconds
+        """Begin an epoch, unless one has begun."""
+        if not self._start:
+            self._images = self._steps = 0
+            self._start, self._compiled = time.perf_counter(), self._program.waited
 
     def count(self, images: int, steps: int):
-        """So many steps of so many images each have been handed to the devices."""
+        """Count so many steps of so many images each, which have been handed to the devices."""
         self._images += images * steps
         self._steps += steps
 
     def _seconds(self) -> float:
-        compiling = self._program.seconds - self._compiled
+        compiling = self._program.waited - self._compiled
         return max(time.perf_counter() - self._start - compiling, 1e-9) if self._start else 0.0
 
     def rate(self) -> float:
-        """Images a second of this epoch so far; 0 at first, when the host only runs ahead."""
+        """Return images a second of this epoch so far; 0 at first, when the host only runs ahead."""
         return self._images / self._seconds() if self._steps > SETTLED else 0.0
 
     def stop(self) -> tuple[float, float]:
-        """(seconds, images a second) of the epoch that ends here."""
-        seconds = self._seconds()
+        """End the epoch and return its (seconds, images a second); zeros where none had begun."""
+        seconds, self._start = self._seconds(), 0.0
+        if not seconds:
+            return 0.0, 0.0
         self._all_images += self._images
         self._all_steps += self._steps
         self._all_seconds += seconds
-        return seconds, self._images / seconds if seconds else 0.0
+        return seconds, self._images / seconds
 
     def mean_rate(self) -> float:
-        """Images a second over all epochs."""
+        """Return images a second over all epochs."""
         return self._all_images / self._all_seconds if self._all_seconds else 0.0
 
     def steps_per_second(self) -> float:
-        """Steps a second over all epochs."""
+        """Return steps a second over all epochs."""
         return self._all_steps / self._all_seconds if self._all_seconds else 0.0

@@ -15,6 +15,9 @@ from ml_collections import ConfigDict
 from jaxcifar.config.saved import to_dict
 from jaxcifar.engine.couplings import columns
 from jaxcifar.machine import hosts
+from jaxcifar.runs.metrics import group_names
+from jaxcifar.runs.progress import Progress
+from jaxcifar.runs.session import Session
 
 METRICS = ('loss', 'accuracy', 'top5', 'ece', 'lr', 'best', 'patience')
 COLUMNS = ('epoch', 'step', 'member', 'split', 'checkpoint', *METRICS)
@@ -95,9 +98,12 @@ class Silence:
         return 0
 
 
-def open_logger(config: ConfigDict, workdir: Path, *of_run):
-    """The `Logger` of the first host, or what the others have instead."""
-    return Logger(config, workdir, *of_run) if hosts.is_first() else Silence()
+def open_logger(session: Session, workdir: Path, progress: Progress):
+    """Return the `Logger` of the first host, or what the others have instead."""
+    if not hosts.is_first():
+        return Silence()
+    groups = group_names(session.split.class_counts)
+    return Logger(session.config, workdir, session.outputs, progress.step, progress.metrics_length, groups)
 
 
 def _format(value) -> str:

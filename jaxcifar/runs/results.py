@@ -2,16 +2,19 @@
 
 import csv
 import io
-import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxcifar.config.members import member_losses, member_views
 from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.engine.couplings import has_head
-from jaxcifar.machine.files import write_json, write_text
-from jaxcifar.runs.evaluation import compare, evaluate_logits, member_metrics
+from jaxcifar.engine.state import TrainState, Weights, eval_weights
+from jaxcifar.machine import files
+from jaxcifar.machine.text import percent
+from jaxcifar.runs.evaluation import Evaluation, Scored, compare, evaluate_logits, member_metrics
 from jaxcifar.runs.metrics import (
     class_recalls,
     log_probabilities,
@@ -19,151 +22,198 @@ from jaxcifar.runs.metrics import (
     mean_of_probabilities,
     verdict,
 )
+from jaxcifar.runs.progress import Progress
+from jaxcifar.runs.session import Session
+from jaxcifar.runs.weights import load_best
 
 FILE = 'results.json'
+NEEDED = {'step': int, 'metrics_length': int, 'members': list, 'mean': dict}
 
 
 def read(workdir: Path, step: int) -> dict | None:
-    """The results of a run that was over at `step`, None where it was not."""
-    try:
-        found = json.loads((workdir / FILE).read_text())
-        return found if found['step'] == step else None
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return None
+    """Return the results of a run that was over at `step`, None where it was not.
+
+    A damaged file is set aside: the run can write it again.
+    """
+    results = files.read_json_or_set_aside(workdir / FILE, **NEEDED)
+    return results if results is not None and results['step'] == step else None
+
+
+def last_step(workdir: Path) -> int:
+    """Return the step at which the run was over when it last was, 0 where it never was."""
+    results = files.read_json_or_set_aside(workdir / FILE, **NEEDED)
+    return results['step'] if results is not None else 0
 
 
 def write(workdir: Path, results: dict):
-    """The last thing that a run writes."""
-    write_json(workdir / FILE, results)
+    """Write the results: the last thing that a run does."""
+    files.write_json(workdir / FILE, results)
 
 
-def summarise(run, logits: dict[str, dict[str, np.ndarray]]) -> dict:
-    """From a run and, of its `last` and if chosen `best` weights, logits [K,N,C] of each of its tests.
+def score(
+    evaluation: Evaluation, workdir: Path, state: TrainState, progress: Progress, known: dict[str, np.ndarray]
+) -> dict[str, Scored]:
+    """Return the last weights, and the best where there are any, with the test images' logits.
+
+    known: logits of the last weights, by the names of the images, which need not be evaluated again.
+    """
+    session = evaluation.session
+
+    def of(weights: Weights, steps: list[int], known: dict[str, np.ndarray]) -> Scored:
+        logits = {name: evaluation.logits(weights, name) for name in session.tests if name not in known}
+        return Scored(weights, steps, {**known, **logits})
+
+    last = of(eval_weights(state), [progress.step] * len(session.names), known)
+    best_epoch = progress.selection.best_epoch
+    if session.chooses_on is None or not best_epoch.all():
+        return {'last': last}
+    if (best_epoch * session.epoch_steps == progress.step).all():
+        return {'last': last, 'best': last}
+    weights, steps = load_best(session.config, session.population, workdir, progress.step)
+    return {'last': last, 'best': of(weights, steps, {})}
+
+
+def summarise(session: Session, progress: Progress, scored: Mapping[str, Scored]) -> dict:
+    """Return what results.json holds, from the test images' logits with the weights `last` and `best`.
 
     Mean, std and ensemble are of the images called test; those of others stand under their name.
     """
-    chosen = run.selection
-    sizes = [len(row) for row in rows_of(run.split.train)]
-    own_images = run.split.train.ndim == 2
-    sizes = sizes if own_images else sizes * len(run.names)
-    members: list[dict] = [{'name': n, 'train_images': size} for n, size in zip(run.names, sizes)]
-    found: dict = {
-        'step': run.step,
-        'epoch': run.step // run.epoch_steps,
-        'selection': run.config.data.validation,
+    config, names, selection = session.config, session.names, progress.selection
+    sizes = [len(row) for row in rows_of(session.split.train)]
+    own_images = session.split.train.ndim == 2
+    sizes = sizes if own_images else sizes * len(names)
+    members: list[dict] = [{'name': n, 'train_images': size} for n, size in zip(names, sizes)]
+    results: dict = {
+        'step': progress.step,
+        'epoch': progress.epoch,
+        'selection': config.data.validation,
         'own_images': own_images,
         'members': members,
         'mean': {},
         'std': {},
         'ensemble': {},
     }
-    for which, of_tests in logits.items():
-        for name, z in of_tests.items():
-            scores, ensemble = evaluate_logits(z[: len(members)], run.tests[name])
-            if has_head(run.config):
-                fused = found.setdefault('fusion', {}).setdefault(which, {})
-                fused[name] = compare(run.names, z, run.tests[name])
-            mean, std = mean_and_std(scores)
-            top = found if name == 'test' else found.setdefault(name, {'mean': {}, 'std': {}, 'ensemble': {}})
-            top['mean'][which], top['std'][which], top['ensemble'][which] = mean, std, ensemble
-            for member, score in zip(members, scores):
-                member.setdefault(which, {})[name] = score
-    kinds = {'loss': member_losses(run.config), 'view': member_views(run.config)}
+    # Every choice of weights on every set of test images.
+    for checkpoint, name, z in _test_logits(session, scored):
+        images = session.tests[name]
+        scores, ensemble = evaluate_logits(z[: len(members)], images)
+        if has_head(config):
+            fused = results.setdefault('fusion', {}).setdefault(checkpoint, {})
+            fused[name] = compare(names, z, images)
+        top = results if name == 'test' else results.setdefault(name, {'mean': {}, 'std': {}, 'ensemble': {}})
+        top['mean'][checkpoint], top['std'][checkpoint] = mean_and_std(scores)
+        top['ensemble'][checkpoint] = ensemble
+        for member, score in zip(members, scores):
+            member.setdefault(checkpoint, {})[name] = score
+    # How members differ, and which epoch was best.
+    kinds = {'loss': member_losses(config), 'view': member_views(config)}
     for k, member in enumerate(members):
         member |= {kind: of[k] for kind, of in kinds.items() if len(set(of)) > 1}
         if 'best' in member:
+            epoch, accuracy = int(selection.best_epoch[k]), float(selection.best[k])
+            member['best']['epoch'] = epoch
             # Where there is a fused prediction, that has chosen for all, and has the accuracy.
-            member['best']['epoch'] = int(chosen.best_epoch[k])
-            by = found.get('fusion', member)
-            by['best'] |= {'epoch': int(chosen.best_epoch[k]), 'validation_accuracy': float(chosen.best[k])}
-    return found
+            by = results.get('fusion', member)
+            by['best'] |= {'epoch': epoch, 'validation_accuracy': accuracy}
+    return results
 
 
-def log(run, logits: dict[str, dict[str, np.ndarray]]):
-    """The rows of metrics.csv that belong to `summarise`, and of a long tail per_class.csv."""
-    for which, of_tests in logits.items():
-        for name, z in of_tests.items():
-            # Where the test images chose, their rows of the last epoch are there already.
-            if which == 'best' or run.chooses_on != name:
-                row = member_metrics(z, run.tests[name])
-                run.logger.write(run.step // run.epoch_steps, run.step, name, row, which)
-    if run.split.class_counts is not None:
-        _write_classes(run, logits)
+def _test_logits(session: Session, scored: Mapping[str, Scored]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield (checkpoint, name of the images, logits) of all tests."""
+    for checkpoint, (_, _, logits) in scored.items():
+        yield from ((checkpoint, name, logits[name]) for name in session.tests)
 
 
-def _write_classes(run, logits: dict[str, dict[str, np.ndarray]]):
-    """per_class.csv: the recall of each class by each output and by the members' ensemble."""
+def log(session: Session, progress: Progress, scored: Mapping[str, Scored], workdir: Path, logger):
+    """Write the rows of metrics.csv that belong to `summarise`, and of a long tail per_class.csv."""
+    for checkpoint, name, z in _test_logits(session, scored):
+        # Where the test images chose, their rows of the last epoch are there already.
+        if checkpoint == 'best' or session.chooses_on != name:
+            row = member_metrics(z, session.tests[name])
+            logger.write(progress.epoch, progress.step, name, row, checkpoint)
+    if session.split.class_counts is not None:
+        _write_classes(session, scored, workdir)
+
+
+def _write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path):
+    """Write per_class.csv: the recall of each class by each output and by the members' ensemble."""
     columns = ('member', 'checkpoint', 'split', 'class', 'name', 'train_images', 'images', 'recall')
     file = io.StringIO()
     table = csv.writer(file, lineterminator='\n')
     table.writerow(columns)
-    classes, counts = run.dataset.classes, run.split.class_counts
-    for which, of_tests in logits.items():
-        for split, z in of_tests.items():
-            labels = run.tests[split].labels
-            images = np.bincount(labels, minlength=len(classes))
-            log_p = log_probabilities(z)
-            mean = mean_of_probabilities(log_p[: len(run.names)])
-            for member, p in zip([*run.outputs, 'ensemble'], [*log_p, mean], strict=True):
-                recalls = class_recalls(p.argmax(1) == labels, labels, len(classes))
-                for c, recall in enumerate(recalls):
-                    row = (c, classes[c], counts[c], images[c], f'{recall:.6g}')
-                    table.writerow((member, which, split, *row))
-    write_text(run.workdir / 'per_class.csv', file.getvalue())
+    classes: Any = session.dataset.classes
+    counts: Any = session.split.class_counts
+    for checkpoint, split, z in _test_logits(session, scored):
+        labels = session.tests[split].labels
+        images = np.bincount(labels, minlength=len(classes))
+        log_p = log_probabilities(z)
+        mean = mean_of_probabilities(log_p[: len(session.names)])
+        for member, p in zip([*session.outputs, 'ensemble'], [*log_p, mean], strict=True):
+            recalls = class_recalls(p.argmax(1) == labels, labels, len(classes))
+            for c, recall in enumerate(recalls):
+                row = (c, classes[c], counts[c], images[c], f'{recall:.6g}')
+                table.writerow((member, checkpoint, split, *row))
+    files.write_text(workdir / 'per_class.csv', file.getvalue())
 
 
 def alike(results: dict) -> bool:
-    """Whether members differ by their draws alone: a ± over others would look like an error bar."""
+    """Return whether members differ by their draws alone: a ± over others would look like an error bar."""
     kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
     return len(kinds) == 1 and not results.get('own_images')
 
 
 def lines(results: dict) -> list[str]:
-    """The end of a run in a few lines for the terminal."""
-    how = {'last': 'last epoch', 'best': f'chosen on {results["selection"]}'}
-    how['best'] = {'test': 'chosen on the TEST images'}.get(results['selection'], how['best'])
+    """Return the end of a run in a few lines for the terminal."""
     text = []
-    own_images, same = results.get('own_images'), alike(results)
-    for which in results['mean']:
-        mean, std = results['mean'][which], results['std'][which]
-        ensemble, several = results['ensemble'][which], len(results['members']) > 1
-        of_members = " of the fusion's members" if 'fusion' in results else ''
-        line = f'test accuracy{of_members} {100 * mean["accuracy"]:.2f}'
-        if several and same and 'fusion' not in results:
-            line += f' ± {100 * std["accuracy"]:.2f}'
-        line += f' % ({how[which]}{", mean of different members" if several and not same else ""})'
-        if 'mean_recall' in mean:
-            line += f', mean recall {100 * mean["mean_recall"]:.2f} %'
-        line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
-        if several:
-            line += f'; ensemble {100 * ensemble["accuracy"]:.2f} %'
-        text.append(line)
+    for checkpoint in results['mean']:
+        text.append(_mean_line(results, checkpoint))
         if 'fusion' in results:
-            scores = {member['name']: member[which]['test'] for member in results['members']}
-            text += fusion_lines(results['fusion'][which]['test'], scores)
-        for member in results['members'] if not same or 'loss' in results['members'][0] else ():
-            score_of = member[which]
-            score = score_of['test']
-            shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
-            numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
-            line = f'  {" ".join(member[k] for k in ("name", "loss", "view") if k in member)}: {numbers} %'
-            line += f', {member["train_images"]:,} training images' if own_images else ''
-            text.append(line + (f', epoch {score_of["epoch"]}' if 'epoch' in score_of else ''))
+            scores = {member['name']: member[checkpoint]['test'] for member in results['members']}
+            text += fusion_lines(results['fusion'][checkpoint]['test'], scores)
+        if not alike(results) or 'loss' in results['members'][0]:
+            text += [_member_line(results, member, checkpoint) for member in results['members']]
     return text
 
 
-def fusion_lines(found: dict, members: dict[str, dict]) -> list[str]:
-    """A fused prediction beside its members and all else that it has to beat, and whether it does."""
-    best = found['best_expert']
+def _mean_line(results: dict, checkpoint: str) -> str:
+    """Return what the members are worth on average, and the mean of their probabilities."""
+    mean, std = results['mean'][checkpoint], results['std'][checkpoint]
+    several, same, fused = len(results['members']) > 1, alike(results), 'fusion' in results
+    how = 'last epoch'
+    if checkpoint == 'best':
+        how = f'chosen on {"the TEST images" if results["selection"] == "test" else results["selection"]}'
+    how += ', mean of different members' if several and not same else ''
+    accuracy = percent(mean['accuracy'], std['accuracy'] if several and same and not fused else None)
+    whose = " of the fusion's members" if fused else ''
+    line = f'test accuracy{whose} {accuracy} ({how})'
+    if 'mean_recall' in mean:
+        line += f', mean recall {percent(mean["mean_recall"])}'
+    line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
+    return line + (f'; ensemble {percent(results["ensemble"][checkpoint]["accuracy"])}' if several else '')
+
+
+def _member_line(results: dict, member: dict, checkpoint: str) -> str:
+    """Return what a member that differs from the others is worth."""
+    score = member[checkpoint]['test']
+    shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
+    numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
+    line = f'  {" ".join(member[k] for k in ("name", "loss", "view") if k in member)}: {numbers} %'
+    line += f', {member["train_images"]:,} training images' if results.get('own_images') else ''
+    return line + (f', epoch {member[checkpoint]["epoch"]}' if 'epoch' in member[checkpoint] else '')
+
+
+def fusion_lines(fusion: dict, members: dict[str, dict]) -> list[str]:
+    """Return a fused prediction beside its members and all else that it has to beat, and whether it does."""
+    best = fusion['best_expert']
     rows = {
-        'fused': found['fused'],
+        'fused': fusion['fused'],
         **members,
-        'mean of logits': found['mean_of_logits'],
-        'mean of probabilities': found['mean_of_probabilities'],
+        'mean of logits': fusion['mean_of_logits'],
+        'mean of probabilities': fusion['mean_of_probabilities'],
         f'best expert ({best["name"]})': best,
     }
     text = [
-        f'  {name}: {100 * score["accuracy"]:.2f} %, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
+        f'  {name}: {percent(score["accuracy"])}, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
         for name, score in rows.items()
     ]
-    return [*text, f'  the learned rule {verdict(found)}']
+    return [*text, f'  the learned rule {verdict(fusion)}']

@@ -1,11 +1,9 @@
-"""What a run is between two steps: taken up from a checkpoint, its own or another run's, and saved again."""
+"""A run on disk: begun, taken up from a checkpoint of its own or another run's, and saved again."""
 
-import contextlib
 import shutil
+import sys
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -13,16 +11,18 @@ from jaxcifar.config import saved
 from jaxcifar.config.members import member_names
 from jaxcifar.config.values import flatten
 from jaxcifar.data.expert_splits import rows_of
-from jaxcifar.engine.couplings import check_images, has_head, head_parts
+from jaxcifar.engine.couplings import check_images, head_parts
 from jaxcifar.engine.population import check_batch
-from jaxcifar.engine.state import init_state
+from jaxcifar.engine.state import TrainState, init_state
 from jaxcifar.machine import hosts
-from jaxcifar.machine.errors import Preempted, UserError
-from jaxcifar.runs import fusion_log, results, workdirs
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs import results, workdirs
 from jaxcifar.runs.checkpoint import Checkpoints
 from jaxcifar.runs.init_from import begin_from, warn_of_seen
+from jaxcifar.runs.keeper import Keeper
+from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.selection import Selection
-from jaxcifar.runs.session import prepare
+from jaxcifar.runs.session import Session, prepare
 from jaxcifar.runs.weights import BestWeights
 
 FITTED = 2000  # training images that networks fit their first variables to
@@ -34,18 +34,97 @@ SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_siz
               'experts.holdout', 'experts.validation', 'experts.shared', 'experts.unique',
               'files.train', 'files.validation')  # fmt: skip
 
-# What makes of the same weights another network, whose scores have nothing to do with those before.
+# What makes another network of the same weights, whose scores have nothing to do with those before.
 SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers', 'fusion.rule',
              'fusion.residual', 'fusion.heads')  # fmt: skip
 
 
-def take_over(config: ConfigDict, like, workdir: Path):
-    """(state, meta) of config.resume_from, WORKDIR or WORKDIR@STEP, with its metrics and best weights.
+def prepare_run(config: ConfigDict, workdir: Path) -> Session:
+    """Return the session of a run in `workdir`.
+
+    Raises `UserError` where the data or the devices do not suffice, or the workdir's run is another one.
+    """
+    workdirs.check_config(workdir, config)
+    session = prepare(config)
+    check_batch(config, session.mesh)
+    workdirs.check_dataset(workdir, session)
+    check_images(config, session.order.own)
+    return session
+
+
+def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dict | None]:
+    """Return the state and progress to go on from, and results.json where the run was over there.
+
+    They are those of the newest checkpoint, else of the run in config.resume_from, else those of a beginning.
+    """
+    config, workdir = session.config, keeper.workdir
+    state, progress = _begin(session), Progress.start(session)
+    restored = keeper.checkpoints.restore_newest(state)
+    if restored is not None:
+        keeper.saved = restored[1]['step'], restored[1]['pending']
+    elif config.resume_from:
+        restored = take_over(session, state, workdir)
+    elif config.init_from:
+        state = begin_from(config, session.population, state)
+        if hosts.is_first():
+            warn_of_seen(config, session.dataset, session.split)
+    result = None
+    if restored is not None:
+        state, progress = restored[0], Progress.from_json(restored[1], session)
+        _check_clock(progress, session)
+        state = with_active(session, state, progress)  # early_stopping may have changed
+        result = None if progress.pending else results.read(workdir, progress.step)
+        if result is not None:  # its rows came after the checkpoint
+            progress.metrics_length = result['metrics_length']
+    if not keeper.checkpoints.set_aside:  # or the restore has already printed it
+        _warn_of_losses(workdir, progress)
+    keeper.best.forget_after(progress.step)
+    return state, progress, result
+
+
+def _begin(session: Session) -> TrainState:
+    """Return the state before the first step; some networks fit their first variables to images."""
+    images = None
+    if session.population.fits:
+        seen = np.unique(np.concatenate(rows_of(session.split.train)))
+        images = session.dataset.normalised(seen[:FITTED])
+    return init_state(session.config, session.population, images)
+
+
+def with_active(session: Session, state: TrainState, progress: Progress, **fields) -> TrainState:
+    """Return the state with the members' mask of today, and with other `fields`, on the devices."""
+    fields['active'] = progress.selection.active(session.config)
+    return state.replace(**hosts.put(fields, session.population.sharding()))
+
+
+def _check_clock(progress: Progress, session: Session):
+    """Raise `UserError` where the number of devices has changed the steps of an epoch."""
+    if progress.step and progress.epoch_steps != session.epoch_steps:
+        raise UserError(
+            f'an epoch had {progress.epoch_steps} steps and has {session.epoch_steps} now: a last batch that '
+            'does not split evenly is trimmed, so continue on as many devices as before'
+        )
+    progress.epoch_steps = session.epoch_steps
+
+
+def _warn_of_losses(workdir: Path, progress: Progress):
+    """Say on stderr that checkpoints are gone which this run once had written."""
+    stamps = [int(path.stem) for path in (workdir / 'best').glob('*/[0-9]*.npz')]
+    # The best weights of an epoch come before its checkpoint: one epoch ahead is nothing unusual.
+    last = max(stamps, default=0) - progress.epoch_steps
+    if max(last, results.last_step(workdir)) > progress.step:
+        where = f'step {progress.step}' if progress.step else 'the beginning'
+        print(f'warning: newer checkpoints of {workdir} are missing; going on from {where}', file=sys.stderr)
+
+
+def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainState, dict]:
+    """Return (state, meta) of config.resume_from, WORKDIR or WORKDIR@STEP; copy its metrics and best weights.
 
     The new run goes on from that step as if it had been its own, under its own config, which may have
     another recipe but not other data, batches or members: those give steps and scores their meaning.
     With another view, choosing the best weights begins anew.
     """
+    config = session.config
     path, _, step = config.resume_from.partition('@')
     source = Path(path)
     if not (source / 'checkpoints').is_dir():
@@ -81,106 +160,3 @@ def _copy_best(source: Path, workdir: Path, config: ConfigDict, step: int):
             (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)
             name = Path('best') / member / f'{stamps[-1]}.npz'
             shutil.copy(source / name, workdir / name)
-
-
-class Resumable:
-    """A run in memory: everything in it is rebuilt from the config and a checkpoint."""
-
-    logger: Any  # of `train.Run`, as soon as there is anything to be logged
-    learning_rates: Any
-
-    def __init__(self, config: ConfigDict, workdir: Path, terminated, stack: contextlib.ExitStack):
-        self.config, self.workdir, self.terminated, self.stack = config, workdir, terminated, stack
-        workdirs.check_config(workdir, config)
-        session = prepare(config)
-        check_batch(config, session.mesh)
-        workdirs.check_dataset(workdir, session)
-        check_images(config, session.order.own)
-        self.names, self.outputs = session.names, session.outputs
-        self.dataset, self.population, self.split = session.dataset, session.population, session.split
-        self.order, self.epoch_steps, self.total = session.order, session.epoch_steps, session.total
-        self.tests, self.chooses_on, self.validation = session.tests, session.chooses_on, session.validation
-        self._restore()
-
-    def _restore(self):
-        """Take up the newest checkpoint, or another run's, or begin."""
-        images = None
-        if self.population.fits:
-            seen = np.unique(np.concatenate(rows_of(self.split.train)))
-            images = self.dataset.normalised(seen[:FITTED])
-        self.state = init_state(self.config, self.population, images)
-        self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep)
-        self.stack.callback(self.checkpoints.close)
-        self.best = BestWeights(self.workdir)
-        # `pending`: the epoch is over, but not yet evaluated and logged.
-        self.step, self.pending, self.saved, self.lr = 0, False, None, None
-        self.selection = Selection.start(self.config.members)
-        self.metrics_length, self.results = 0, None
-        restored = self.checkpoints.restore_newest(self.state)
-        if restored is not None:
-            self.saved = restored[1]['step'], restored[1]['pending']
-        elif self.config.resume_from:
-            restored = take_over(self.config, self.state, self.workdir)
-        if restored is not None:
-            self.state, meta = restored
-            workdirs.check_clock(meta, self.epoch_steps)
-            self.step, self.pending, lr = meta['step'], meta['pending'], meta.get('lr') or []
-            self.lr = np.array(lr, np.float32) if len(lr) == len(self.outputs) else None
-            self.selection = Selection.from_json(meta['selection'])
-            self._put(active=self.selection.active(self.config))  # early_stopping may have changed
-            if not self.pending:
-                self.results = results.read(self.workdir, self.step)
-            self.metrics_length = (self.results or meta)['metrics_length']
-        elif self.config.init_from:
-            self.state = begin_from(self.config, self.population, self.state)
-            if hosts.is_first():
-                warn_of_seen(self.config, self.dataset, self.split)
-        if not self.checkpoints.set_aside:  # which was said
-            workdirs.warn_of_losses(self.workdir, self.step, self.epoch_steps)
-        self.best.forget_after(self.step)
-
-    def going_on(self) -> bool:
-        """Whether there are steps left and members that have not been stopped."""
-        return self.step < self.total and bool(self.selection.active(self.config).any())
-
-    def _put(self, **fields):
-        self.state = self.state.replace(**hosts.put(fields, self.population.sharding()))
-
-    def _save(self):
-        """Save all that the next process needs to go on as if nothing had happened."""
-        if self.saved == (self.step, self.pending):
-            return
-        weights = self.population.disassemble(tuple(zip(self.state.params, self.state.stats, self.state.opt)))
-        trees = *weights, jax.device_get(self.state.head)
-        self._require_finite(zip(trees, jax.device_get(self.state.sums['loss'])))
-        meta = {
-            'step': self.step,
-            'pending': self.pending,
-            'epoch_steps': self.epoch_steps,
-            'selection': self.selection.to_json(),
-            'metrics_length': self.logger.flush(),
-            'lr': None if self.lr is None else self.lr.tolist(),
-        }
-        if has_head(self.config) and hosts.is_first():
-            fusion_log.write(self.workdir, self.config, self.learning_rates)
-        self.checkpoints.save(self.step, self.state, meta)
-        self.saved = self.step, self.pending
-        self.best.prune(self.checkpoints.steps())
-
-    def _poll(self):
-        """Save and leave if SIGTERM came."""
-        if self.terminated.is_set():
-            self._save()
-            self.checkpoints.wait()
-            raise Preempted(f'saved at step {self.step}; the same command goes on from there')
-
-    def _require_finite(self, values):
-        """`UserError` unless the numbers of all outputs that go on, a tree of each, are finite."""
-        diverged = self.selection.diverged(values, self.config)
-        if diverged.any():
-            self.checkpoints.wait()
-            names = ', '.join(np.array(self.outputs)[np.flatnonzero(diverged)])
-            raise UserError(
-                f'{names} diverged: not all numbers are finite at step {self.step}; try a smaller '
-                f'optimizer.lr, or optimizer.clip; kept checkpoints: {self.checkpoints.steps()}'
-            )

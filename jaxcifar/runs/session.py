@@ -1,8 +1,10 @@
 """What a config and a data set determine, before a run has taken a step."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -10,7 +12,7 @@ from jaxcifar.config.members import member_names
 from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import Order
 from jaxcifar.data.splits import Images, Split, evaluation_images, make_split, validation_split
-from jaxcifar.engine.couplings import output_names
+from jaxcifar.engine.couplings import make_learning_rates, output_names
 from jaxcifar.engine.population import Population, make_mesh
 
 
@@ -59,6 +61,11 @@ class Session:
         return self.config.epochs * self.epoch_steps
 
     @cached_property
+    def learning_rates(self) -> Callable:
+        """step -> each member's learning rate and those of the head's parts, [K] or [K+2]."""
+        return make_learning_rates(self.config, self.epoch_steps)
+
+    @cached_property
     def images(self) -> dict[str, Images]:
         """All that can be evaluated, by name."""
         return evaluation_images(self.dataset, self.split)
@@ -89,3 +96,20 @@ def prepare(config: ConfigDict, dataset: Dataset | None = None) -> Session:
         dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
     population = Population(config, dataset.num_classes, dataset.image_size, make_mesh(config))
     return Session(config, dataset, population)
+
+
+def later_batches(session: Session, first: range, batch: dict) -> Iterator[dict]:
+    """Yield `jax.ShapeDtypeStruct`s of the epoch's batches after the `first` call, whose batch is given.
+
+    A kept short last batch, or calls of fewer steps than `steps_per_call`, have shapes of their own.
+    """
+    order, ends = session.order, session.epoch_steps
+    for call in order.calls(session.config, first.stop, -(-first.stop // ends) * ends):
+        size = order.last if order.last and call.stop % ends == 0 else order.batch
+        *lead, _ = batch['label'].shape
+        label = ([len(call), *lead[1:]] if session.config.steps_per_call > 1 else lead) + [size]
+
+        def resized(x, label=tuple(label)):
+            return jax.ShapeDtypeStruct(label + x.shape[len(label) :], x.dtype, sharding=x.sharding)
+
+        yield jax.tree.map(resized, batch)

@@ -2,8 +2,9 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from math import prod
-from typing import Any
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,13 +15,15 @@ from jaxcifar.config.members import member_views
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.views import ternary_layers
 from jaxcifar.machine.files import write_text
+from jaxcifar.runs.evaluation import Scored
+from jaxcifar.runs.session import Session
 
 FILE = 'sparsity.csv'
 COLUMNS = ('member', 'checkpoint', 'layer', 'weights', 'zeros')
 
 
 def describe(config: ConfigDict, population: Population, params) -> list[str]:
-    """A line for each network that is seen as ternary: how many of its kernels and parameters."""
+    """Return a line for each ternary network: how many of its kernels and parameters are ternary."""
     views, t, lines = member_views(config), config.ternary, []
     for group, tree in zip(population.groups, params):
         if views[group.members[0]] == 'ternary':
@@ -35,30 +38,28 @@ def describe(config: ConfigDict, population: Population, params) -> list[str]:
 
 
 def zeros(config: ConfigDict, population: Population, params) -> list[dict[str, tuple[int, int]]]:
-    """{layer: (weights, zeros among them)} of each member's ternary kernels, K dicts."""
-    shown, found = population.disassemble(jax.jit(population.show)(params)), []
+    """Return {layer: (weights, zeros among them)} of each member's ternary kernels, K dicts."""
+    shown, counts = population.disassemble(jax.jit(population.show)(params)), []
     for view, tree in zip(member_views(config), shown):
         flat = flatten_dict(tree, sep='/')
         layers = ternary_layers(config, flat) if view == 'ternary' else []
-        found.append({path: (flat[path].size, int(np.sum(flat[path] == 0))) for path in layers})
-    return found
+        counts.append({path: (flat[path].size, int(np.sum(flat[path] == 0))) for path in layers})
+    return counts
 
 
-def record(run, weights: dict[str, Any], results: dict):
-    """Put the share of zeros in `results` and each layer's in sparsity.csv.
-
-    weights: `Weights` of `last` and if chosen `best`.
-    """
-    if 'ternary' not in member_views(run.config):
+def record(session: Session, workdir: Path, scored: Mapping[str, Scored], results: dict):
+    """Put the share of zeros in `results` and each layer's in sparsity.csv, of last and best weights."""
+    if 'ternary' not in member_views(session.config):
         return
     file = io.StringIO()
     table = csv.writer(file, lineterminator='\n')
     table.writerow(COLUMNS)
-    for which, (params, *_) in weights.items():
-        for member, layers in zip(results['members'], zeros(run.config, run.population, params)):
+    for checkpoint, ((params, *_), *_) in scored.items():
+        counts = zeros(session.config, session.population, params)
+        for member, layers in zip(results['members'], counts):
             for layer, (size, count) in layers.items():
-                table.writerow((member['name'], which, layer, size, f'{count / size:.6g}'))
+                table.writerow((member['name'], checkpoint, layer, size, f'{count / size:.6g}'))
             if layers:
-                sizes, counts = zip(*layers.values())
-                member[which]['zeros'] = sum(counts) / sum(sizes)
-    write_text(run.workdir / FILE, file.getvalue())
+                sizes, zero = zip(*layers.values())
+                member[checkpoint]['zeros'] = sum(zero) / sum(sizes)
+    write_text(workdir / FILE, file.getvalue())

@@ -15,7 +15,7 @@ from jaxcifar.config import saved
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import read_json, write_json, write_text
+from jaxcifar.machine.files import read_json, read_json_or_set_aside, write_json, write_text
 from jaxcifar.machine.profile import share_of_peak
 from jaxcifar.machine.versions import PACKAGES, git_commit, installed
 from jaxcifar.runs.session import Session
@@ -63,29 +63,9 @@ def check_dataset(workdir: Path, session: Session):
 
 
 def _has_checkpoint(workdir: Path) -> bool:
-    """Whether there is anything to lose: a run that failed before may be tried with other settings."""
+    """Return whether there is anything to lose: a run that failed before may be tried with other settings."""
     checkpoints = (workdir / 'checkpoints').glob('[0-9]*')
     return any(checkpoints) or (workdir / 'results.json').exists() or (workdir / 'best').exists()
-
-
-def warn_of_losses(workdir: Path, step: int, epoch_steps: int):
-    """Say on stderr that checkpoints are gone which this run once had written."""
-    stamps = [int(path.stem) for path in (workdir / 'best').glob('*/[0-9]*.npz')]
-    # The best weights of an epoch come before its checkpoint: one epoch ahead is nothing unusual.
-    last = max(stamps, default=0) - epoch_steps
-    results = read_json(workdir / 'results.json')
-    if max(last, results['step'] if results else 0) > step:
-        where = f'step {step}' if step else 'the beginning'
-        print(f'warning: newer checkpoints of {workdir} are missing; going on from {where}', file=sys.stderr)
-
-
-def check_clock(meta: dict, epoch_steps: int):
-    """Raise `UserError` where the number of devices has changed the steps of an epoch."""
-    if meta['step'] and meta['epoch_steps'] != epoch_steps:
-        raise UserError(
-            f'an epoch had {meta["epoch_steps"]} steps and has {epoch_steps} now: a last batch that does not '
-            'split evenly is trimmed, so continue on as many devices as before'
-        )
 
 
 def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, split: Split | None = None):
@@ -106,7 +86,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
     tables = [parameter_overview.get_parameter_overview(s, include_stats=False) for s in shapes]
     write_text(workdir / 'networks.txt', '\n\n'.join(tables) + '\n')
-    run = read_json(workdir / RUN, {'sessions': []})
+    run = _sessions(workdir)
     session = {
         'command': shlex.join(sys.orig_argv),
         'commit': git_commit(),
@@ -120,11 +100,14 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
     write_json(workdir / RUN, run)
 
 
-def record_speed(workdir: Path, program, clock) -> str:
-    """Add to the session what its steps cost, and return it as a line."""
+def record_speed(workdir: Path, program, clock) -> list[str]:
+    """Add to the session what its steps cost, and return it as a line; nothing without a whole epoch."""
+    if not clock.mean_rate():
+        return []
     flops = program.flops * clock.steps_per_second()
     share = share_of_peak(flops)
-    run = read_json(workdir / RUN)
+    run = _sessions(workdir)
+    run['sessions'] = run['sessions'] or [{}]  # the file may be gone
     run['sessions'][-1]['speed'] = {
         'compile_seconds': round(program.seconds, 2),
         'flops_per_step_and_device': program.flops,
@@ -133,7 +116,13 @@ def record_speed(workdir: Path, program, clock) -> str:
     }
     write_json(workdir / RUN, run)
     of_peak = '' if share is None else f', {share:.1%} of the bfloat16 peak'
-    return (
+    return [
         f'{clock.mean_rate():,.0f} images/s, {flops / 1e9:,.0f} GFLOP/s a device{of_peak}; '
         f'compiled in {program.seconds:.1f} s'
-    )
+    ]
+
+
+def _sessions(workdir: Path) -> dict:
+    """Return run.json; a damaged one is set aside, and the list of sessions begins anew."""
+    run = read_json_or_set_aside(workdir / RUN, sessions=list) or {'sessions': []}
+    return {**run, 'sessions': [session for session in run['sessions'] if isinstance(session, dict)]}

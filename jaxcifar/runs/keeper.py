@@ -1,0 +1,76 @@
+"""What a run keeps: its checkpoints, and the weights of its members' best epochs."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxcifar.engine.couplings import has_head
+from jaxcifar.engine.state import TrainState, eval_weights
+from jaxcifar.machine import hosts
+from jaxcifar.machine.errors import UserError
+from jaxcifar.runs import fusion_log
+from jaxcifar.runs.checkpoint import Checkpoints
+from jaxcifar.runs.progress import Progress
+from jaxcifar.runs.session import Session
+from jaxcifar.runs.weights import BestWeights
+
+
+class Keeper:
+    """The checkpoints and best weights in a run's workdir."""
+
+    def __init__(self, session: Session, workdir: Path):
+        self.session, self.workdir = session, workdir
+        self.checkpoints = Checkpoints(workdir, session.config.checkpoint.keep)
+        self.best = BestWeights(workdir)
+        self.saved: tuple[int, bool] | None = None  # step and pending of the newest checkpoint
+
+    def save(self, state: TrainState, progress: Progress, logger):
+        """Save all that the next process needs to go on as if nothing had happened."""
+        if self.saved == (progress.step, progress.pending):
+            return
+        session, population = self.session, self.session.population
+        weights = population.disassemble(tuple(zip(state.params, state.stats, state.opt)))
+        trees = *weights, jax.device_get(state.head)
+        self.require_finite(progress, zip(trees, jax.device_get(state.sums['loss'])))
+        # Rows that are not on disk yet would be missing after a crash.
+        progress.metrics_length = logger.flush()
+        if has_head(session.config) and hosts.is_first():
+            fusion_log.write(self.workdir, session.config, session.learning_rates)
+        self.checkpoints.save(progress.step, state, progress.to_json())
+        self.saved = progress.step, progress.pending
+        self.best.prune(self.checkpoints.steps())
+
+    def choose(self, state: TrainState, progress: Progress, accuracy: np.ndarray) -> np.ndarray:
+        """Take in validation accuracies, one an output, and write the weights of members at a new best.
+
+        Returns the members that stop here, [K] bool.
+        """
+        config, selection = self.session.config, progress.selection
+        before = selection.active(config)
+        better = selection.update(accuracy, progress.epoch, config)
+        if better.any():
+            weights = eval_weights(state)
+            members = self.session.population.disassemble(tuple(zip(weights.params, weights.stats)))
+            head = hosts.fetch(weights.head or {})
+            self.require_finite(progress, [*members, head])
+            for k in np.flatnonzero(better):
+                self.best.save(self.session.names[k], progress.step, *members[k])
+            for part, params in head.items():
+                self.best.save(part, progress.step, params, {})
+        return before & ~selection.active(config)
+
+    def require_finite(self, progress: Progress, values):
+        """Raise `UserError` unless the numbers of all outputs that go on, a tree of each, are finite."""
+        diverged = progress.selection.diverged(values, self.session.config)
+        if diverged.any():
+            self.checkpoints.wait()
+            names = ', '.join(np.array(self.session.outputs)[np.flatnonzero(diverged)])
+            raise UserError(
+                f'{names} diverged: not all numbers are finite at step {progress.step}; try a smaller '
+                f'optimizer.lr, or optimizer.clip; kept checkpoints: {self.checkpoints.steps()}'
+            )
+
+    def close(self):
+        """Wait until all saves are on disk."""
+        self.checkpoints.close()
