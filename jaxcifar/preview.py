@@ -1,4 +1,4 @@
-"""A contact sheet of what the network sees: python -m jaxcifar.preview --config FILE[:ARGUMENT]
+"""Draw what the network sees on a contact sheet: python -m jaxcifar.preview --config FILE[:ARGUMENT]
 
 Writes preview.png into --workdir (the current folder). Its first row is the first images of a run,
 the others are the same images as augmented in its first epochs, with the labels they are trained on.
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxcifar.augment.pipeline import has_own_batches
 from jaxcifar.config.command_line import parse
 from jaxcifar.data.loader import batches
 from jaxcifar.engine.step import TrainStep
@@ -25,7 +26,7 @@ COLUMNS, EPOCHS = 10, 4
 
 
 def contact_sheet(config: ConfigDict):
-    """The matplotlib figure for a resolved config; with members' own batches, the first member's."""
+    """Draw the matplotlib figure for a resolved config; with members' own batches, the first member's."""
     from matplotlib.figure import Figure
 
     session = prepare(config)
@@ -34,7 +35,8 @@ def contact_sheet(config: ConfigDict):
     see = jax.jit(step.see, compiler_options=compiler_options())
     with contextlib.closing(batches(config, dataset, session.order, session.mesh, range(1))) as source:
         placed = next(source)
-    batch = of_first(jax.device_get(placed), placed['label'])
+    own = has_own_batches(placed['image'])
+    batch = of_first(jax.device_get(placed), own)
     columns = min(COLUMNS, len(batch['label']))
     figure = Figure((1.4 * columns, 1.6 * (EPOCHS + 1)))
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.93, wspace=0.06, hspace=0.2)
@@ -44,8 +46,9 @@ def contact_sheet(config: ConfigDict):
     rows = [batch['image'][:columns]]
     for epoch in range(EPOCHS):
         images, targets = jax.device_get(see(placed, jnp.int32(epoch * session.epoch_steps)))
-        images = images[0] if images.ndim == 5 else images
-        targets = of_first(targets, targets.first)
+        # Members that share a batch may still see it augmented each for itself.
+        images = of_first(images, has_own_batches(images))
+        targets = of_first(targets, targets.first.ndim == 2)
         rows.append(visible(images[:columns], dataset.mean, dataset.std))
         names.append([label(targets, i, dataset.classes) for i in range(columns)])
     for row, pictures, titles in zip(axes, rows, names):
@@ -56,18 +59,18 @@ def contact_sheet(config: ConfigDict):
     return figure
 
 
-def of_first(tree, labels: np.ndarray):
-    """The first member's part of arrays [K,B,…], or all of [B,…]: the labels, [K,B] or [B], tell."""
-    return jax.tree.map(lambda x: x[0], tree) if labels.ndim == 2 else tree
+def of_first(tree, own: bool):
+    """Return the first member's part of arrays [K,B,…] if members have their own, or all of [B,…]."""
+    return jax.tree.map(lambda x: x[0], tree) if own else tree
 
 
 def visible(images: np.ndarray, mean, std) -> np.ndarray:
-    """Normalised images back as uint8."""
+    """Turn normalised images back to uint8."""
     return np.clip(np.rint(255 * (images * np.array(std) + np.array(mean))), 0, 255).astype(np.uint8)
 
 
 def label(targets, i: int, classes) -> str:
-    """'cat', or where two images are mixed 'cat .70 / ship .30'."""
+    """Return 'cat', or where two images are mixed 'cat .70 / ship .30'."""
     first = classes[targets.first[i]]
     if targets.second is None or targets.weight[i] == 1:
         return first
@@ -76,7 +79,7 @@ def label(targets, i: int, classes) -> str:
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     config, workdir = parse([sys.argv[0], '--workdir=.', *sys.argv[1:]])
     path = workdir / 'preview.png'
     figure = contact_sheet(finalize(config))

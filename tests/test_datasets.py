@@ -265,7 +265,7 @@ def test_archive_is_downloaded_once(tmp_path, official, capsys):
 def test_wrong_archive_is_not_kept(tmp_path, official, monkeypatch):
     kind = official[0]
     monkeypatch.setattr(kind, 'tgz_md5', '0' * 32)
-    assert 'wrong md5' in message('cifar10', tmp_path / 'root')
+    assert f'expected md5 {"0" * 32}, got' in message('cifar10', tmp_path / 'root')
     assert os.listdir(tmp_path / 'root') == []
 
 
@@ -285,9 +285,9 @@ def test_nothing_works(tmp_path, official, monkeypatch):
 
 def test_wrong_batch_is_refused():
     images = np.zeros((10, 32, 32, 3), np.uint8)
-    with pytest.raises(ValueError, match='test_batch has wrong md5'):
+    with pytest.raises(ValueError, match='test_batch: expected the official md5'):
         download.verify_batch('test_batch', images, [0] * 10)
-    with pytest.raises(ValueError, match='10 images but 9 labels'):
+    with pytest.raises(ValueError, match='expected a label for each of 10 images, got 9'):
         download.verify_batch('test_batch', images, [0] * 9)
 
 

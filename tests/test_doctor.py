@@ -42,7 +42,10 @@ def test_faults_are_named_in_plain_words(config, tiny_networks, tmp_path, monkey
     assert fault('run', config, tmp_path) == 'the config: epochs must be at least 1, got 0'
     config.epochs, config.batch_size = 1, 1000
     config.data.drop_last = True
-    assert fault('run', config, tmp_path) == 'the run: 80 training images do not fill a batch of 1000'
+    assert (
+        fault('run', config, tmp_path)
+        == 'the run: expected 1000 training images or more, a batch, got 80: set a smaller batch_size'
+    )
     config.dataset, config.data.root = 'cifar100', str(tmp_path)
     assert f'cifar100.npz is not in {tmp_path}' in fault('run', config, tmp_path)
     config.dataset = 'npz:nowhere.npz'

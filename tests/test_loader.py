@@ -80,7 +80,7 @@ def test_drop_last_and_too_few_images(config, dataset):
     config.batch_size, config.data.drop_last = 40, True
     assert [len(b['label']) for b in load(config, dataset, range(4))] == [40] * 4
     config.batch_size = 97
-    with pytest.raises(UserError, match='96 training images do not fill a batch of 97'):
+    with pytest.raises(UserError, match='expected 97 training images or more, a batch, got 96'):
         load(config, dataset, range(1))
 
 

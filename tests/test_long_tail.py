@@ -95,7 +95,7 @@ def test_files_are_made_once_and_made_again_alike(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('fault', 'words'), [
     ('edited', r'calib\.json does not match its sha256'),
     ('missing', r'calib\.json is missing'),
-    ('other data', 'it is for data_sha256=abc, not xyz'),
+    ('other data', 'expected data_sha256=xyz, got abc'),
     ('manifest', 'manifest.json: '),
 ])  # fmt: skip
 def test_files_that_do_not_match_are_refused(tmp_path, fault, words):

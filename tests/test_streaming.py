@@ -197,7 +197,7 @@ def test_what_is_set_for_streams_and_refused(config, tmp_path):
     config.dataset, config.data.image_size = 'imagenet:x', None
     assert finalize(config).data.image_size == 224
     config.data.loader = 'device'
-    with pytest.raises(UserError, match='imagenet:x needs host'):
+    with pytest.raises(UserError, match=r'set data\.loader=host for imagenet:x'):
         finalize(config)
     with pytest.raises(UserError, match=r'No such file.*; expected image files as'):
         load_dataset(f'stream:{tmp_path}/none', '', 8)

@@ -10,22 +10,22 @@ import numpy as np
 
 
 def brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Black at 0, as it is at 1."""
+    """Scale the brightness by `factor` [B]: 0 is black, 1 leaves the image."""
     return _to_uint8(images * _each(factor))
 
 
 def saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Grey at 0, as it is at 1."""
+    """Blend with the grey image: 0 is grey, 1 leaves the image."""
     return _blend(images, _grey(images), factor)
 
 
 def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """The mean grey of the image at 0, as it is at 1."""
+    """Blend with the image's mean grey: 0 is that grey, 1 leaves the image."""
     return _blend(images, _grey(images).mean((1, 2, 3), keepdims=True), factor)
 
 
 def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blurred at 0, as it is at 1; the outermost pixels stay."""
+    """Blend with a blurred image: 0 is blurred, 1 leaves the image; the outermost pixels stay."""
     x = images.astype(jnp.float32)
     height, width = images.shape[1:3]
     # Neighbours of a padded image: XLA fuses that with the rest, but not a border that is written later.
@@ -65,7 +65,7 @@ def posterize(images: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def solarize(images: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Invert what is at or above the threshold, 0 to 255."""
+    """Invert pixels at or above the threshold, 0 to 255."""
     return jnp.where(images >= _each(threshold), 255 - images, images)
 
 
@@ -77,7 +77,7 @@ def autocontrast(images: jax.Array) -> jax.Array:
 
 
 def _stretched() -> np.ndarray:
-    """uint8 [channel's range, distance from its lowest value] -> the stretched value.
+    """Tabulate the stretched values: uint8 [channel's range, distance from its lowest value].
 
     Computed here because XLA does not divide by a scale but multiplies with its reciprocal.
     """
@@ -108,17 +108,17 @@ def equalize(images: jax.Array) -> jax.Array:
 
 
 def invert(images: jax.Array) -> jax.Array:
-    """The negative."""
+    """Return the negative."""
     return 255 - images
 
 
 def _each(numbers: jax.Array) -> jax.Array:
-    """[B] -> [B,1,1,1]"""
+    """Reshape [B] to [B,1,1,1]."""
     return numbers[:, None, None, None]
 
 
 def _grey(images: jax.Array) -> jax.Array:
-    """[B,H,W,1], whole numbers as float32."""
+    """Return the grey image [B,H,W,1], whole numbers as float32."""
     red, green, blue = (images[..., i : i + 1] for i in range(3))
     return jnp.floor(red * 0.2989 + green * 0.587 + blue * 0.114)
 

@@ -16,22 +16,24 @@ def random_erasing(
     ratio: tuple[float, float] = (0.3, 3.3),
     value: float | tuple[float, ...] = 0.0,
 ) -> Callable:
-    """A box of `scale` of the area and an aspect log-uniform in `ratio` (Zhong et al. 2020).
+    """Paint over a box of `scale` of the area and an aspect log-uniform in `ratio` (Zhong et al. 2020).
 
-    `value` is one number or one a channel. Of ten boxes the first that fits is taken; none may.
+    `value` is one number or one a channel. Of ten boxes the first that fits is taken; none may fit.
+    Raises ValueError for numbers out of range.
     """
     if not 0 <= probability <= 1:
-        raise ValueError(f'probability={probability} is not from 0 to 1')
+        raise ValueError(f'probability must be from 0 to 1, got {probability}')
     if not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f'scale={scale} is not a pair of growing shares of the area')
+        raise ValueError(f'scale must be two growing shares of the area, got {scale}')
     if not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f'ratio={ratio} is not a pair of growing numbers above 0')
+        raise ValueError(f'ratio must be two growing numbers above 0, got {ratio}')
     if np.shape(value) not in ((), (3,)):
-        raise ValueError(f'value={value} is not a number, nor one for each of three channels')
+        raise ValueError(f'value must be one number or three, got {value}')
     colour = np.asarray(value, np.float32)
 
     def erase(key: jax.Array, images: jax.Array) -> jax.Array:
         count, *size = images.shape[:3]
+        # One draw for all: areas and aspects of the tries, the corner, and whether it happens.
         chances = jax.random.uniform(key, (count, 2 * TRIES + 3))
         area, aspect, place, happens = jnp.split(chances, (TRIES, 2 * TRIES, 2 * TRIES + 2), 1)
         area = (scale[0] + area * (scale[1] - scale[0])) * math.prod(size)
@@ -47,9 +49,9 @@ def random_erasing(
 
 
 def cutout(size: int) -> Callable:
-    """A square of `size` pixels around any pixel, cut off at the edges (DeVries and Taylor 2017)."""
+    """Paint over a square of `size` pixels around any pixel, cut off at the edges (DeVries, Taylor 2017)."""
     if not isinstance(size, int) or size < 1:
-        raise ValueError(f'size={size!r} is not a number of pixels')
+        raise ValueError(f'size must be a whole number of pixels from 1 up, got {size!r}')
 
     def cut(key: jax.Array, images: jax.Array) -> jax.Array:
         count, height, width, _ = images.shape
@@ -61,7 +63,7 @@ def cutout(size: int) -> Callable:
 
 
 def _paint(images, corner, end, happens, colour) -> jax.Array:
-    """Boxes from [B,2] up to but without [B,2], rows first, in one colour."""
+    """Paint boxes from `corner` [B,2] up to but without `end` [B,2], rows first, in one colour."""
 
     def inside(axis: int) -> jax.Array:
         at = jnp.arange(images.shape[1 + axis])

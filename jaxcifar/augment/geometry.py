@@ -15,7 +15,7 @@ GEOMETRIC = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate')
 
 
 def inverse_matrix(op: str, magnitude: float, height: int, width: int) -> np.ndarray:
-    """The matrix, [6], of one of GEOMETRIC; any other op leaves the pixels where they are.
+    """Return the matrix, [6], of one of GEOMETRIC; any other op leaves the pixels where they are.
 
     Magnitudes are torchvision's: shears are ratios and leave the upper left corner where it is,
     translations are in pixels and cut to whole ones, positive angles (degrees) turn
@@ -34,7 +34,7 @@ def inverse_matrix(op: str, magnitude: float, height: int, width: int) -> np.nda
 
 
 def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
-    """Each of [B,H,W,C] through its own matrix, [B,6]."""
+    """Move the pixels of each image [B,H,W,C] by its own matrix, [B,6]."""
     batch, height, width, channels = images.shape
     x, y = _centred(width), _centred(height)[:, None]
     a, b, c, d, e, f = (m[:, None, None] for m in jnp.moveaxis(matrices, -1, 0))
@@ -51,7 +51,7 @@ def _centred(size: int) -> np.ndarray:
 
 
 def _to_pixel(x, y, line, size: int) -> jax.Array:
-    """The nearest row or column, with torch's roundings to float32.
+    """Return the nearest row or column, with torch's roundings to float32.
 
     They decide where a point goes that lies half-way between two pixels, as whole rows of a shear do.
     """
@@ -61,7 +61,7 @@ def _to_pixel(x, y, line, size: int) -> jax.Array:
 
 
 def _rounded_product(x: np.ndarray, y: jax.Array) -> jax.Array:
-    """x·y rounded to float32, for x of at most 12 bits.
+    """Return x·y rounded to float32, for x of at most 12 bits.
 
     XLA computes a·b + c without rounding a·b. Of y in two halves both products are exact, so that
     the only rounding is that of their sum.

@@ -12,14 +12,14 @@ PER = {'batch': 'batch', 'image': 'image'}
 
 
 class Targets(NamedTuple):
-    """What images show: labels [B] or [K,B], and where they are mixed a second label and a share."""
+    """Labels to train on, [B] or [K,B], and where images are mixed a second label and a share."""
 
     first: jax.Array
     second: jax.Array | None = None
     weight: jax.Array | None = None  # λ, the share of the first
 
     def mean(self, of: Callable) -> jax.Array:
-        """λ·of(first) + (1-λ)·of(second), `of` being labels to one number an example."""
+        """Return λ·of(first) + (1-λ)·of(second); `of` maps labels to one number an example."""
         value = of(self.first)
         if self.second is None or self.weight is None:
             return value
@@ -36,12 +36,15 @@ class Mix(NamedTuple):
 
 
 def _beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
-    """Draws from Beta(α, α). α = 1 without rejection, a loop whose end a GPU's host would wait for."""
+    """Draw from Beta(α, α).
+
+    α = 1 is drawn without rejection, which is a loop whose end a GPU's host would wait for.
+    """
     return jax.random.uniform(key, shape) if alpha == 1 else jax.random.beta(key, alpha, alpha, shape)
 
 
 def mixup(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> Mix:
-    """λ·x + (1-λ)·x' with λ ~ Beta(α, α), one a batch or one an image (Zhang et al. 2018)."""
+    """Mix λ·x + (1-λ)·x' with λ ~ Beta(α, α), one a batch or one an image (Zhang et al. 2018)."""
     _check(alpha, probability, per)
 
     def keep(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
@@ -51,7 +54,7 @@ def mixup(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> M
 
 
 def cutmix(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> Mix:
-    """A box of another image (Yun et al. 2019).
+    """Paste a box of another image (Yun et al. 2019).
 
     Its sides are √(1-λ) of the image's, λ ~ Beta(α, α), its centre is any pixel, and what hangs over
     the edge is cut off: the share kept is larger than λ then.
@@ -76,24 +79,24 @@ def cutmix(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> 
 
 def _check(alpha: float, probability: float, per: str):
     if not 0 < alpha < float('inf'):
-        raise ValueError(f'alpha={alpha} is not above 0')
+        raise ValueError(f'alpha must be above 0 and finite, got {alpha}')
     if not 0 <= probability <= 1:
-        raise ValueError(f'probability={probability} is not from 0 to 1')
+        raise ValueError(f'probability must be from 0 to 1, got {probability}')
     lookup('per', PER, per)
 
 
 def check_together(mixes: list[Mix]):
-    """`UserError` unless one draw can choose between them."""
+    """Raise `UserError` unless one draw can choose between the mixes."""
     if len({mix.per for mix in mixes}) > 1:
         raise UserError(f'{" and ".join(m.name for m in mixes)} share a draw: give them the same per')
     if sum(mix.probability for mix in mixes) > 1:
         chances = ' + '.join(str(mix.probability) for mix in mixes)
         names = ' and '.join(mix.name for mix in mixes)
-        raise UserError(f'at most one of {names} happens to a batch: {chances} is above 1')
+        raise UserError(f'at most one of {names} happens to a batch: {chances} must be at most 1')
 
 
 def mix_batch(mixes: list[Mix], key: jax.Array, images: jax.Array, labels: jax.Array):
-    """(mixed images [B,H,W,C], Targets): at most one of the mixes happens, by one draw.
+    """Return (mixed images [B,H,W,C], Targets): at most one of the mixes happens, by one draw.
 
     The other image is that of a random permutation of the batch.
     """

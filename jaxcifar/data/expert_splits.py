@@ -1,4 +1,4 @@
-"""Who sees which of the training images: experts, and what fuses them later; or the user's own files.
+"""Rows of training images for each expert, for what fuses the experts later, or from the user's files.
 
 The *fusion holdout* is drawn first, and no expert ever sees it. The rest is the *pool*: `overlap` gives
 each expert images that all share and some that are its own, `disjoint` gives each its own classes. All
@@ -14,25 +14,29 @@ from jaxcifar.machine.errors import UserError
 
 
 def holdout_and_pool(images: int, config) -> tuple[np.ndarray, np.ndarray]:
-    """(the fusion holdout, the pool), sorted indices of so many images."""
+    """Draw (the fusion holdout, the pool): sorted indices of so many images."""
     order = np.random.default_rng(config.experts.seed).permutation(images)
-    held = _part('experts.holdout', config.experts.holdout, images)
+    held = _size('experts.holdout', config.experts.holdout, images)
     return np.sort(order[:held]), np.sort(order[held:])
 
 
 def fusion_validation(images: int, config) -> np.ndarray:
-    """The part of the fusion holdout that fusion does not train on but chooses weights by, sorted."""
+    """Draw the images of the fusion holdout by which fusion chooses weights, sorted."""
     held, _ = holdout_and_pool(images, config)
     order = np.random.default_rng(config.experts.seed).permutation(held)
-    return np.sort(order[-_part('experts.validation', config.experts.validation, len(held)) :])
+    return np.sort(order[-_size('experts.validation', config.experts.validation, len(held)) :])
 
 
 def overlap(pool: np.ndarray, config) -> list[np.ndarray]:
-    """Each expert's images: those that all share, then its own."""
+    """Draw each expert's images: those that all share, then its own.
+
+    Raises `UserError` where the shares are more than the pool.
+    """
     e = config.experts
-    if e.shared + e.count * e.unique > 1 + 1e-9:
+    if (total := e.shared + e.count * e.unique) > 1 + 1e-9:
         raise UserError(
-            f'experts.shared={e.shared} and {e.count} times experts.unique={e.unique} are more than the pool'
+            f'expected experts.shared + experts.count * experts.unique of at most 1, got {e.shared:g} + '
+            f'{e.count} * {e.unique:g} = {total:g}: lower one of them'
         )
     order = np.random.default_rng(e.seed).permutation(pool)
     shared, unique = round(e.shared * len(pool)), round(e.unique * len(pool))
@@ -41,73 +45,92 @@ def overlap(pool: np.ndarray, config) -> list[np.ndarray]:
 
 
 def disjoint(pool: np.ndarray, labels: np.ndarray, classes: int, config) -> list[np.ndarray]:
-    """Each expert's images: those of the pool in its classes, the C classes being cut into K runs."""
+    """Pick each expert's images: those of the pool in its classes, the C classes being cut into K runs."""
     count = config.experts.count
     if count > classes:
-        raise UserError(f'split=disjoint has {classes} classes for experts.count={count}')
+        raise UserError(f'split=disjoint: experts.count must be at most the {classes} classes, got {count}')
     owner = np.arange(classes) * count // classes
     return [pool[owner[labels[pool]] == k] for k in range(count)]
 
 
 def rectangular(rows: list[np.ndarray], members: tuple[int, ...]) -> np.ndarray:
-    """[K,n] of these members' rows, n the length of the longest row of all; -1 where a row is shorter.
+    """Stack these members' rows, [K,n], n the length of the longest row of all; -1 where a row is shorter.
 
     So an epoch is as long for a member alone as for the same among others.
     """
     if not all(len(rows[k]) for k in members):
-        raise UserError(f'of the members {members}, one gets no images: {[len(r) for r in rows]}')
-    found = np.full((len(members), max(len(row) for row in rows)), -1)
-    for filled, k in zip(found, members):
+        sizes = [len(row) for row in rows]
+        raise UserError(f'expected images for each of the members {members}, got {sizes} of them')
+    table = np.full((len(members), max(len(row) for row in rows)), -1)
+    for filled, k in zip(table, members):
         filled[: len(rows[k])] = rows[k]
-    return found
+    return table
 
 
 def rows_of(train: np.ndarray) -> list[np.ndarray]:
-    """Each member's images, or those that all share, from [K,n] or [n]."""
+    """Return each member's images, or those that all share, from [K,n] or [n]."""
     return [row[row >= 0] for row in np.atleast_2d(train)]
 
 
-def _part(field: str, size: float, images: int) -> int:
-    """A share of the images, or a number of them, neither none nor all."""
-    part = int(size) if size >= 1 else round(size * images)
-    if not 0 < part < images:
-        raise UserError(f'{field}={size:g} of {images} images is none or all of them')
-    return part
+def _size(field: str, size: float, images: int) -> int:
+    """Turn a share of the images, or a number of them, into a number; neither none nor all."""
+    count = int(size) if size >= 1 else round(size * images)
+    if not 0 < count < images:
+        raise UserError(f'expected {field} to be some of the {images} images, got {size:g}: none or all')
+    return count
 
 
-def read_rows(paths: str) -> list[np.ndarray]:
-    """Index files -> one row of indices for all members, or a row for each.
+def read_rows(paths: str, images: int) -> list[np.ndarray]:
+    """Read index files: one row of indices into so many images for all members, or a row for each.
 
     One file of a list, one of K lists, or K files of a list each, joined by commas: .npy, .json (a list
     or a list of lists), or .txt (a list). Raises `UserError` naming the file that is not that.
     """
-    found = [_read(Path(path.strip()).expanduser()) for path in paths.split(',')]
-    if len(found) == 1:
-        return found[0]
-    for path, rows in zip(paths.split(','), found):
+    rows = _read_files(paths)
+    low, high = min(row.min() for row in rows), max(row.max() for row in rows)
+    if low < 0 or high >= images:
+        wrong = low if low < 0 else high
+        raise UserError(f'{paths}: expected indices of training images, 0 to {images - 1}, got {wrong}')
+    return rows
+
+
+def count_rows(paths: str) -> int:
+    """Return how many rows index files hold; raises as `read_rows`."""
+    return len(_read_files(paths))
+
+
+def _read_files(paths: str) -> list[np.ndarray]:
+    names = paths.split(',')
+    files = [_read(Path(name.strip()).expanduser()) for name in names]
+    if len(files) == 1:
+        return files[0]
+    for name, rows in zip(names, files):
         if len(rows) > 1:
-            raise UserError(f'{path} has {len(rows)} lists; of {len(found)} files each is for one member')
-    return [row for (row,) in found]
+            raise UserError(f'{name}: expected one list, as each of {len(files)} files has, got {len(rows)}')
+    return [row for (row,) in files]
 
 
 def _read(path: Path) -> list[np.ndarray]:
+    """Read one file's lists of indices."""
     try:
         if path.suffix not in READERS:
-            raise ValueError(f'not a file of indices by its name (valid: {", ".join(READERS)})')
+            raise ValueError(f'expected a name that ends in {", ".join(READERS)}')
         content = READERS[path.suffix](path)
         if not isinstance(content, list):
-            raise ValueError('it is not a list of indices')
+            raise ValueError(f'expected a list of indices, got a {type(content).__name__}')
         nested = bool(content) and all(isinstance(row, list) for row in content)
         rows = [np.array(row) for row in (content if nested else [content])]
         for row in rows:
             if row.ndim != 1 or not len(row) or row.dtype.kind not in 'iu':
-                raise ValueError('it is not a list of whole numbers, nor a list of such lists')
+                raise ValueError('expected a list of whole numbers, or a list of such lists')
             values, times = np.unique(row, return_counts=True)
             if times.max() > 1:
-                raise ValueError(f'the index {values[times.argmax()]} comes {times.max()} times')
+                index, most = values[times.argmax()], times.max()
+                raise ValueError(f'expected each index once, got {index} {most} times')
         return rows
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f'{path}: {getattr(error, "strerror", None) or error}') from None
+    except Exception as error:  # numpy and json raise nearly anything on damaged bytes
+        reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+        raise UserError(f'{path}: {" ".join(reason.split())}') from None
 
 
 READERS = {
@@ -115,11 +138,3 @@ READERS = {
     '.json': lambda path: json.loads(path.read_text()),
     '.txt': lambda path: [int(word) for word in path.read_text().split()],
 }
-
-
-def check_range(rows: list[np.ndarray], images: int, paths: str):
-    """Raise `UserError` where an index is not one of a training image."""
-    low, high = min(row.min() for row in rows), max(row.max() for row in rows)
-    if low < 0 or high >= images:
-        wrong = low if low < 0 else high
-        raise UserError(f'{paths}: the index {wrong} is not of one of {images} training images')

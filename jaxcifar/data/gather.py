@@ -1,4 +1,7 @@
-"""What runs in a DataLoader's worker processes: it must not import JAX, whose threads forbid it."""
+"""Batches gathered in a DataLoader's worker processes.
+
+This module must not import JAX, whose threads forbid a fork.
+"""
 
 import multiprocessing
 import signal
@@ -8,7 +11,7 @@ import numpy as np
 
 
 def data_loader(dataset, requests: Iterable[tuple[int, np.ndarray]], workers: int):
-    """A PyTorch DataLoader of the batches that `dataset.__getitems__` makes of (epoch, indices)."""
+    """Build a PyTorch DataLoader of the batches that `dataset.__getitems__` makes of (epoch, indices)."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -35,16 +38,17 @@ class Gather:
         self.images, self.labels = images, labels
 
     def __getitems__(self, request: tuple[int, np.ndarray]) -> dict[str, np.ndarray]:
+        """Gather (epoch, indices): 'image', 'label' and 'index'."""
         _, indices = request
         index = indices.astype(np.int32)
         return {'image': self.images[indices], 'label': self.labels[indices], 'index': index}
 
 
 def leave_sigterm(worker: int):
-    """Called in each worker: a scheduler signals all processes, but the main one must save first."""
+    """Ignore SIGTERM in a worker: a scheduler signals all processes, but the main one must save first."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def identity(batch):
-    """A collate function for batches that are made already."""
+    """Return the batch: a collate function for batches that are made already."""
     return batch

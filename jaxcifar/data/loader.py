@@ -23,18 +23,35 @@ from jaxcifar.machine.errors import UserError
 
 
 class Order:
-    """Which images each step sees: a new shuffle every epoch, drawn from (seed, epoch)."""
+    """Which images each step sees: a new shuffle every epoch, drawn from (seed, epoch).
+
+    Attributes:
+      own: whether members have batches of their own, [K,B], or share one, [B].
+      rows: the images that each of K batches, or the one, is drawn from.
+      steps_per_epoch: batches of an epoch, a shorter last one included.
+      last: size of that last batch, 0 where there is none.
+      trimmed: images of it that are left out, so that it splits evenly.
+    """
 
     def __init__(self, config: ConfigDict, train: np.ndarray, multiple: int):
-        self.train = train  # [n] or [K,n] as in `splits.Split`
-        self.batch = config.batch_size
+        """Draw from `train`, [n] or [K,n] as in `splits.Split`; a last batch is a multiple of `multiple`.
+
+        Raises `UserError` where the images do not fill a single batch.
+        """
+        # The steps of an epoch: whole batches, and what is left of the images.
+        self.train, self.batch = train, config.batch_size
         images = train.shape[-1]
         rest = 0 if config.data.drop_last else images % self.batch
         self.trimmed = rest % multiple
         self.last = rest - self.trimmed
         self.steps_per_epoch = images // self.batch + (self.last > 0)
         if not self.steps_per_epoch:
-            raise UserError(f'{images} training images do not fill a batch of {self.batch}')
+            raise UserError(
+                f'expected {self.batch} training images or more, a batch, got {images}: '
+                'set a smaller batch_size'
+            )
+        # Who draws: all members at once, or each by itself. Only members with an order of their own
+        # have a seed of their own.
         own_order = config.data.order == 'member'
         self.own = train.ndim == 2 or own_order
         members = config.members if self.own else 1
@@ -42,10 +59,11 @@ class Order:
         self._seeds = seeds if own_order else [(run_seed(config),)] * members
         rows = rows_of(train)
         self.rows = rows * (members // len(rows))
+        # The epoch drawn last is kept: a step takes a slice of it.
         self._epoch, self._shuffled = -1, np.empty(0)
 
     def indices(self, step: int) -> np.ndarray:
-        """[B] training indices of a step, or [K,B] where members have their own."""
+        """Return the training indices of a step: [B], or [K,B] where members have their own."""
         epoch, i = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._shuffled = epoch, self._shuffle(epoch)
@@ -53,14 +71,18 @@ class Order:
         return self._shuffled[..., i * self.batch : i * self.batch + size]
 
     def calls(self, config: ConfigDict, step: int, total: int) -> Iterator[range]:
-        """The steps from `step` to `total` that are handed to the devices together.
+        """Yield the steps from `step` to `total` that are handed to the devices together.
 
         At most steps_per_call, all of one shape, and none beyond a step after which something is to be done.
         """
+        # What recurs ends a call: an epoch, which may be evaluated, the log, a checkpoint.
+        every = [
+            n for n in (self.steps_per_epoch, config.log.every_steps, config.checkpoint.every_steps) if n
+        ]
         while step < total:
-            every = self.steps_per_epoch, config.log.every_steps, config.checkpoint.every_steps
             ends = [total, step + config.steps_per_call, *config.profile.steps]
-            ends += [(step // n + 1) * n for n in every if n]
+            ends += [(step // n + 1) * n for n in every]
+            # A shorter last batch has another shape: it is a call of its own.
             if self.last:
                 ends.append((step // self.steps_per_epoch + 1) * self.steps_per_epoch - 1)
             end = min(e for e in ends if e > step)
@@ -68,13 +90,13 @@ class Order:
             step = end
 
     def call_indices(self, config: ConfigDict, steps: range) -> np.ndarray:
-        """`indices` of the steps of one call; stacked where a call takes several, [steps,…]."""
+        """Return `indices` of the steps of one call; stacked where a call takes several, [steps,…]."""
         if config.steps_per_call == 1:
             return self.indices(steps.start)
         return np.stack([self.indices(step) for step in steps])
 
     def _shuffle(self, epoch: int) -> np.ndarray:
-        """[n] or [K,n]: an epoch is one shuffle; a member with fewer images than others begins another."""
+        """Draw an epoch, [n] or [K,n]: one shuffle; a member with fewer images than others adds another."""
         n = self.train.shape[-1]
 
         def shuffles(seed: tuple[int, ...], images: np.ndarray) -> np.ndarray:
@@ -86,7 +108,7 @@ class Order:
 
 
 def batches(config: ConfigDict, dataset, order: Order, mesh: Mesh, steps: range):
-    """The batches {'image', 'label', 'index'} of some steps, on the devices: an iterator to be closed.
+    """Iterate over the batches {'image', 'label', 'index'} of some steps, on the devices; to be closed.
 
     With steps_per_call above 1, those of each of `Order.calls`, stacked along a first axis.
     """
@@ -133,7 +155,7 @@ def _device_batches(config, dataset, order: Order, sharding: NamedSharding, call
 
 
 def in_order(images, size: int, workers: int) -> Generator[np.ndarray]:
-    """All images, `size` at a time, to be evaluated; an iterator to be closed."""
+    """Yield all images, `size` at a time, to be evaluated; an iterator to be closed."""
     starts = range(0, len(images), size)
     if isinstance(images, np.ndarray):
         yield from (images[start : start + size] for start in starts)
@@ -149,7 +171,10 @@ def in_order(images, size: int, workers: int) -> Generator[np.ndarray]:
 
 
 def prefetch(source, place: Callable, depth: int = 2) -> Generator:
-    """Yield `place(item)` for the items of `source`, made by a thread that runs `depth` ahead."""
+    """Yield `place(item)` for the items of `source`, made by a thread that runs `depth` ahead.
+
+    What the thread raises is raised here, where the batch is wanted.
+    """
     ready: queue.Queue = queue.Queue(depth)
     closed = threading.Event()
 
@@ -168,7 +193,7 @@ def prefetch(source, place: Callable, depth: int = 2) -> Generator:
                 if not put((place(item), None)):
                     return
             put((None, StopIteration()))
-        except BaseException as error:  # raised again where the batch is wanted
+        except BaseException as error:
             put((None, error))
 
     thread = threading.Thread(target=work, name='prefetch', daemon=True)

@@ -24,52 +24,54 @@ TEST_SHARE = 0.8  # of the long-tailed test images; the rest is val_lt
 
 
 def class_sizes(labels: np.ndarray, classes: int, imbalance: float) -> np.ndarray:
-    """n_i [C], from the largest class down to 1/imbalance of it; no more than a class has."""
+    """Return n_i [C], from the largest class down to 1/imbalance of it; no more than a class has."""
     largest, ranks = len(labels) // classes, np.arange(classes) / (classes - 1)
     wanted = np.array([int(largest * (1 / imbalance) ** rank) for rank in ranks])
     return np.minimum(wanted, np.bincount(labels, minlength=classes))
 
 
 def parts(y_train: np.ndarray, y_test: np.ndarray, classes: int, config) -> dict[str, np.ndarray]:
-    """Indices of each part of config.split, into the training images or into the test images.
+    """Draw each part of config.split: indices into the training images or into the test images.
 
     Raises `UserError` where a class has too few images for its parts.
     """
     seed, imbalance = config.long_tail.seed, config.long_tail.imbalance
     sizes = class_sizes(y_train, classes, imbalance)
     if sizes.min() < 1:
-        raise UserError(f'long_tail.imbalance={imbalance:g} leaves the last class without images')
+        raise UserError(
+            f'long_tail.imbalance={imbalance:g} leaves the last class without images: set a smaller one'
+        )
     train = _draw(y_train, sizes, seed)
     if config.split == 'long_tail_standard':
         return {'train': train}
     test = _draw(y_test, np.minimum(sizes, np.bincount(y_test, minlength=classes)), seed)
     try:
-        found = _cut_train(train, y_train, seed)
+        train_parts = _cut_train(train, y_train, seed)
         val_lt, test_lt = _cut(test, y_test, 1 - TEST_SHARE, seed)
     except ValueError as error:
         raise UserError(
             f'split=long_tail with long_tail.imbalance={imbalance:g} has too few images of some class '
-            f'for its parts ({error}); a smaller imbalance, or split=long_tail_standard'
+            f'for its parts ({error}): set a smaller imbalance, or split=long_tail_standard'
         ) from error
-    return {**found, 'val_lt': val_lt, 'test_lt': test_lt}
+    return {**train_parts, 'val_lt': val_lt, 'test_lt': test_lt}
 
 
 def _draw(labels: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
-    """`sizes[c]` images of each class c in turn, without replacement, from one generator."""
+    """Draw `sizes[c]` images of each class c in turn, without replacement, from one generator."""
     rng = np.random.RandomState(seed)  # the published subsets were drawn with it
     of_class = [np.flatnonzero(labels == c) for c in range(len(sizes))]
     return np.concatenate([rng.choice(i, n, replace=False) for i, n in zip(of_class, sizes)])
 
 
 def _cut(indices: np.ndarray, labels: np.ndarray, share: float, seed: int):
-    """(share of the indices, the others), class by class alike."""
+    """Cut indices into (a share of them, the others), class by class alike."""
     from sklearn.model_selection import train_test_split  # takes a second to import
 
     return train_test_split(indices, train_size=share, stratify=labels[indices], random_state=seed)
 
 
 def _cut_train(images: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """80, 8, 6 and 3 % of the images. In any other order a class is left with one image for two parts."""
+    """Cut the images into 80, 8, 6 and 3 %. In any other order a class has one image left for two parts."""
     images, _ = _cut(images, labels, 0.97, seed)
     tune, images = _cut(images, labels, 0.08 / 0.97, seed)
     images, calib = _cut(images, labels, 0.86 / 0.89, seed)
@@ -78,14 +80,14 @@ def _cut_train(images: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, n
 
 
 def folder_name(config) -> str:
-    """'cifar100_lt_if100': what the files of this long tail are called."""
+    """Return what the files of this long tail are called, as 'cifar100_lt_if100'."""
     kind, _, path = config.dataset.partition(':')
     name = f'{Path(path).stem if path else kind}_lt_if{config.long_tail.imbalance:g}'
     return f'{name}_standard' if config.split == 'long_tail_standard' else name
 
 
 def load_parts(dataset, config) -> dict[str, np.ndarray]:
-    """The parts from their index files in the data folder, which are written first if they are not there.
+    """Read the parts from their index files in the data folder, written first if they are not there.
 
     DATA/splits/NAME_seedS/PART.json is a list of indices in row order; manifest.json beside them has
     the seed, the class counts, and the sha256 of the images and of every file. Raises `UserError` where
@@ -107,10 +109,11 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
     return _read(folder, made_from)
 
 
-def _write(folder: Path, dataset, made_from: dict, found: dict[str, np.ndarray]):
+def _write(folder: Path, dataset, made_from: dict, drawn: dict[str, np.ndarray]):
+    """Write the index files, then the manifest that vouches for them."""
     manifest: dict = {**made_from, 'parts': {}}
     files: dict[str, bytes] = {}
-    for name, indices in found.items():
+    for name, indices in drawn.items():
         source = source_of(made_from['protocol'], name)
         labels = getattr(dataset, f'y_{source}')
         text = (json.dumps(indices.tolist()) + '\n').encode()
@@ -131,24 +134,25 @@ def _write(folder: Path, dataset, made_from: dict, found: dict[str, np.ndarray])
 
 
 def _read(folder: Path, made_from: dict) -> dict[str, np.ndarray]:
+    """Read the index files that the manifest vouches for; `UserError` where they are others."""
     remedy = 'put back what was there, or delete the folder to have it made anew'
     try:
         manifest = json.loads((folder / 'manifest.json').read_text())
         for key, value in made_from.items():
             if manifest[key] != value:
-                raise ValueError(f'it is for {key}={manifest[key]}, not {value}')
-        found = {}
+                raise ValueError(f'expected {key}={value}, got {manifest[key]}')
+        rows = {}
         for name in [n for names in PROTOCOLS[made_from['protocol']].values() for n in names]:
             text = (folder / f'{name}.json').read_bytes()
             if hashlib.sha256(text).hexdigest() != manifest['parts'][name]['sha256']:
                 raise ValueError(f'{name}.json does not match its sha256')
-            found[name] = np.array(json.loads(text))
+            rows[name] = np.array(json.loads(text))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f'{name}.json is missing' if isinstance(error, FileNotFoundError) else error
         raise UserError(f'{folder}/manifest.json: {reason}; {remedy}') from None
-    return found
+    return rows
 
 
 def source_of(protocol: str, part: str) -> str:
-    """Whether a part is made of 'train' or of 'test' images."""
+    """Return whether a part is made of 'train' or of 'test' images."""
     return 'test' if part in PROTOCOLS[protocol]['test'] else 'train'

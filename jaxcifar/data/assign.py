@@ -1,0 +1,139 @@
+"""How each split assigns a data set's images; `splits` says which of it a config can ask for."""
+
+import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxcifar.data import expert_splits, long_tail
+from jaxcifar.machine.errors import UserError
+
+
+class Split(NamedTuple):
+    """Indices into the training images, and parts that are evaluated besides.
+
+    `train` is [n] where members share their images, else [K,n], with -1 behind the images of a member
+    that has fewer (see `rows_of`); `validation` is [m], empty unless training images were held out.
+    `parts` are indices by name, into the test images for those in `of_test` and else into the training
+    images; they replace train and test where they have these names.
+    `class_counts` [C] are the images of the long tail before its parts, by which classes are grouped.
+    `own_validation` is the sha256 of the data set's own validation part where that part is used, else ''.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    parts: Mapping[str, np.ndarray] = MappingProxyType({})
+    of_test: tuple[str, ...] = ()
+    class_counts: np.ndarray | None = None
+    own_validation: str = ''
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of all indices, and of an own validation part, in hex."""
+        digest = hashlib.sha256(self.own_validation.encode())
+        for indices in (self.train, self.validation, *self.parts.values()):
+            digest.update(np.asarray(indices, '<i8').tobytes())
+        return digest.hexdigest()
+
+
+def shared(dataset, config) -> Split:
+    """Give all members everything that is not held out."""
+    return _hold_out(np.arange(len(dataset.y_train)), dataset, config)
+
+
+def overlap(dataset, config) -> Split:
+    """Give each expert images of the pool that all see, and some that are its own."""
+    _, pool = expert_splits.holdout_and_pool(len(dataset.y_train), config)
+    return _own_images(expert_splits.overlap(pool, config), dataset, config)
+
+
+def disjoint(dataset, config) -> Split:
+    """Give each expert its own classes of the pool."""
+    _, pool = expert_splits.holdout_and_pool(len(dataset.y_train), config)
+    rows = expert_splits.disjoint(pool, dataset.y_train, dataset.num_classes, config)
+    return _own_images(rows, dataset, config)
+
+
+def fusion(dataset, config) -> Split:
+    """Give all members the fusion holdout, but for what is held out of it in turn."""
+    held, _ = expert_splits.holdout_and_pool(len(dataset.y_train), config)
+    return _hold_out(held, dataset, config)
+
+
+def from_files(dataset, config) -> Split:
+    """Take the user's own indices: one list for all members, or one for each."""
+    rows = expert_splits.read_rows(config.files.train, len(dataset.y_train))
+    if len(rows) > 1:
+        return _own_images(rows, dataset, config)
+    if config.data.validation == 'holdout':
+        return _hold_out(rows[0], dataset, config)
+    return Split(rows[0], _validation(dataset, config))
+
+
+def _own_images(rows: list[np.ndarray], dataset, config) -> Split:
+    """Give each member its own rows."""
+    train = expert_splits.rectangular(rows, config.member_ids)
+    return Split(train, _validation(dataset, config))
+
+
+def long_tailed(dataset, config) -> Split:
+    """Give all members the train part of a long tail."""
+    parts = long_tail.load_parts(dataset, config)
+    counts = long_tail.class_sizes(dataset.y_train, dataset.num_classes, config.long_tail.imbalance)
+    if config.split == 'long_tail_standard':
+        split = _hold_out(parts['train'], dataset, config)
+        # Held out or not, rows of `train` stay in the index file's order.
+        kept = parts['train'][np.isin(parts['train'], split.train)]
+        return split._replace(train=kept, parts={'train': kept}, class_counts=counts)
+    parts['test'] = np.setdiff1d(np.arange(len(dataset.y_test)), parts['val_lt'])
+    return Split(parts['train'], np.array([], int), parts, ('val_lt', 'test_lt', 'test'), counts)
+
+
+SPLITS = {
+    'shared': shared,
+    'overlap': overlap,
+    'disjoint': disjoint,
+    'fusion': fusion,
+    'file': from_files,
+    'long_tail': long_tailed,
+    'long_tail_standard': long_tailed,
+}
+
+
+def _validation(dataset, config) -> np.ndarray:
+    """Return what data.validation holds out whatever the split, sorted; [] of others."""
+    images = len(dataset.y_train)
+    if config.data.validation == 'fusion_holdout':
+        return expert_splits.holdout_and_pool(images, config)[0]
+    if config.data.validation == 'fusion_validation':
+        return expert_splits.fusion_validation(images, config)
+    if config.data.validation == 'file':
+        rows = expert_splits.read_rows(config.files.validation, images)
+        if len(rows) > 1:
+            raise UserError(
+                f'{config.files.validation}: expected one list of validation images, got {len(rows)}'
+            )
+        return np.sort(rows[0])
+    return np.array([], int)
+
+
+def _hold_out(pool: np.ndarray, dataset, config) -> Split:
+    """Take the validation images out of the pool; with `holdout`, class by class alike.
+
+    A data set's own validation part takes the place of `holdout`: nothing leaves the pool.
+    """
+    if config.data.validation != 'holdout':
+        held = _validation(dataset, config)
+        return Split(np.setdiff1d(pool, held) if len(held) else pool, held)
+    if dataset.y_val is not None:
+        return Split(pool, np.array([], int), own_validation=dataset.val_fingerprint())
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
+    size, seed = config.data.validation_size, config.data.split_seed
+    size, labels = int(size) if size >= 1 else float(size), dataset.y_train[pool]
+    try:
+        train, held = train_test_split(pool, test_size=size, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise UserError(f'cannot hold out data.validation_size={size}: {error}; set another') from error
+    return Split(np.sort(train), np.sort(held))
