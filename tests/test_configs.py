@@ -25,7 +25,8 @@ SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cif
            'mutual:resnet32+wideresnet28_2', 'mutual:strong', 'long_tail',
            'long_tail:cifar10,standard', 'long_tail:strong', 'expert',
            'expert:wideresnet28_10,strong,pool', 'ternary', 'ternary:mobilenetv2,cifar10,ttq',
-           'fusion:densenet121,multiplicative', 'fusion:concatenation,strong', 'speedrun']  # fmt: skip
+           'fusion:densenet121,multiplicative', 'fusion:concatenation,strong', 'speedrun',
+           'speedrun:90']  # fmt: skip
 
 
 def shipped(name: str):
@@ -144,7 +145,11 @@ S = '--config configs/single.py --workdir x '
     (S + '--config.augment_each=True --config.augment=cutmix', 'leave mixup and cutmix out'),
     ('--config configs/mutual.py:resnet32+resnet20 --workdir x --config.members=3', 'members=3, got 2 in'),
     ('--config configs/mutual.py:resnet32,cifar11,strong --workdir x', "did you mean 'cifar10'"),
-    (S + '--config.optimizer.decay=(', 'optimizer.decay: cannot read'),
+    (S + '--config.optimizer.decay=(', 'optimizer.decay'),
+    (S + '--config.optimizer.rates=bias', "expected rules like 'bias=64', got 'bias'"),
+    (S + '--config.optimizer.rates=bias=-1', "expected a factor of at least 0, got 'bias=-1'"),
+    (S + '--config.optimizer.rescale=True', 'rescale is for muon, not for sgd'),
+    (S + '--config.eval.shift=-1', 'eval.shift=-1 is not from 0'),
     (S + '--config.log.wandb=offline', "pip install -e '.[wandb]'"),
     (S + '--config.data.validation=none --config.early_stopping.patience=3', 'needs validation'),
 ])  # fmt: skip

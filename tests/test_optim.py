@@ -18,6 +18,8 @@ from jaxcifar.engine.step import TrainStep
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.selection import Selection
+from tests.conftest import small_config
+from tests.steps import Run
 
 SHAPES = {'stem': {'kernel': (3, 4), 'bias': (4,)}, 'norm_0': {'scale': (4,), 'bias': (4,)}}
 STEPS, MEMBERS = 6, 2
@@ -49,13 +51,12 @@ def population_run(config, params, grads, rates):
     return params[0]
 
 
-def torch_run(config, params, grads, rates, weight_decay, decayed):
-    """One member's parameters by torch in float64; `decayed` are the paths that decay."""
+def torch_run(config, params, grads, rates, weight_decay, decayed, factors):
+    """One member's parameters by torch in float64; of paths: what share of decay and of the rate they get."""
     o = config.optimizer
     tensors = {f'{a}/{b}': torch.tensor(params[a][b], dtype=torch.float64) for a in params for b in params[a]}
     groups = [
-        {'params': [p], 'weight_decay': weight_decay if name in decayed else 0.0}
-        for name, p in tensors.items()
+        {'params': [p], 'weight_decay': weight_decay * decayed.get(name, 0.0)} for name, p in tensors.items()
     ]
     if o.name == 'sgd':
         optimizer = torch.optim.SGD(groups, rates[0], o.momentum, nesterov=o.nesterov)
@@ -67,27 +68,33 @@ def torch_run(config, params, grads, rates, weight_decay, decayed):
             p.grad = torch.tensor(grads[a][b][i], dtype=torch.float64)
         if o.clip:
             torch.nn.utils.clip_grad_norm_(tensors.values(), o.clip)
-        for group in optimizer.param_groups:
-            group['lr'] = rates[i]
+        for name, group in zip(tensors, optimizer.param_groups):
+            group['lr'] = rates[i] * factors.get(name, 1.0)
         optimizer.step()
     return {a: {b: tensors[f'{a}/{b}'].numpy() for b in params[a]} for a in params}
 
 
-EVERY = ('stem/kernel', 'stem/bias', 'norm_0/scale', 'norm_0/bias')
+EVERY = dict.fromkeys(('stem/kernel', 'stem/bias', 'norm_0/scale', 'norm_0/bias'), 1.0)
+STEM = dict.fromkeys(('stem/kernel', 'stem/bias'), 1.0)
+BY_PATH = {'rates': 'stem/k=3 bias=.5 scale=0 norm=9', 'decay': 'stem/bias=2 bias scale=.1'}
+RATES_BY_PATH = {'stem/kernel': 3, 'stem/bias': 0.5, 'norm_0/scale': 0, 'norm_0/bias': 0.5}
+DECAY_BY_PATH = {'stem/bias': 2, 'norm_0/bias': 1, 'norm_0/scale': 0.1}
 
 
 @pytest.mark.parametrize(
-    'changes, decayed',
+    'changes, decayed, factors',
     [
-        ({'name': 'sgd', 'nesterov': True}, EVERY),
-        ({'name': 'sgd', 'nesterov': False, 'clip': 1.0}, EVERY),
-        ({'name': 'sgd', 'nesterov': False, 'momentum': 0.0, 'decay': '^$'}, ()),
-        ({'name': 'sgd', 'clip': 1.0, 'decay': 'kernel|m/b'}, ('stem/kernel', 'stem/bias')),
-        ({'name': 'adamw'}, EVERY),
-        ({'name': 'adamw', 'clip': 1.0, 'decay': 'stem', 'b1': 0.8}, ('stem/kernel', 'stem/bias')),
+        ({'name': 'sgd', 'nesterov': True}, EVERY, {}),
+        ({'name': 'sgd', 'nesterov': False, 'clip': 1.0}, EVERY, {}),
+        ({'name': 'sgd', 'nesterov': False, 'momentum': 0.0, 'decay': '^$'}, {}, {}),
+        ({'name': 'sgd', 'clip': 1.0, 'decay': 'kernel|m/b'}, STEM, {}),
+        ({'name': 'adamw'}, EVERY, {}),
+        ({'name': 'adamw', 'clip': 1.0, 'decay': 'stem', 'b1': 0.8}, STEM, {}),
+        ({'name': 'sgd', 'clip': 1.0, **BY_PATH}, DECAY_BY_PATH, RATES_BY_PATH),
+        ({'name': 'adamw', **BY_PATH}, DECAY_BY_PATH, RATES_BY_PATH),
     ],
 )
-def test_updates_are_torchs(changes, decayed):
+def test_updates_are_torchs(changes, decayed, factors):
     """K members at once are K torch optimisers, each clipped by the norm of its own gradient."""
     config = base.get_config()
     config.optimizer.update(changes)
@@ -99,7 +106,7 @@ def test_updates_are_torchs(changes, decayed):
     ours = population_run(config, params, grads, rates)
     for k in range(MEMBERS):
         own = jax.tree.map(lambda p, k=k: p[k], params), jax.tree.map(lambda g, k=k: g[:, k], grads)
-        reference = torch_run(config, *own, rates[:, k], WEIGHT_DECAY[k], decayed)
+        reference = torch_run(config, *own, rates[:, k], WEIGHT_DECAY[k], decayed, factors)
         member = jax.tree.map(lambda p, k=k: p[k], ours)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), member, reference)
 
@@ -109,6 +116,13 @@ def test_decay_that_is_no_pattern_is_refused():
     config.optimizer.decay = 'kernel('
     with pytest.raises(UserError, match=r'optimizer\.decay: cannot read'):
         finalize(config)
+
+
+def test_a_rate_of_no_parameter_is_refused(dataset, tiny_networks):
+    config = small_config('')
+    config.network, config.optimizer.rates = 'tiny', 'bias=2 bais=2'
+    with pytest.raises(UserError, match="'bais' is found in none of the 5 parameters"):
+        Run(config, dataset)
 
 
 # In float32, 41·(1/41) is below 1: what the compiler makes of a division must not delay an epoch.

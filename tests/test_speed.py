@@ -4,6 +4,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -13,17 +14,21 @@ import pytest
 
 from configs import base, speedrun
 from experiments import on_gpu, results
+from experiments import speedrun as program
 from jaxcifar.data.loader import Order
 from jaxcifar.engine.optim import make_optimizer
+from jaxcifar.engine.state import eval_weights
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import Preempted, UserError
+from jaxcifar.machine.files import write_json
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.convolution import convolve
 from jaxcifar.models.speednet import SpeedNet, halve, whitening_filters
-from jaxcifar.runs.evaluation import open_evaluation
+from jaxcifar.runs.evaluation import make_eval_step, open_evaluation
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.weights import load_weights
 from tests.conftest import small_config
+from tests.steps import Run
 
 
 def test_whitened_patches_have_unit_covariance_and_are_given_twice():
@@ -67,14 +72,22 @@ def test_muon_takes_orthogonal_steps_for_kernels_and_sgds_for_the_rest():
     cosine = -np.sum(np.reshape(updates['conv'], (18, 8)) * (left @ right)) / np.linalg.norm(values) / 8**0.5
     assert cosine > 0.95
     np.testing.assert_allclose(updates['bias'], -0.05 * grads['bias'], rtol=1e-6)
+    # Rescaled, a kernel takes half of the same step from the norm √8 on; what is no kernel stays as it was.
+    config.optimizer.update({'rescale': True, 'rates': 'conv=.5'})
+    params = {'conv': 5 * grads['conv'], 'bias': 5 * grads['bias']}
+    optimizer = make_optimizer(config, 0.1, 0.0)
+    rescaled, _ = optimizer.update(grads, optimizer.init(params), params)
+    start = params['conv'] + rescaled['conv'] - 0.5 * updates['conv']
+    np.testing.assert_allclose(start, params['conv'] * 8**0.5 / np.linalg.norm(params['conv']), atol=1e-6)
+    np.testing.assert_array_equal(rescaled['bias'], updates['bias'])
 
 
-def test_a_speedrun_learns_with_filters_that_are_kept_but_not_trained(small_npz, tmp_path, monkeypatch):
+def test_a_speedrun_learns_and_trains_only_what_it_should(small_npz, tmp_path, monkeypatch):
     monkeypatch.setitem(NETWORKS, 'speednet_tiny', partial(SpeedNet, widths=(16, 32)))
-    config = speedrun.get_config('90')
+    config = speedrun.get_config('94')
     config.dataset, config.network, config.members = f'npz:{small_npz}', 'speednet_tiny', 2
-    config.epochs, config.batch_size, config.devices, config.schedule.warmup_steps = 3, 32, 1, 2
-    config.optimizer.lr = 0.1
+    config.epochs, config.batch_size, config.devices, config.precision = 4, 32, 1, 'float32'
+    config.optimizer.lr = 0.05
     found = train(config, tmp_path)
     assert found['mean']['last']['accuracy'] > 0.9
     run = open_evaluation(tmp_path).session
@@ -83,6 +96,27 @@ def test_a_speedrun_learns_with_filters_that_are_kept_but_not_trained(small_npz,
     wanted = whitening_filters(run.dataset.normalised(np.arange(96)), 24)
     for filters in stats['whiten']['filters']:  # a member's each
         np.testing.assert_allclose(filters, wanted, atol=1e-4)
+    (params,) = weights.params
+    assert np.abs(params['whiten']['bias']).min() > 0 and np.abs(params['layer1_bn1']['bias']).min() > 0
+    np.testing.assert_array_equal(params['layer1_bn1']['scale'], 1)
+
+
+def test_shifted_views_are_weighed_as_written(dataset, tiny_networks):
+    config = small_config('')
+    config.network = 'tiny'
+    run = Run(config, dataset)
+    weights, images = eval_weights(run.state), dataset.x_test
+
+    def logits(images, flip, shift):
+        run.config.eval.flip, run.config.eval.shift = flip, shift
+        return np.asarray(make_eval_step(run.config, run.population, dataset)(weights)(images))
+
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), 'reflect')
+    views = (images, 0.5), (padded[:, 4:, 4:], 0.25), (padded[:, :-4, :-4], 0.25)
+    plain = sum(share * logits(view, False, 0) for view, share in views)
+    mirrored = sum(share * logits(view[:, :, ::-1], False, 0) for view, share in views)
+    np.testing.assert_allclose(logits(images, False, 2), plain, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(logits(images, True, 2), (plain + mirrored) / 2, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture
@@ -90,6 +124,38 @@ def folder(tmp_path, monkeypatch):
     """Results go here."""
     monkeypatch.setattr(results, 'FOLDER', tmp_path)
     return tmp_path
+
+
+def test_a_speedrun_keeps_a_row_for_each_seed_as_soon_as_it_has_one(folder, tmp_path, monkeypatch):
+    commands, run_really = [], program.subprocess.run
+
+    def run(command, **options):
+        if command[0] == 'git':
+            return run_really(command, **options)
+        commands.append(command)
+        if len(commands) == 2:
+            return SimpleNamespace(returncode=1)
+        workdir = Path(command[command.index('--workdir') + 1])
+        session = {'devices': ['gpu:0 a card'], 'commit': 'abc', 'speed': {'compile_seconds': 30.0}}
+        write_json(workdir / 'results.json', {'mean': {'last': {'accuracy': 0.9401}}})
+        write_json(workdir / 'run.json', {'sessions': [session]})
+        (workdir / 'timing.csv').write_text('seconds\n1.25\n1.5\n')
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(program.subprocess, 'run', run)
+    words = '94', '2', str(tmp_path / 'runs'), '--config.precision=float32'
+    with pytest.raises(UserError, match='seed 1 ended with exit status 1'):
+        program.main(*words)
+    (row,) = results.read('speedrun_seeds')
+    wanted = {'commit': 'abc', 'device': 'gpu:0 a card', 'changes': words[3], 'seed': '0'}
+    wanted |= {'accuracy': '94.01', 'seconds': '2.75', 'seconds_with_compilation': '32.75'}
+    assert wanted.items() <= row.items()
+    program.main(*words)
+    assert [row['seed'] for row in results.read('speedrun_seeds')] == ['0', '1'] and len(commands) == 3
+    (cache,) = {word for command in commands for word in command if 'compile_cache' in word}
+    assert all({words[3], cache} <= set(command) for command in commands)
+    with pytest.raises(UserError, match=f'was run with {words[3]}: choose another FOLDER'):
+        program.main(*words[:3])
 
 
 def test_steps_for_a_gpu_run_once_and_stop_in_time(folder, tmp_path, monkeypatch, capsys):
@@ -112,7 +178,7 @@ def test_steps_for_a_gpu_run_once_and_stop_in_time(folder, tmp_path, monkeypatch
     assert '[quick] finished before on a device, in ' in capsys.readouterr().out
     monkeypatch.setattr(on_gpu, 'SAVE_SECONDS', 1)
     with pytest.raises(Preempted, match='stopped in time'):
-        go('--only', 'long', '--minutes', '0.1')
+        go('--only', 'long', '--minutes', '0.05')
     wait_for_end((tmp_path / 'child').read_text().strip())
     capsys.readouterr()
     go('--list')

@@ -5,7 +5,6 @@ is made from that member's numbers and mapped over the K members, so that one me
 never touches another.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -13,7 +12,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxcifar.engine.paths import map_paths, number_of, parse_rules
+from jaxcifar.engine.muon import kernel_or_rest, orthogonal, rescale
+from jaxcifar.engine.paths import map_paths, number_of, parse_rules, scale_by_path
 from jaxcifar.engine.views import is_scale
 
 
@@ -43,31 +43,10 @@ def muon(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformat
     A kernel counts as a matrix of inputs times outputs. Its decay is decoupled, as adamw's.
     """
     o = config.optimizer
-    kernels = [
-        optax.contrib.scale_by_muon(
-            beta=o.momentum, nesterov=o.nesterov, ns_steps=3, weight_dimension_numbers=_matrices
-        ),
-        optax.stateless(lambda updates, _: jax.tree.map(_of_unit_size, updates)),
-        *_decay(config, weight_decay),
-        optax.scale_by_learning_rate(lr),
-    ]
+    kernels = [*orthogonal(o), *_decay(config, weight_decay), optax.scale_by_learning_rate(lr)]
     rest = sgd(config, lr * o.rest, weight_decay)
     chains = {'kernel': optax.chain(*kernels), 'rest': optax.chain(*rest)}
-    return [optax.multi_transform(chains, _by_shape)]
-
-
-def _of_unit_size(update: jax.Array) -> jax.Array:
-    """An orthogonal matrix with entries of mean square 1/inputs."""
-    return update * max(1.0, update.shape[-1] / math.prod(update.shape[:-1])) ** 0.5
-
-
-def _matrices(params):
-    number = optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,))
-    return jax.tree.map(lambda leaf: number if leaf.ndim == 4 else None, params)
-
-
-def _by_shape(params):
-    return jax.tree.map(lambda leaf: 'kernel' if leaf.ndim == 4 else 'rest', params)
+    return [optax.multi_transform(chains, kernel_or_rest)]
 
 
 OPTIMIZERS = {'sgd': sgd, 'adamw': adamw, 'muon': muon}
@@ -81,23 +60,10 @@ def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransf
     if _learns_scales(config):
         chain.append(optax.masked(optax.scale(config.ternary.scale_lr), _mask(is_scale)))
     if config.optimizer.rates:
-        chain.append(_scale_by_path(config))
+        chain.append(scale_by_path(parse_rules('optimizer.rates', config.optimizer.rates)))
     if config.optimizer.rescale:
-        chain.append(optax.stateless(lambda updates, params: jax.tree.map(_from_rescaled, updates, params)))
+        chain.append(rescale())
     return optax.chain(*chain)
-
-
-def _scale_by_path(config: ConfigDict) -> optax.GradientTransformation:
-    """Updates times the factors of optimizer.rates."""
-    rules = parse_rules('optimizer.rates', config.optimizer.rates)
-    return optax.stateless(lambda updates, _: map_paths(lambda p, u: u * number_of(rules, p, 1.0), updates))
-
-
-def _from_rescaled(update: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The update that takes a convolution from where it is to √outputs·w/‖w‖, and from there on."""
-    if kernel.ndim != 4:
-        return update
-    return update + (kernel.shape[-1] ** 0.5 / jnp.linalg.norm(kernel) - 1) * kernel
 
 
 def make_chain(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import optax
 
 from jaxcifar.machine.errors import UserError
 
@@ -23,7 +24,7 @@ class Rule(NamedTuple):
 
 
 def parse_rules(field: str, text: str, bare: float | None = None) -> list[Rule]:
-    """The rules of a field's text; one without a number has `bare`.
+    """Read the rules of a field's text; one without a number has `bare`.
 
     Raises:
       UserError: a rule has no number and `bare` is None, its number is below 0, or its expression is none.
@@ -47,8 +48,13 @@ def _parse(field: str, word: str, bare: float | None) -> Rule:
 
 
 def number_of(rules: list[Rule], path: str, default: float) -> float:
-    """The number of the first rule that is found in a path."""
+    """Return the number of the first rule that is found in a path."""
     return next((rule.number for rule in rules if re.search(rule.pattern, path)), default)
+
+
+def scale_by_path(rules: list[Rule]) -> optax.GradientTransformation:
+    """Multiply updates by the numbers of their paths; those of no rule stay."""
+    return optax.stateless(lambda updates, _: map_paths(lambda p, u: u * number_of(rules, p, 1.0), updates))
 
 
 def check_found(field: str, rules: list[Rule], paths: list[str]):
@@ -62,15 +68,15 @@ def check_found(field: str, rules: list[Rule], paths: list[str]):
 
 
 def map_paths(of: Callable, tree, *rest):
-    """A tree of of(path, leaf, …)."""
+    """Return the tree of of(path, leaf, …)."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: of(path_name(path), *leaves), tree, *rest)
 
 
 def path_names(tree) -> list[str]:
-    """The paths of a tree's leaves."""
+    """Return the paths of a tree's leaves."""
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def path_name(path) -> str:
-    """'stage/block/kernel' from a JAX key path."""
+    """Write a JAX key path as 'stage/block/kernel'."""
     return '/'.join(str(getattr(k, 'key', k)) for k in path)

@@ -182,8 +182,10 @@ def _summary(card: dict) -> str:
         line += f'; fused {100 * found["fused"]:.2f} %'
     if found['ensemble'] is not None:
         line += f'; the mean of their probabilities {100 * found["ensemble"]:.2f} %'
-    line += '; all with the logits of an image and of its mirror image averaged' if found['flip'] else ''
-    line += f', and of both moved by {found["shift"]} pixels' if found['shift'] else ''
+    if found['flip'] or found['shift']:
+        mirrored = ' and of its mirror image' if found['flip'] else ''
+        moved = f', also moved by {found["shift"]} px,' if found['shift'] else ''
+        line += f'; all with the logits of an image{mirrored}{moved} averaged'
     rounded = any(m['options'].get('fold') or m['options'].get('rest') == 'float16' for m in card['members'])
     line += '; measured before the numbers in these files were rounded (see check)' if rounded else ''
     return f'{line}.'

@@ -64,7 +64,7 @@ def make_eval_step(config: ConfigDict, population: Population, dataset):
 
 
 def shifted(images: jax.Array, pixels: int) -> tuple[jax.Array, jax.Array]:
-    """Images [B,H,W,C] moved up and left, and moved down and right; what comes in is a reflection."""
+    """Move images [B,H,W,C] up and left, and down and right; what comes in is a reflection."""
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (pixels,) * 2, (pixels,) * 2, (0, 0)), 'reflect')
     return padded[:, 2 * pixels :, 2 * pixels :], padded[:, :height, :width]
