@@ -113,7 +113,9 @@ def test_members_that_take_turns_share_the_devices(config, dataset):
 @pytest.mark.parametrize('augment_each', [False, True])
 def test_devices_exchange_logits_once_a_step_and_nothing_else(tiny_networks, augment_each):
     """One member a device, [K,B,C] logits."""
-    step = members.build('tiny', batch=32, size=8, members=4, devices=4, augment_each=augment_each)
+    step = members.build(
+        'tiny', batch=32, size=8, way='loop', members=4, devices=4, augment_each=augment_each
+    )
     assert members.collectives(step) == ('1 all-gather', 4 * 32 * 100 * 4)
 
 

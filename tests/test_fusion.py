@@ -220,7 +220,7 @@ def test_four_devices_have_the_gradients_of_one(fused, dataset):
 
 
 def test_devices_exchange_logits_and_features_once_a_step(tiny_networks):
-    step = members.build('tiny', batch=32, size=8, members=4, devices=4, coupling='fusion')
+    step = members.build('tiny', batch=32, size=8, way='loop', members=4, devices=4, coupling='fusion')
     assert members.collectives(step) == ('2 all-gather', 4 * 32 * (100 + 6) * 4)
 
 

@@ -2,14 +2,17 @@
 
 import copy
 import csv
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from jaxcifar.engine.population import check_batch, make_mesh, stack, unstack
+from jaxcifar.engine.population import check_batch, make_mesh
+from jaxcifar.engine.side_by_side import choose, stack, unstack
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
+from jaxcifar.models import build, convolution
 from jaxcifar.runs.resolve import finalize
 from tests.steps import Run, distance, run_steps
 
@@ -98,6 +101,60 @@ def test_members_that_teach_each_other_on_many_devices_equal_one(
         many.state, row_of_many = steps[1](many.state, shards)
         assert distance(many.weights(), one.weights()) <= 1e-5
         assert distance(row_of_many, row) <= 1e-5
+
+
+OWN = {'data.order': 'member', 'model.dropout': 0.2}
+TWN = {'view': 'ternary', 'ternary.layers': 'conv1'}
+TTQ = TWN | {'ternary.rule': 'ttq', 'coupling': 'mutual'}
+FOUR = {'members': 4, 'devices': 4}
+
+
+@pytest.mark.parametrize(('network', 'way', 'changes'), [
+    ('resnet8', 'dense', OWN), ('resnet8', 'one', {}), ('tiny', 'grouped', OWN | TWN),
+    ('tiny', 'dense', TTQ), ('tiny', 'one', {'coupling': 'fusion'}), ('tiny+linear+tiny', 'dense', OWN),
+    ('tiny', 'dense', OWN | FOUR), ('tiny', 'grouped', OWN | FOUR | {'sync_norm': False}),
+])  # fmt: skip
+def test_members_in_one_convolution_equal_members_in_turns(
+    smooth, monkeypatch, config, dataset, network, way, changes
+):
+    monkeypatch.setattr(convolution, 'DENSE_CHANNELS', 100)  # some layers of three ResNet-8, but not all
+    config.network, config.members = network, 3
+    config.update_from_flattened_dict(changes)
+    turns, losses, _ = run_steps(config, dataset, steps=3)
+    config.members_as = way
+    together, their_losses, _ = run_steps(config, dataset, steps=3)
+    assert distance(together, turns) <= 1e-5
+    np.testing.assert_allclose(their_losses, losses, atol=1e-5)
+
+
+def test_members_side_by_side_take_the_convolutions_of_one(config, dataset):
+    """Forward and backward; the form of each is its width's."""
+    config.network = 'resnet8'
+
+    def convolutions(members, way):
+        config.members, config.members_as = members, way
+        run = Run(config, dataset)
+        traced = run.compiled().trace(run.state, next(run.batches(1)))
+        text = traced.lower(lowering_platforms=('cuda',)).as_text()
+        groups = [int(g) for g in re.findall(r'stablehlo.convolution.*?feature_group_count = (\d+)', text)]
+        return len(groups), max(groups)
+
+    count, _ = convolutions(1, 'auto')
+    assert convolutions(8, 'dense') == (count, 1)
+    assert convolutions(8, 'one') == (count, 8)
+    assert convolutions(4, 'one') == (count, 1)
+
+
+def test_narrow_networks_are_side_by_side_on_a_gpu_alone():
+    narrow, wide = build('resnet8', 4), build('resnet18', 4)
+    assert choose('auto', narrow, 3, 'gpu') == 'one'
+    cases = (
+        ('auto', wide, 3, 'gpu'),
+        ('auto', narrow, 1, 'gpu'),
+        ('auto', narrow, 3, 'cpu'),
+        ('one', narrow, 1, 'cpu'),
+    )
+    assert {choose(*case) for case in cases} == {'loop'}
 
 
 def test_local_batch_statistics_are_a_choice(config, dataset):

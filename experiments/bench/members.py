@@ -1,11 +1,11 @@
 """Measure what K members cost: python -m experiments.bench.members [NETWORK BATCH SIZE ROUNDS [MEMBERS]]
 
 Times the step of mutual learning for each K of MEMBERS (1,2,4,8) on one device, K = 4 and 1 on 2 and 4
-devices, and on a CPU, as an alternative that was tried, K = 4 mapped over stacked weights (`vmap`). On a
-GPU it is computed in bfloat16, and a turn is 30 steps that do not wait for each other. On a busy machine
-the seconds of its cores (`cpu`; beside an accelerator those of the host's work alone) say more than those of
-the clock. Without accelerators the devices are four virtual ones on the same cores: their rows show what is
-exchanged, not what is gained. A row is appended to experiments/results/members.csv after a way's last turn.
+devices, and all members in one convolution: on a CPU K = 4 in its grouped form, which is slow there, on a
+GPU each K in both forms. A GPU computes in bfloat16, and a turn is 30 steps that do not wait. On a busy
+machine the seconds of its cores (`cpu`; beside an accelerator those of the host's work alone) say more than
+those of the clock. Without accelerators the devices are four virtual ones on the same cores: their rows show
+what is exchanged, not what is gained. A row goes to experiments/results/members.csv after a way's last turn.
 """
 
 import os
@@ -25,7 +25,6 @@ from configs import mutual
 from experiments import results
 from experiments.bench.ours import OurStep, noise_dataset
 from experiments.bench.turns import Times, take_turns
-from jaxcifar.engine.population import Population
 from jaxcifar.machine.command import run_words
 
 STEPS, PRECISION = (30, 'bfloat16') if ON_GPU else (1, 'float32')
@@ -33,24 +32,14 @@ COLLECTIVES = 'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatte
 SIZES = {'pred': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8}
 
 
-class Mapped(Population):
-    """Compute members as one network with a leading axis: their convolutions become grouped ones."""
+def build(network: str, batch: int, size: int, way: str, members: int, devices: int, **fields) -> OurStep:
+    """Return the step of so many members on so many devices, on noise of `size` pixels.
 
-    def _forward_group(self, network, train, own, params, stats, images, keys):
-        def one(p, s, key):
-            (z, f), s = network.apply({'params': p, 'batch_stats': s}, images, train, key)
-            return z, f, s
-
-        return jax.vmap(one)(params, stats, keys)
-
-
-def build(
-    network: str, batch: int, size: int, members: int, devices: int, population=Population, **fields
-) -> OurStep:
-    """Return the step of so many members on so many devices, on noise of `size` pixels."""
+    way: loop, the members in turns; or a form of all in one convolution, as config.members_as has it.
+    """
     config = mutual.get_config(network)
-    config.update({'members': members, 'devices': devices, 'batch_size': batch, **fields})
-    return OurStep(config, noise_dataset(batch, size), population)
+    config.update({'members': members, 'devices': devices, 'batch_size': batch, 'members_as': way, **fields})
+    return OurStep(config, noise_dataset(batch, size))
 
 
 def collectives(step: OurStep) -> tuple[str, int]:
@@ -67,7 +56,9 @@ def plan(members: list[int]) -> list[tuple[str, int, int]]:
     several = [n for n in (2, 4) if n <= len(jax.devices())]
     ways = [('loop', k, 1) for k in members]
     ways += [('loop', k, n) for k in (4, 1) for n in several if k in members]
-    return ways + ([('vmap', 4, 1)] if 4 in members and not ON_GPU else [])
+    if ON_GPU:
+        return ways + [(form, k, 1) for k in members if k > 1 for form in ('dense', 'grouped')]
+    return ways + ([('grouped', 4, 1)] if 4 in members else [])
 
 
 def row(way: tuple[str, int, int], step: OurStep, times: Times) -> dict:
@@ -98,9 +89,7 @@ def main(
     """Measure, append and print."""
     steps = {}
     for way in plan([int(k) for k in members.split(',')]):
-        population = {'loop': Population, 'vmap': Mapped}[way[0]]
-        shape = int(batch), int(size), *way[1:]
-        steps[way] = build(network, *shape, population, precision=PRECISION)
+        steps[way] = build(network, int(batch), int(size), *way, precision=PRECISION)
         print(f'{way[0]} K={way[1]} on {way[2]}: compiled in {steps[way].compile_seconds:.1f} s', flush=True)
     common = {**results.here(), 'network': network, 'batch': batch, 'image_size': size}
     by_name = {' '.join(map(str, way)): (way, step) for way, step in steps.items()}

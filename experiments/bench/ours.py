@@ -35,7 +35,6 @@ class OurStep:
     """Hold our compiled step, the batch that it takes again and again, and the state it has come to.
 
     config: a run's, with its batch_size, network, members and devices; it is finalised here.
-    population: how members are computed.
     donated, options: arguments of `jax.jit` and options of XLA in place of those that training uses; an
       option of None is left to XLA.
     """
@@ -44,7 +43,6 @@ class OurStep:
         self,
         config: ConfigDict,
         dataset: Dataset,
-        population: type[Population] = Population,
         donated: int | tuple = 0,
         options: dict[str, Any] | None = None,
     ):
@@ -52,7 +50,7 @@ class OurStep:
         self.steps = config.steps_per_call
         self.batch_size = config.batch_size
         start = time.perf_counter()
-        made = population(config, dataset.num_classes, dataset.image_size, make_mesh(config))
+        made = Population(config, dataset.num_classes, dataset.image_size, make_mesh(config))
         self.state = jax.block_until_ready(init_state(config, made))
         self.init_seconds = time.perf_counter() - start
         self.batch = self._put(first_batch(dataset, config.batch_size), made)

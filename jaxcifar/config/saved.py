@@ -22,6 +22,7 @@ RESUMABLE = (
     'checkpoint',
     'log',
     'profile',
+    'members_as',
     'steps_per_call',
     'compile_cache',
 )

@@ -1,9 +1,8 @@
 """K networks as one: their parameters, where they live, and their forward pass.
 
 Members of one network and view form a group whose parameters are stacked, [K_g,...]. The devices form a mesh
-('member', 'data'): groups are cut along the first axis, batches along the second. On each device the
-local members run one after the other inside one compiled program: mapping over stacked convolution
-weights (`vmap`) would turn them into grouped convolutions, 25 times slower on CPU.
+('member', 'data'): groups are cut along the first axis, batches along the second. The members that share
+a device run inside one compiled program, as `side_by_side` says.
 """
 
 import copy
@@ -19,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from jaxcifar.config.members import member_kinds, member_seeds
+from jaxcifar.engine.side_by_side import choose, describe, run_members, stack
 from jaxcifar.engine.views import VIEWS, View
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
@@ -26,11 +26,12 @@ from jaxcifar.models import Network, build
 
 
 class Group(NamedTuple):
-    """Members with the same network and view: their positions in the population."""
+    """Members with the same network and view."""
 
     network: Network
     view: View
-    members: tuple[int, ...]
+    members: tuple[int, ...]  # their positions in the population
+    way: str  # how those on one device run: a name of `side_by_side.WAYS`
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
@@ -79,10 +80,12 @@ class Population:
         def make(name: str) -> Network:
             return build(name, num_classes, image_size, dtype, axis, **options)
 
-        self.groups = [
-            Group(make(name), VIEWS[view](config), tuple(k for k, n in enumerate(kinds) if n == (name, view)))
-            for name, view in dict.fromkeys(kinds)
-        ]
+        self.groups = []
+        for kind in dict.fromkeys(kinds):
+            (name, view), members = kind, tuple(k for k, other in enumerate(kinds) if other == kind)
+            network, on_device = make(name), len(members) // mesh.shape['member']
+            way = choose(config.members_as, network, on_device, mesh.devices.flat[0].platform)
+            self.groups.append(Group(network, VIEWS[view](config), members, way))
 
     def init(self, images: np.ndarray | None = None) -> tuple[Any, Any]:
         """Fresh (params, batch statistics) of all members, as numpy arrays.
@@ -120,22 +123,29 @@ class Population:
         """The members' own random keys, [K]."""
         return jnp.stack([jax.random.fold_in(jax.random.key(s), i) for s, i in self._seeds])
 
-    def member(self, k: int) -> 'Population':
-        """A population of the member `k` alone, on the same mesh."""
+    def describe(self) -> str:
+        """Return how the members of each group run on a device, for a line of the log."""
+        side = self.mesh.shape['member']
+        return ', '.join(describe(g.way, len(g.members) // side) for g in self.groups)
+
+    def only(self, k: int) -> 'Population':
+        """Return a population of member k alone, on the same mesh."""
         alone = copy.copy(self)
         alone.size, alone._seeds = 1, self._seeds[k : k + 1]
-        alone.groups = [g._replace(members=(0,)) for g in self.groups if k in g.members]
+        (group,) = (g for g in self.groups if k in g.members)
+        alone.groups = [group._replace(members=(0,), way='loop')]
         return alone
 
-    def select(self, groups, k: int) -> tuple:
-        """What belongs to the member `k` of stacked groups, as the groups of `member(k)`."""
-        trees = [(g.members.index(k), tree) for g, tree in zip(self.groups, groups) if k in g.members]
-        return tuple(jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], tree) for i, tree in trees)
+    def of_member(self, groups, k: int) -> tuple:
+        """Cut member k's part out of stacked groups: the one group of `only(k)`, [1,...]."""
+        ((group, tree),) = ((g, tree) for g, tree in zip(self.groups, groups) if k in g.members)
+        row = group.members.index(k)
+        return (jax.tree.map(lambda leaf: leaf[row : row + 1], tree),)
 
-    def join(self, members: list[tuple]) -> tuple:
-        """The stacked groups that `select` took the K members' from."""
+    def of_all(self, parts: list[tuple]) -> tuple:
+        """Join the K members' parts, each as `of_member` cut it, to stacked groups."""
         return tuple(
-            jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(members[k][0] for k in g.members))
+            jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(parts[k][0] for k in g.members))
             for g in self.groups
         )
 
@@ -164,7 +174,7 @@ class Population:
         return members
 
     def split_by_group(self, per_member: jax.Array) -> tuple[jax.Array, ...]:
-        """[K,...] -> one [K_g,...] for each group."""
+        """[K,...] -> one [K_g,...] for each group; rows after the K-th belong to no member."""
         return tuple(per_member[np.array(g.members)] for g in self.groups)
 
     def forward(self, params, stats, images: jax.Array, train: bool, keys: jax.Array | None = None):
@@ -173,69 +183,50 @@ class Population:
         params are what `show` gave. Returns logits [K,B,C], features (K arrays [B,D_k]) and the new
         batch statistics.
         """
+        # What each group gets: its own weights and keys, and the images of all or its own.
+        own_batches, groups = images.ndim == 5, len(self.groups)
+        group_images = self.split_by_group(images) if own_batches and groups > 1 else [images] * groups
+        group_keys = [None] * groups if keys is None else self.split_by_group(keys)
         logits, features, new_stats = [], [], []
-        order = [k for g in self.groups for k in g.members]
-        for i, group in enumerate(self.groups):
-            own = images.ndim == 5
-            x = images[np.array(group.members)] if own and len(self.groups) > 1 else images
-            group_keys = keys[np.array(group.members)] if keys is not None else None
-            run = partial(self._forward_group, group.network, train, own)
-            z, f, s = self._shard(run, own, group_keys is not None)(params[i], stats[i], x, group_keys)
+
+        # One group after the other, each on all devices at once.
+        for group, *given in zip(self.groups, params, stats, group_images, group_keys):
+            run = self._on_devices(partial(self._forward_group, group, train, own_batches), own_batches, keys)
+            *outputs, group_stats = run(*given)
             # The one exchange between members, of features only where they are used. All that follows is
             # computed on every device alike.
-            z, f = jax.lax.with_sharding_constraint((z, f), self.sharding(None, 'data'))
-            logits.append(z)
-            features += list(f)
-            new_stats.append(s)
-        joined = jnp.concatenate(logits) if len(logits) > 1 else logits[0]
-        if order != sorted(order):
-            inverse = np.argsort(order)
-            joined, features = joined[inverse], [features[i] for i in inverse]
-        return joined, features, tuple(new_stats)
+            outputs = jax.lax.with_sharding_constraint(outputs, self.sharding(None, 'data'))
+            group_logits, group_features = outputs
+            logits.append(group_logits)
+            features += list(group_features)
+            new_stats.append(group_stats)
 
-    def _shard(self, run, own: bool, keyed: bool):
+        # From the groups' order back to the members'.
+        all_logits = jnp.concatenate(logits) if len(logits) > 1 else logits[0]
+        members = [k for g in self.groups for k in g.members]
+        if members != sorted(members):
+            places = np.argsort(members)
+            all_logits, features = all_logits[places], [features[i] for i in places]
+        return all_logits, features, tuple(new_stats)
+
+    def _on_devices(self, run, own_batches: bool, keys: jax.Array | None):
+        """Return `run` as each device runs it: on its own members, and its share of the batch."""
         if self.mesh.size == 1:
             return run
         # An axis of one device is left out, or gradients would be summed over it all the same.
         data = ('data',) if self._shards > 1 else ()
         member, batch, images = P('member'), P('member', *data), P(*data)
-        in_specs = (member, member, batch if own else images, member if keyed else None)
+        in_specs = (member, member, batch if own_batches else images, None if keys is None else member)
         out_specs, axes = (batch, batch, member), {'member', *data}
         return jax.shard_map(run, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
 
-    def _forward_group(self, network: Network, train: bool, own: bool, params, stats, images, keys):
-        """The members of one group that live on this device, one after the other."""
-        members = zip(unstack(params), unstack(stats))
-        outputs = []
-        for i, (p, s) in enumerate(members):
-            key = None if keys is None else keys[i]
-            if key is not None and self._shards > 1:
-                key = jax.random.fold_in(key, jax.lax.axis_index('data'))
-            variables = {'params': p, 'batch_stats': s}
-            (z, f), s = network.apply(variables, images[i] if own else images, train, key)
-            outputs.append((z, f, self._replicate(s) if train else s))
-        z, f, s = (list(o) for o in zip(*outputs))
-        return jnp.stack(z), jnp.stack(f), stack(s)
-
-    def _replicate(self, stats):
-        """Running statistics that all data shards agree on: with local norms the shards' mean."""
-        alike = self._shards == 1 or self._sync_norm
-        return stats if alike else jax.lax.pmean(stats, 'data')
-
-
-def stack(trees: list):
-    """K trees -> one tree with a leading axis K; on the host if the leaves are there."""
-    on_host = isinstance(jax.tree.leaves(trees[0])[0], np.ndarray)
-    return jax.tree.map(lambda *leaves: (np if on_host else jnp).stack(leaves), *trees)
-
-
-def unstack(tree) -> list:
-    """The trees that `stack` put together.
-
-    `split` rather than indexing: its transpose is one concatenation, that of K indexings is a sum
-    of K arrays that are zero but for one member.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    size = len(leaves[0])
-    parts = [jax.lax.split(leaf, [1] * size) for leaf in leaves]
-    return [jax.tree.unflatten(structure, [p[k][0] for p in parts]) for k in range(size)]
+    def _forward_group(self, group: Group, train: bool, own_batches: bool, params, stats, images, keys):
+        """Run the members of a group that live on this device; under several devices, within `shard_map`."""
+        if keys is not None and self._shards > 1:  # each share of the batch has its own dropout
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, jax.lax.axis_index('data'))
+        given = params, stats, images, keys
+        logits, features, stats = run_members(group.network, group.way, train, own_batches, *given)
+        if train and self._shards > 1 and not self._sync_norm:
+            # Local norms differ from shard to shard; their running statistics are the shards' mean.
+            stats = jax.lax.pmean(stats, 'data')
+        return logits, features, stats

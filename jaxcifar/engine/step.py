@@ -180,12 +180,12 @@ class SequentialStep(TrainStep):
 
         def forward(k: int, params):
             x = images[k : k + 1] if images.ndim == 5 else images
-            before = everyone.select(state.stats, k)
+            before = everyone.of_member(state.stats, k)
             keys = dropout_keys[k : k + 1]
-            return self._outputs(everyone.member(k), params, before, x, keys, state.step)
+            return self._outputs(everyone.only(k), params, before, x, keys, state.step)
 
         for k in range(everyone.size):
-            params.append(everyone.select(state.params, k))
+            params.append(everyone.of_member(state.params, k))
             output, pullback, new_stats = jax.vjp(partial(forward, k), params[k], has_aux=True)
             outputs.append(output)
             pullbacks.append(pullback)
@@ -200,8 +200,8 @@ class SequentialStep(TrainStep):
             slope, row = jax.grad(total, has_aux=True)(outputs[k])
             (grads,) = pullbacks[k](slope)
             own = slice(k, k + 1)
-            before = everyone.select(state.opt, k), params[k]
-            after = self._update(everyone.member(k), grads, *before, lr[own], self.weight_decay[own])
+            before = everyone.of_member(state.opt, k), params[k]
+            after = self._update(everyone.only(k), grads, *before, lr[own], self.weight_decay[own])
             opt.append(after[1])
             # A member that has been stopped goes on teaching, as it is.
             params[k] = jax.tree.map(partial(jnp.where, state.active[k]), after[0], params[k])
@@ -209,7 +209,7 @@ class SequentialStep(TrainStep):
             if k < everyone.size - 1:
                 outputs[k], _ = forward(k, params[k])
         logged = jax.tree.map(lambda *values: jnp.stack(values), *numbers)
-        new = [everyone.join(trees) for trees in (params, stats, opt)]
+        new = [everyone.of_all(trees) for trees in (params, stats, opt)]
         return state.replace(**dict(zip(('params', 'stats', 'opt'), new))), logged
 
 

@@ -54,7 +54,8 @@ class Network(NamedTuple):
         {'params': …, 'batch_stats': …}; `images` normalised training images [N,H,W,3], or None, for
         networks that `fit` some of their variables to them.
     apply(variables, images, train, key) -> (logits [B,C], features [B,D]), batch_stats: images
-        [B,H,W,3] float32, normalised; `key` feeds dropout, and is needed where that is on.
+        [B,H,W,3] float32, normalised; `key` feeds dropout, and is needed where that is on. Under a `vmap`
+        over members, members_as is the form of their convolutions (`convolution.convolve`).
     feature_size() -> D.
     """
 
@@ -100,8 +101,9 @@ def build(
             raise UserError(f'{name} has no choice of {option}')
         lookup(f'model.{option}', CHOICES.get(option, {value: None}), value)
 
-    def module(train: bool):
-        layers = Layers(train, dtype, axis_name if train else None, dropout, drop_path, norm_momentum)
+    def module(train: bool, members_as: str = 'loop'):
+        axis = axis_name if train else None
+        layers = Layers(train, dtype, axis, dropout, drop_path, norm_momentum, members_as)
         return make(num_classes=num_classes, layers=layers, **options)
 
     zeroed = module(train=False).last_norm if zero_init else None
@@ -123,8 +125,8 @@ def build(
         variables = initialise(shapes(), seed, scheme, zeroed)
         return fit(variables, images) if fit and images is not None else variables
 
-    def apply(variables, images: jax.Array, train: bool, key: jax.Array | None = None):
-        network = module(train)
+    def apply(variables, images: jax.Array, train: bool, key=None, members_as: str = 'loop'):
+        network = module(train, members_as)
         if not train:
             return network.apply(variables, images), variables['batch_stats']
         keys = None if key is None else {'dropout': key}

@@ -1,4 +1,4 @@
-"""Convolutions, and some of them in forms that are fast on a CPU. Other backends run them as they are.
+"""Convolutions: some in forms that are fast on a CPU, and those of several members as one on a GPU.
 
 XLA's CPU backend is slow with groups: one convolution a group, and sums of shifted products where each
 channel is a group, take a third to a tenth of the time there. Wide 3x3 ones take two thirds in `winograd`.
@@ -17,6 +17,7 @@ from jaxcifar.models.winograd import convolve_3x3
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 # Where there are fewer channels, or pixels, on a CPU, Winograd's transforms take longer than its products.
 WINOGRAD_CHANNELS, WINOGRAD_PIXELS = 128, 512
+DENSE_CHANNELS = 256  # of all members together: up to there their convolutions are one dense one
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -31,8 +32,55 @@ def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
     return [jax.lax.pcast(a, tuple(all_axes - own), to='varying') for a, own in zip(arrays, over)]
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int = 1) -> jax.Array:
-    """Cross-correlation of x [B,H,W,C] with kernel [h,w,C/groups,D]; returns [B,H',W',D]."""
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int = 1, members_as: str = 'loop'
+) -> jax.Array:
+    """Cross-correlation of x [B,H,W,C] with kernel [h,w,C/groups,D]; returns [B,H',W',D].
+
+    members_as: what becomes of it under a `vmap` over K members. JAX makes one grouped convolution of it:
+        'loop' and 'grouped'. 'dense' makes one of a block-diagonal kernel, 'one' either of them by width.
+        The last two have no gradient but outside such a `vmap`.
+    """
+    alone = partial(_convolve, stride=stride, padding=padding, groups=groups)
+    if groups > 1 or members_as in ('loop', 'grouped'):
+        return alone(x, kernel)
+    return _side_by_side(alone, members_as)(x, kernel)
+
+
+def is_dense(count: int, inputs: int, outputs: int) -> bool:
+    """Return whether K members of so many channels are better one dense convolution than a grouped one.
+
+    Dense takes K times the products, all but a Kth of them with zeros. A GPU's tensor cores have those to
+    spare where the layer is narrow. DENSE_CHANNELS is an estimate, not measured.
+    """
+    return count * max(inputs, outputs) <= DENSE_CHANNELS
+
+
+def _side_by_side(alone, members_as: str):
+    """Return the convolution `alone` as one whose `vmap` over members takes the form that is asked for."""
+    mapped = jax.custom_batching.custom_vmap(alone)
+
+    @mapped.def_vmap
+    def members(count: int, batched: list[bool], x, kernel):
+        if all(batched) and (members_as == 'dense' or is_dense(count, *kernel.shape[-2:])):
+            return _block_diagonal(alone, x, kernel), True
+        # Where all members see the same images, JAX lays their filters side by side, which wastes nothing.
+        return jax.vmap(alone, [0 if own else None for own in batched])(x, kernel), True
+
+    return mapped
+
+
+def _block_diagonal(alone, x, kernel):
+    """Convolve x [K,B,H,W,C] with kernel [K,h,w,C,D] as one with K·C channels: [K,B,H',W',D]."""
+    count, height, width, inputs, outputs = kernel.shape
+    own = jnp.eye(count, dtype=bool)[:, None, :, None]
+    blocks = jnp.where(own, jnp.moveaxis(kernel, 0, 2)[..., None, :], jnp.zeros((), kernel.dtype))
+    wide = jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], count * inputs)
+    y = alone(wide, blocks.reshape(height, width, count * inputs, count * outputs))
+    return jnp.moveaxis(y.reshape(*y.shape[:3], count, outputs), 3, 0)
+
+
+def _convolve(x, kernel, *, stride, padding, groups):
     native = partial(_native, stride=stride, padding=padding, groups=groups)
     on_cpu = _on_cpu(x.shape, kernel.shape, stride, padding, groups)
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=native) if on_cpu else native(x, kernel)
@@ -131,6 +179,7 @@ class Conv(nn.Module):
     padding: int = 0
     groups: int = 1
     dtype: jnp.dtype = jnp.float32
+    members_as: str = 'loop'
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -138,4 +187,4 @@ class Conv(nn.Module):
         kernel = self.param('kernel', nn.initializers.zeros, shape)
         pads = ((self.padding, self.padding),) * 2
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return convolve(x, kernel, self.stride, pads, self.groups)
+        return convolve(x, kernel, self.stride, pads, self.groups, self.members_as)

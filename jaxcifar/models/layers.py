@@ -25,10 +25,11 @@ class Layers:
     dropout: float = 0.0  # share of a block's hidden activations that are set to zero
     drop_path: float = 0.0  # probability that the last block of the network is skipped
     norm_momentum: float = 0.9  # share of the old in the running statistics of norms
+    members_as: str = 'loop'  # the form of convolutions of members side by side
 
     def conv(self, filters: int, size: int, stride: int = 1, groups: int = 1, name: str | None = None):
         """A convolution without bias that keeps the size, but for its stride."""
-        return Conv(filters, size, stride, size // 2, groups, self.dtype, name=name)
+        return Conv(filters, size, stride, size // 2, groups, self.dtype, self.members_as, name=name)
 
     def norm(self, name: str | None = None) -> BatchNorm:
         """A batch norm."""

@@ -56,6 +56,8 @@ class Console:
             f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
         )
         self.say(f'compiler: {compiler.describe()}; memory {memory.describe()}')
+        if config.members > 1:
+            self.say(f'members on a device: {session.population.describe()}')
         for line in describe_images(session.dataset, session.split):
             self.say(line)
         for line in describe(config, session.population, params):

@@ -14,7 +14,7 @@ from jaxcifar.config.members import member_networks, per_member
 from jaxcifar.config.values import get
 from jaxcifar.data import splits
 from jaxcifar.data.datasets import is_streamed
-from jaxcifar.engine import couplings, fusion, losses, optim, paths, quantize, schedules, views
+from jaxcifar.engine import couplings, fusion, losses, optim, paths, quantize, schedules, side_by_side, views
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.machine.text import show
 from jaxcifar.models import CHOICES, NETWORKS, build
@@ -24,6 +24,7 @@ from jaxcifar.models.layers import SCHEMES
 NAMES: dict[str, Iterable[str]] = {
     'split': splits.SPLITS,
     'coupling': couplings.COUPLINGS,
+    'members_as': side_by_side.WAYS,
     'ternary.rule': views.RULES,
     'ternary.per': quantize.PER,
     'data.validation': splits.VALIDATIONS,
