@@ -8,31 +8,34 @@ whole balanced test set, the last epoch. `:cifar10` is CIFAR-10-LT. `:strong` is
 AutoAugment and Cutout, 400 epochs. Words join: `:strong,standard`.
 """
 
+from collections.abc import Iterable
+
 from configs import base
-from jaxcifar.machine.errors import unknown
+from jaxcifar.machine.errors import by_kind
 
-WORDS = ('cifar10', 'cifar100', 'standard', 'strong')
+KINDS: dict[str, Iterable[str]] = {
+    'dataset': ('cifar10', 'cifar100'),
+    'protocol': ('standard',),
+    'recipe': ('strong',),
+}
 
 
-def get_config(argument: str = 'cifar100'):
-    """`argument` is made of WORDS, with commas between them."""
-    words = argument.split(',')
-    for word in words:
-        if word not in WORDS:
-            raise unknown('word of configs/long_tail.py', word, WORDS)
+def get_config(argument: str = ''):
+    """`argument` is made of words of KINDS, with commas between them."""
+    given = by_kind('configs/long_tail.py', argument, KINDS)
     c = base.get_config()
-    c.dataset = 'cifar10' if 'cifar10' in words else 'cifar100'
+    c.dataset = given.get('dataset', 'cifar100')
     c.network, c.model.shortcut, c.model.init = 'resnet32', 'B', 'torch'
     c.loss = 'cross_entropy+logit_adjustment+balanced_softmax'
     c.split, c.data.validation = 'long_tail', 'val_lt'
-    if 'standard' in words:
+    if 'protocol' in given:
         c.split, c.data.validation = 'long_tail_standard', 'none'
     c.epochs = 256
     c.optimizer.lr, c.optimizer.nesterov, c.optimizer.weight_decay = 0.4, False, 1e-4
     c.schedule.name, c.schedule.per = 'multistep', 'epoch'
     c.schedule.milestones = (96, 192, 224)
     c.schedule.warmup_steps = 15
-    if 'strong' in words:
+    if 'recipe' in given:
         c.loss, c.members, c.epochs = 'balanced_softmax', 3, 400
         c.augment = 'crop(4)+flip+auto_augment+cutout(16)'
         c.optimizer.lr, c.optimizer.nesterov, c.optimizer.weight_decay = 0.1, True, 5e-4

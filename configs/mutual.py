@@ -16,17 +16,22 @@ strong: 300 epochs, every node its own random view of each image, temperature 3,
 of the weights is what is evaluated. The best public mean of online distillation is 75.8 %.
 """
 
+from collections.abc import Iterable
+
 from configs import single
+from jaxcifar.machine.errors import by_kind
+
+KINDS: dict[str, Iterable[str]] = {**single.KINDS, 'recipe': ('strong',)}
 
 
-def get_config(argument: str = 'resnet32'):
-    """`argument` is NETWORK[+NETWORK…], DATASET and strong, those that are wanted, joined by commas."""
-    words = [w for w in argument.split(',') if w != 'strong']
-    network, *dataset = words or ['resnet32']
-    c = single.get_config(','.join([network, *(dataset or ['cifar100'])]))
+def get_config(argument: str = ''):
+    """`argument` is made of NETWORK[+NETWORK…], a dataset and strong, with commas between them."""
+    given = by_kind('configs/mutual.py', argument, KINDS)
+    network = given.get('network', 'resnet32')
+    c = single.get_config(f'{network},{given.get("dataset", "cifar100")}')
     c.coupling = 'mutual'
     c.members = None if '+' in network else 4
-    if 'strong' in argument.split(','):
+    if 'recipe' in given:
         c.epochs = 300
         c.augment_each = True
         c.mutual.temperature = 3.0

@@ -10,22 +10,23 @@ without the last, shorter one, and a learning rate that moves once an epoch. Res
 images (--config.data.validation=none) ends near 71.2 %.
 """
 
+from collections.abc import Iterable
+
 from configs import base
-from jaxcifar.machine.errors import UserError, unknown
+from jaxcifar.machine.errors import by_kind
+from jaxcifar.models import NETWORKS
 
-DATASETS = ('cifar10', 'cifar100')
+# Those that end in : have a path behind it.
+DATASETS = ('cifar10', 'cifar100', 'digits', 'npz:', 'folder:', 'imagenet:', 'stream:')
+KINDS: dict[str, Iterable[str]] = {'network': NETWORKS, 'dataset': DATASETS}
 
 
-def get_config(argument: str = 'resnet20,cifar10'):
-    """`argument` is NETWORK or NETWORK,DATASET."""
-    network, _, dataset = argument.partition(',')
-    if ',' in dataset:
-        raise UserError(f'configs/single.py takes NETWORK,DATASET; not {argument!r}')
+def get_config(argument: str = ''):
+    """`argument` is made of a network and a dataset, with a comma between them."""
+    given = by_kind('configs/single.py', argument, KINDS)
     c = base.get_config()
-    c.network = network
-    c.dataset = dataset or 'cifar10'
-    if c.dataset not in DATASETS and ':' not in c.dataset:
-        raise unknown('dataset', c.dataset, DATASETS)
+    c.network = given.get('network', 'resnet20')
+    c.dataset = given.get('dataset', 'cifar10')
     c.epochs = 200
     if c.dataset == 'cifar100':
         c.batch_size = 64

@@ -24,7 +24,9 @@ def get_config(mark: str = '94'):
     """`mark`: 90 | 94 | 96."""
     c = base.get_config()
     c.dataset = 'cifar10'
-    c.network, c.epochs, c.batch_size, c.precision, c.data.loader = lookup('mark', MARKS, mark)
+    c.network, c.epochs, c.batch_size, c.precision, c.data.loader = lookup(
+        'word of configs/speedrun.py', MARKS, mark
+    )
     c.model.init = 'dirac'
     c.augment = 'crop(2,"reflect")+alternating_flip'
     c.label_smoothing = 0.2

@@ -4,7 +4,7 @@
     python -m jaxcifar.main --config configs/ternary.py:mobilenetv2,cifar10,ttq --workdir runs/ttq
     python -m jaxcifar.main --config configs/ternary.py:resnet18,imagenet:DIR --workdir runs/imagenet
 
-ResNet-18 on CIFAR-10 by TWN, all but stem and classifier. The last word may be `fp32` (the same recipe
+ResNet-18 on CIFAR-10 by TWN, all but stem and classifier. A third word may be `fp32` (the same recipe
 with floats), `twn`, `ttq` or `all` (TWN, stem and classifier too). 300 epochs of SGD .1 with a cosine,
 label smoothing .1, and CutMix on a half of the batches; stops after 40 epochs without a new best.
 
@@ -12,24 +12,21 @@ Public marks for ResNet-18 on CIFAR-10 after 300 epochs: floats 96.07 %, ternary
 94.64 throughout; MobileNetV2 ternary 93.38.
 """
 
-from configs import base
-from jaxcifar.machine.errors import unknown
+from collections.abc import Iterable
+
+from configs import base, single
+from jaxcifar.machine.errors import by_kind
 
 VARIANTS = ('fp32', 'twn', 'ttq', 'all')
-DATASETS = ('cifar10', 'cifar100')
+KINDS: dict[str, Iterable[str]] = {**single.KINDS, 'variant': VARIANTS}
 
 
-def get_config(argument: str = 'resnet18,cifar10,twn'):
-    """`argument` is NETWORK, DATASET and one of VARIANTS, those that are wanted, joined by commas."""
-    words = argument.split(',')
-    variant = words.pop() if words[-1] in VARIANTS else 'twn'
-    network, dataset, *rest = *words, *('resnet18', 'cifar10')[len(words) :]
-    if rest:
-        raise unknown('word of configs/ternary.py', rest[0], VARIANTS)
-    if dataset not in DATASETS and ':' not in dataset:
-        raise unknown('dataset', dataset, DATASETS)
+def get_config(argument: str = ''):
+    """`argument` is made of a network, a dataset and one of VARIANTS, with commas between them."""
+    given = by_kind('configs/ternary.py', argument, KINDS)
+    variant, dataset = given.get('variant', 'twn'), given.get('dataset', 'cifar10')
     c = base.get_config()
-    c.network, c.dataset = network, dataset
+    c.network, c.dataset = given.get('network', 'resnet18'), dataset
     c.view = 'none' if variant == 'fp32' else 'ternary'
     c.ternary.rule = 'ttq' if variant == 'ttq' else 'twn'
     if variant == 'all':

@@ -6,7 +6,6 @@ that were stopped go on where they were. --minutes stops in time: all that the s
 save and leave. --list shows the steps, --only runs some.
 """
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments import results
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import Preempted, UserError, lookup
 
 SAVE_SECONDS = 60  # between asking a step to leave and making it
@@ -131,8 +130,7 @@ def end(process: subprocess.Popen):
 
 def main():
     """The command line."""
-    usage = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser('python -m experiments.on_gpu', None, __doc__, formatter_class=usage)
+    parser = command_parser('experiments.on_gpu', __doc__)
     parser.add_argument('--workdir', type=Path, default=Path('runs'), help='folder of the runs (runs)')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='stop after so many')
     parser.add_argument('--only', help='steps, joined by commas')

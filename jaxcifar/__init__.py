@@ -3,7 +3,10 @@
 Importing this package imports nothing large: JAX comes with the first call.
 """
 
+from jaxcifar.machine.command import refuse_other_modules
+
 __version__ = '0.1.0'
+refuse_other_modules()
 
 
 def train(config, workdir) -> dict:

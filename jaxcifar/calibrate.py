@@ -7,7 +7,6 @@ WORKDIR/calibrated/MEMBER/STEP.npz            the weights with their temperature
 WORKDIR/calibration.json                      T, and NLL and calibration error before and after
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from jaxcifar.config.members import member_losses
 from jaxcifar.data import long_tail
 from jaxcifar.data.splits import Images
 from jaxcifar.machine import hosts
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, write_arrays, write_json
 from jaxcifar.runs.evaluation import Evaluation, Scored, open_evaluation
@@ -192,11 +191,7 @@ def _save_weights(workdir: Path, session: Session, scored: Scored, report: dict)
 
 def main():
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog='python -m jaxcifar.calibrate',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser('jaxcifar.calibrate', __doc__)
     parser.add_argument('--workdir', type=Path, required=True)
     print(*lines(calibrate(parser.parse_args().workdir)), sep='\n')
 

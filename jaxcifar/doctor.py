@@ -26,19 +26,19 @@ GB = 1e9
 
 
 class Doctor:
-    """Says what is there, and collects what is wrong."""
+    """Say what is there, and collect what is wrong."""
 
     def __init__(self, say=print):
         self.say = say
         self.faults: list[str] = []
 
     def fault(self, text: str):
-        """Something to be mended."""
+        """Say what is to be mended, and count it."""
         self.faults.append(text)
         self.say(f'PROBLEM: {text}')
 
     def attempt(self, what: str, work, *arguments):
-        """The result of `work`, or None and a fault where it fails as a run would."""
+        """Return the result of `work`, or None with a fault where it fails as a run would."""
         try:
             return work(*arguments)
         except Exception as error:
@@ -46,7 +46,7 @@ class Doctor:
             return None
 
     def machine(self):
-        """Versions, devices, memory."""
+        """Say which versions, devices and memory there are."""
         import jax
         import torch
 
@@ -74,12 +74,12 @@ class Doctor:
         self.say(f'{free:.1f} of {total:.1f} GB of memory are free')
 
     def data(self, root: Path):
-        """Which data sets are there."""
+        """Say which data sets are there."""
         there = [name for name in SETS if (root / f'{name}.npz').exists()]
         self.say(f'data in {root}: {", ".join(there) or "none yet; CIFAR is downloaded by the first run"}')
 
     def folder(self, what: str, path: Path) -> Path | None:
-        """The part of a path that is there, None where nothing can be written into it."""
+        """Return the part of a path that is there, or None with a fault where it cannot be written into."""
         part = path.absolute()
         while not part.exists():
             part = part.parent
@@ -96,7 +96,7 @@ class Doctor:
         return part
 
     def run(self, config, workdir: Path):
-        """A few steps of a run, and what all of it takes."""
+        """Take a few steps of a run, and say what all of it takes."""
         from jaxcifar.data.datasets import load_dataset
         from jaxcifar.runs.resolve import finalize
 
@@ -127,7 +127,7 @@ class Doctor:
         from jaxcifar.engine.state import init_state
         from jaxcifar.engine.step import make_train_step
         from jaxcifar.machine.profile import Compiled
-        from jaxcifar.machine.text import duration
+        from jaxcifar.machine.text import about
         from jaxcifar.runs.session import prepare
 
         session = prepare(config, dataset)
@@ -147,8 +147,9 @@ class Doctor:
         best = min(seconds[1:] or seconds)
         self.say(
             f'{config.network} x {config.members} on {config.dataset}: a step takes {1e3 * best:,.1f} ms, '
-            f'{config.batch_size / best:,.0f} images/s; {config.epochs} epochs of {each} steps some '
-            f'{duration(best * each * config.epochs)} h:mm:ss, and evaluation'
+            f'{config.batch_size / best:,.0f} images/s; {config.epochs} epochs of {each} steps take '
+            f'{about(best * each * config.epochs)} on this {jax.devices()[0].platform.upper()}, '
+            'evaluation not included'
         )
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         peaks = [d.memory_stats() for d in mesh.devices.flat]
@@ -162,11 +163,11 @@ class Doctor:
         )
         needed = size * (config.checkpoint.keep + 1)
         if place is not None and shutil.disk_usage(place).free < needed:
-            self.fault(f'the disk of the workdir has no room for its checkpoints, {needed / GB:.3f} GB')
+            self.fault(f'the disk of the workdir must have {needed / GB:.3f} GB free for its checkpoints')
 
 
 def main(argv: list[str]):
-    """The command line, program name first."""
+    """Run the command line, program name first."""
     if {'--help', '-h'} & set(argv):
         print(__doc__)
         return

@@ -5,7 +5,6 @@ their mean and standard deviation, and of the ensemble (the mean of the members'
 fused run also those of the fused prediction, the mean of the logits, and the best single member.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.losses import log_priors, of_outputs
 from jaxcifar.formats import portable
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.machine.files import read_json
 from jaxcifar.runs.evaluation import compare, evaluate_logits, open_evaluation
@@ -103,8 +102,7 @@ def evaluate(
 
 def main():
     """The command line."""
-    usage = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser('python -m jaxcifar.evaluate', None, __doc__, formatter_class=usage)
+    parser = command_parser('jaxcifar.evaluate', __doc__)
     where = 'of a run; or a folder or file of jaxcifar.export, as float or packed weights'
     parser.add_argument('--workdir', type=Path, required=True, help=where)
     parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')

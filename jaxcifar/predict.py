@@ -4,7 +4,6 @@ Prints each image's most probable classes with the mean of the members' probabil
 with its prediction.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.export.classifier import load
 from jaxcifar.formats.portable import is_portable, read
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json
 from jaxcifar.runs.evaluation import make_eval_step, predict_logits
@@ -75,8 +74,7 @@ def _read(path: Path, read: Callable) -> np.ndarray:
 
 def main():
     """The command line."""
-    usage = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser('python -m jaxcifar.predict', None, __doc__, formatter_class=usage)
+    parser = command_parser('jaxcifar.predict', __doc__)
     parser.add_argument('--workdir', type=Path, required=True, help='of a run or of jaxcifar.export')
     parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
     parser.add_argument('--top', type=int, default=3, help='how many classes of each image (3)')

@@ -15,13 +15,12 @@ smaller half and the larger). A group without an answer has made no error, a con
 networks which rarely answer for the tail.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from jaxcifar.config import saved
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, write_json
 from jaxcifar.report.long_tail import RISKS, rejection_table
@@ -115,9 +114,7 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
     """
     calibration = read_json(workdir / 'calibration.json')
     if calibration is None:
-        raise UserError(
-            f'{workdir} has no calibration.json: python -m jaxcifar.calibrate --workdir {workdir}'
-        )
+        raise UserError(f'{workdir} has no calibration.json: {_remedy(workdir)}')
     which, report = next(iter(calibration['weights'].items()))
     names = [member['name'] for member in report['members']]
     counts = np.array(calibration['class_counts'])
@@ -146,16 +143,24 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
     return found
 
 
+def _remedy(workdir: Path) -> str:
+    """Return what makes the calibration that a run lacks, or why none can be made."""
+    split = saved.load(workdir / 'config.json').split
+    if not split.startswith('long_tail'):
+        return f'rejection is for long tails, and this is a run of split={split}'
+    if not (workdir / 'results.json').exists():
+        return 'the run is not finished; the end of its training calibrates it'
+    return f'make it with python -m jaxcifar.calibrate --workdir {workdir}'
+
+
 def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog='python -m jaxcifar.reject',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Run the command line."""
+    parser = command_parser('jaxcifar.reject', __doc__)
     parser.add_argument('--workdir', type=Path, required=True)
     parser.add_argument('--samples', type=int, default=1000, help='of the bootstrap (1000)')
     args = parser.parse_args()
+    if not 1 <= args.samples <= 1_000_000:
+        parser.error(f'--samples must be from 1 to 1,000,000, got {args.samples}')
     saved.load(args.workdir / 'config.json')  # or a line that says it is no workdir
     for row in rejection_table(reject(args.workdir, args.samples)):
         print('  '.join(f'{cell:<24}' for cell in row).rstrip())

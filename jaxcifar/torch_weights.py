@@ -8,7 +8,6 @@ trained on from by --config.resume_from=DIR. The second writes a run's weights a
 and shapes are torchvision's, which the layers of `jaxcifar.models` carry with `_` for `.`.
 """
 
-import argparse
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -21,7 +20,7 @@ from jaxcifar.engine.state import init_state
 from jaxcifar.formats import foreign
 from jaxcifar.formats.state_dict import to_torch
 from jaxcifar.machine import process
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import write_atomically
 from jaxcifar.models import build
@@ -113,8 +112,7 @@ def export_weights(workdir: Path, path: Path, member: int | None = None, which: 
 
 def main():
     """The command line."""
-    usage = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser('python -m jaxcifar.torch_weights', None, __doc__, formatter_class=usage)
+    parser = command_parser('jaxcifar.torch_weights', __doc__)
     parser.add_argument('--workdir', type=Path, required=True)
     into = parser.add_argument_group('into a workdir')
     into.add_argument('file', nargs='?', type=Path, metavar='FILE.pth', help='what torch.save wrote')

@@ -174,7 +174,7 @@ def test_command_line_then_environment_then_network_then_recipe(
 
 @pytest.mark.parametrize(('argument', 'environment', 'words'), [
     ('resnet19', {}, "did you mean 'resnet18'"),
-    ('resnet18,resnet34', {}, 'takes one network, not resnet18 and resnet34'),
+    ('resnet18,resnet34', {}, "takes one network, got 'resnet18' and 'resnet34': leave one out"),
     ('', {'EPOCHS': 'many'}, 'EPOCHS=many in the environment is not a whole number'),
     ('', {'EXPERT_ID': '4'}, r'split=overlap: expected member_ids from 0 to 3'),
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import re
 
 import numpy as np
@@ -157,6 +158,83 @@ def test_hostile_names_are_escaped(tmp_path):
     assert '<img src=x' not in page and '<script' not in page and '&lt;img src=x' in page
     table = (tmp_path / 'report.md').read_text()
     assert r'\|' in table and '\x1b' not in table and '<script' not in table
+
+
+def test_notes_show_names_as_they_are(tmp_path):
+    run = make_run(tmp_path / '**bold** [a](b) <i>')
+    results = json.loads((run / 'results.json').read_text())
+    fused = {
+        'fused': {'accuracy': 0.9},
+        'mean_of_experts': {'accuracy': 0.8},
+        'beats_mean': False,
+        'mcnemar_p': 0.5,
+    }
+    results['fusion'] = {w: {'test': fused} for w in ('last', 'best')}
+    (run / 'results.json').write_text(json.dumps(results))
+    report([run], tmp_path)
+    (line,) = (line for line in (tmp_path / 'report.md').read_text().splitlines() if 'learned rule' in line)
+    assert line.startswith(r'- \*\*bold\*\* \[a\](b) &lt;i&gt;: the learned rule')
+
+
+JUNK = [None, 'x', 3, -1e400, True, [], [[]], {}, [None], {'a': {}}]
+
+
+def places(tree, path=()):
+    """The paths of all parts of a tree, its own first."""
+    yield path
+    parts = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, part in parts:
+        yield from places(part, (*path, key))
+
+
+def replaced(tree, path, part):
+    """The tree with another part at that path."""
+    if not path:
+        return part
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    copy[path[0]] = replaced(tree[path[0]], path[1:], part)
+    return copy
+
+
+def test_files_of_another_content_end_in_one_line(tmp_path, monkeypatch):
+    run = make_run(tmp_path / 'run', members=2, epochs=3)
+    drawn = {'light': b'', 'dark': b''}
+    monkeypatch.setattr('jaxcifar.report.page.render', lambda draw: drawn)
+    monkeypatch.setattr('jaxcifar.report.long_tail.render', lambda draw: draw() and drawn)
+    after, bins = {'nll': 1.0, 'ece': 0.1}, {'images': [1], 'confidence': [0.5], 'correct': [1]}
+    after['reliability'] = bins
+    parts = {'parts': {'test': {'before': after, 'after': after}}, 'temperature': 1.1}
+    weights = {'members': [{'name': f'{i}_resnet20', **parts} for i in range(2)], 'mean': parts}
+    calibration = json.dumps({'weights': {'best': weights}})
+    risk = {'area': 0.1, 'interval': [0.1, 0.2], 'curve': [0.1, 0.2]}
+    rejection = {'head_classes': 1, 'tail_classes': 1, 'coverage': [0.5, 1.0]}
+    rejection['parts'] = {'test': {'mean': dict.fromkeys(('error', 'balanced', 'worst'), risk)}}
+    rejection = json.dumps(rejection)
+    draw, outcomes = random.Random(0), []
+
+    def attempt(path, data: bytes):
+        whole = path.read_bytes()
+        path.write_bytes(data)
+        try:
+            report([run], tmp_path)
+            outcomes.append('reported')
+        except UserError as error:
+            assert str(error).isprintable() and 'run' in str(error)
+            outcomes.append('refused')
+        path.write_bytes(whole)
+
+    for path in (run / 'metrics.csv', run / 'timing.csv', run / 'results.json'):
+        whole = path.read_bytes()
+        for data in (b'', b'\xff' + whole, whole[:-40] + b'\xff,\0' + whole[-40:], b'[' * 10**5, b'null'):
+            attempt(path, data)
+    for name in ('config', 'results', 'run', 'calibration', 'rejection'):
+        if name in ('calibration', 'rejection'):
+            (run / f'{name}.json').write_text({'calibration': calibration, 'rejection': rejection}[name])
+        path = run / f'{name}.json'
+        tree = json.loads(path.read_text())
+        for place in draw.choices([*places(tree)], k=20 if name in ('config', 'results') else 10):
+            attempt(path, json.dumps(replaced(tree, place, draw.choice(JUNK))).encode())
+    assert min(outcomes.count('reported'), outcomes.count('refused')) > 15
 
 
 def test_command_line(tmp_path, capsys):

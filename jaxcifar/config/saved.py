@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from jaxcifar.config.fields import get_config
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import read_json
+from jaxcifar.machine.text import show
 
 # What a continued run may change: fields, or groups of fields, that no past step depended on.
 RESUMABLE = (
@@ -28,30 +30,48 @@ RESUMABLE = (
 )
 
 
+# What gives a run's steps and scores their meaning: no other run's state is taken up where these differ.
+SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_size', 'optimizer.accumulate',
+              'data.drop_last', 'data.validation', 'data.validation_size', 'data.split_seed',
+              'long_tail.imbalance', 'long_tail.seed', 'experts.count', 'experts.seed',
+              'experts.holdout', 'experts.validation', 'experts.shared', 'experts.unique',
+              'files.train', 'files.validation')  # fmt: skip
+# Fields, or groups of fields, that a state fits whatever they are: a new run may take it up with others.
+RECIPE = ('loss', 'label_smoothing', 'tau', 'augment', 'augment_each', 'mutual', 'schedule', 'optimizer.lr',
+          'optimizer.weight_decay', 'optimizer.rest', 'eval', 'fusion.alpha', 'fusion.lr', 'fusion.lr_head',
+          'fusion.dropout', 'fusion.clip', 'fusion.clip_all', 'fusion.freeze_epochs')  # fmt: skip
+# What decides the shapes of a run's weights, or what they are for: weights of another fit it by chance.
+SHAPES = ('dataset', 'network', 'members', 'member_ids', 'split', 'coupling', 'view', 'model', 'ternary',
+          'fusion', 'experts', 'init_from', 'resume_from')  # fmt: skip
+
+
 def to_dict(config: ConfigDict) -> dict:
-    """Plain nested dict, as JSON would give it back."""
+    """Return a plain nested dict, as JSON would give it back."""
     return json.loads(config.to_json_best_effort())
 
 
 def from_dict(fields: dict) -> ConfigDict:
-    """A config from what `to_dict` made of it; fields that are newer than that have their defaults."""
+    """Return a config from what `to_dict` made of it; fields that are newer than that have their defaults."""
     merged = _merge(to_dict(get_config()), fields)
     return ConfigDict(json.loads(json.dumps(merged), object_hook=_tuples))
 
 
 def _merge(defaults: dict, fields: dict) -> dict:
+    if not isinstance(fields, dict):
+        raise UserError(f'a group of fields is damaged: it must be a JSON object, got {show(fields)}')
     groups = {k: _merge(v, fields.get(k, {})) for k, v in defaults.items() if isinstance(v, dict)}
     return {**defaults, **fields, **groups}
 
 
 def load(path: Path) -> ConfigDict:
-    """A resolved config from a workdir's config.json."""
+    """Return a resolved config from a workdir's config.json, or raise `UserError` where there is none."""
+    fields = read_json(path)
+    if fields is None:
+        raise UserError(f'{path.parent} is not a workdir: it has no {path.name}')
     try:
-        return from_dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise UserError(f'{path.parent} is not a workdir: it has no {path.name}') from None
-    except ValueError as error:
-        raise UserError(f'{path} is damaged: {error}') from None
+        return from_dict(fields)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
 def _tuples(node: dict) -> dict:
@@ -59,20 +79,29 @@ def _tuples(node: dict) -> dict:
 
 
 def refuse_changes(old: ConfigDict, new: ConfigDict, workdir: Path):
-    """Raise `UserError` where a field that is not resumable differs."""
+    """Raise `UserError` where a field that is not resumable differs; it says how a new workdir goes on."""
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     changed = [
-        f'{field} was {before.get(field)}, now {after.get(field)}'
+        field
         for field in sorted(before.keys() | after.keys())
         if before.get(field) != after.get(field) and not is_resumable(field)
     ]
-    if changed:
-        raise UserError(
-            f'{workdir} holds a run of another config ({"; ".join(changed)}): '
-            f'choose a new --workdir; --config.resume_from={workdir} goes on there from its state'
-        )
+    if not changed:
+        return
+    remedy = 'choose a new --workdir'
+    if all(_is_in(field, RECIPE) for field in changed):
+        remedy += f'; --config.resume_from={workdir} goes on there from its state'
+    elif not any(_is_in(field, SHAPES) for field in changed):
+        remedy += f'; --config.init_from={workdir} begins there with its weights'
+    listed = '; '.join(f'{field} was {before.get(field)}, now {after.get(field)}' for field in changed)
+    raise UserError(f'{workdir} holds a run of another config ({listed}): {remedy}')
 
 
 def is_resumable(field: str) -> bool:
-    """Whether a continued run may change the field."""
-    return any(field == f or field.startswith(f'{f}.') for f in RESUMABLE)
+    """Return whether a continued run may change the field."""
+    return _is_in(field, RESUMABLE)
+
+
+def _is_in(field: str, fields: tuple[str, ...]) -> bool:
+    """Return whether the field is one of these, or of one of these groups."""
+    return any(field == f or field.startswith(f'{f}.') for f in fields)

@@ -10,17 +10,15 @@ Writes a folder with one file a member, and a model card. Every file is read aga
 compared with the network that it is of.
 """
 
-import argparse
 from pathlib import Path
 
 from jaxcifar.export.write import FORMATS, export
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import command_parser, run_command
 
 
 def main():
     """The command line."""
-    usage = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser('python -m jaxcifar.export', None, __doc__, formatter_class=usage)
+    parser = command_parser('jaxcifar.export', __doc__)
     parser.add_argument('--workdir', type=Path, required=True)
     parser.add_argument('--format', required=True, help=' | '.join(FORMATS))
     parser.add_argument('--member', default='all', help='all, or one by its name or id (all)')

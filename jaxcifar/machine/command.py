@@ -1,25 +1,54 @@
 """The frame of every command: faults end in one line on stderr and an exit status, not a traceback."""
 
+import argparse
 import errno
+import io
 import os
+import re
 import sys
 from collections.abc import Callable
 
-from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
+from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError, unknown
 from jaxcifar.machine.memory import restart_in_huge_pages
 
 # As texts: tensorstore raises what the system said within a ValueError.
 FULL = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+# Before memory, for tensorstore calls these an exhausted resource too.
+MANY_FILES = tuple(os.strerror(e) for e in (errno.EMFILE, errno.ENFILE))
+NO_FILES = 'too many open files: raise the limit, as by ulimit -n 65536, or set fewer data.workers'
 NO_SPACE = 'the disk is full; the checkpoints before are kept, so make room and run it again'
 NO_MEMORY = (
     'out of memory; in a new workdir try half the batch_size, or optimizer.accumulate=2, which takes the '
-    'batch in two parts; where it was the evaluation, a smaller eval.batch_size'
+    'batch in two parts; if the evaluation ran out, a smaller eval.batch_size'
 )
+# Modules that python -m runs; the others do nothing by themselves.
+COMMANDS = ('main', 'evaluate', 'predict', 'export', 'report', 'calibrate', 'reject', 'torch_weights',
+            'doctor', 'models', 'preview')  # fmt: skip
+
+
+def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a command, python -m MODULE, whose --help begins with its file's text."""
+    shown = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f'python -m {module}', description=doc, formatter_class=shown)
+
+
+def refuse_other_modules():
+    """Exit with one line where python -m was given a module of the package that is no command.
+
+    Python imports the package before the module, and calls itself '-m' until it has found that.
+    """
+    words = ' '.join(sys.orig_argv[1:])
+    asked = re.search(r'(?:^|\s)-m\s*jaxcifar\.([\w.]+)', words) if sys.argv[:1] == ['-m'] else None
+    if asked and asked[1].removesuffix('.__main__') not in COMMANDS:
+        print(f'error: {unknown("command", asked[1], COMMANDS)}', file=sys.stderr)
+        sys.exit(1)
 
 
 def run_command(main: Callable[[], None]):
     """Call `main` and exit: 0 done, 1 a fault that the user can mend, 75 stopped and saved."""
     sys.unraisablehook = _hook
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')  # a terminal without ± must not end a training
     try:
         main()
     except Preempted as stop:
@@ -39,7 +68,7 @@ def run_command(main: Callable[[], None]):
 
 
 def run_words(main: Callable):
-    """`run_command` for a main that takes the words of the command line; --help prints its file's text."""
+    """Call `run_command` for a main that takes the command line's words; --help prints its file's text."""
     words = sys.argv[1:]
     if {'--help', '-h'} & set(words):
         print(str(sys.modules['__main__'].__doc__).strip())
@@ -55,10 +84,12 @@ def _hook(fault):
 
 
 def explain(error: BaseException) -> str | None:
-    """One line about a fault that the user can mend, or None for a fault of the program."""
+    """Return one line about a fault that the user can mend, or None for a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
+    if any(fault in text for fault in MANY_FILES):
+        return NO_FILES
     if any(fault in text for fault in FULL):
         return NO_SPACE
     if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text or 'out of memory' in text.lower():

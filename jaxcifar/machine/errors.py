@@ -57,7 +57,8 @@ def alike(name: str, valid: list[str]) -> list[str]:
     if meant or longer:
         return meant + longer
     scores = {v: difflib.SequenceMatcher(None, wanted, plain[v]).ratio() for v in valid if v}
-    best = max(scores, key=scores.__getitem__, default='')
+    # Of names that are equally like it, the one that has more letters at the same places.
+    best = max(scores, key=lambda v: (scores[v], sum(map(str.__eq__, wanted, plain[v]))), default='')
     return [best] if best and scores[best] >= 0.5 else []
 
 
@@ -69,16 +70,30 @@ def lookup(kind: str, registry: dict, name: str):
 
 
 def by_kind(where: str, argument: str, kinds: dict[str, Iterable[str]]) -> dict[str, str]:
-    """{kind: word} of the words of an argument, joined by commas, at most one of each kind.
+    """Return {kind: word} of an argument's words, joined by commas in any order, at most one of each kind.
 
-    kinds: the words of each; where: what the argument is for. Raises `UserError` for others.
+    kinds: the words of each; one that ends in ':' stands for all that begin so, as imagenet:PATH, and names
+    joined by + are of the kind of them all. where: what the argument is for. Raises `UserError` for others.
     """
     given: dict[str, str] = {}
     for word in filter(None, argument.split(',')):
-        kind = next((kind for kind, words in kinds.items() if word in words), None)
+        kind = next((kind for kind, words in kinds.items() if _is_of(word, words)), None)
         if kind is None:
-            raise unknown(f'word of {where}', word, [w for words in kinds.values() for w in words])
+            names = [w for words in kinds.values() for w in words]
+            start = word.removesuffix(':')
+            if f'{start}:' in names:
+                raise UserError(f'{start} needs a path: {start}:PATH, as in {where}:{start}:/data/{start}')
+            unheard = [w for w in word.split('+') if not _is_of(w, names)]
+            raise unknown(f'word of {where}', (unheard or [word])[0], names)
         if kind in given:
-            raise UserError(f'{where} takes one {kind}, not {given[kind]} and {word}')
+            raise UserError(f'{where} takes one {kind}, got {given[kind]!r} and {word!r}: leave one out')
         given[kind] = word
     return given
+
+
+def _is_of(word: str, words: Iterable[str]) -> bool:
+    """Return whether a word, or each of the names joined by + in it, is one of these."""
+    start, colon, path = word.partition(':')
+    if colon:
+        return bool(path) and start + colon in words
+    return all(name in words for name in word.split('+'))

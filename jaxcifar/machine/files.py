@@ -14,7 +14,8 @@ import numpy as np
 from jaxcifar.machine.errors import UserError
 
 # What a parser raises on content that was never written by us.
-FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
+          ValueError)  # fmt: skip
 
 
 @contextlib.contextmanager

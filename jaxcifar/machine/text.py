@@ -12,6 +12,14 @@ def duration(seconds: float) -> str:
     return f'{hours}:{minutes:02d}:{rest:02d}'
 
 
+def about(seconds: float) -> str:
+    """Return a time in the largest unit that it has two of: 'about 17 days'."""
+    for unit, size in (('days', 86_400), ('hours', 3600), ('minutes', 60)):
+        if seconds >= 2 * size:
+            return f'about {seconds / size:.0f} {unit}'
+    return f'about {max(1, round(seconds))} s'
+
+
 def plus_minus(mean: float, std: float | None = None, form: str = '.2f') -> str:
     """Return 'mean ± std' with both numbers in the format `form`, or the mean alone."""
     return f'{mean:{form}}' if std is None else f'{mean:{form}} ± {std:{form}}'

@@ -3,17 +3,15 @@
 Reads only the files that a run leaves in its folder, so it needs no accelerator and starts fast.
 """
 
-import argparse
 from collections.abc import Sequence
 
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.report.tables import write
 
 
 def main(argv: Sequence[str] | None = None):
-    """The command line."""
-    usage = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser('python -m jaxcifar.report', None, __doc__, formatter_class=usage)
+    """Run the command line."""
+    parser = command_parser('jaxcifar.report', __doc__)
     parser.add_argument('dirs', nargs='+', metavar='DIR', help='folder of a run, finished or not')
     parser.add_argument('--out', help='where the report goes (default: the first DIR)')
     args = parser.parse_args(argv)

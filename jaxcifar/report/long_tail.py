@@ -1,4 +1,4 @@
-"""What the report says of a long tail besides: groups of classes, calibration, rejection."""
+"""Report on a long tail besides: groups of classes, calibration, rejection."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ GROUPS = ('many', 'medium', 'few', 'head', 'tail')
 
 
 class Section(NamedTuple):
-    """A part of a run's report: what it is about, numbers, and a picture of them."""
+    """A part of a run's report: its title, numbers, and a picture of them."""
 
     title: str
     table: Table
@@ -23,7 +23,7 @@ class Section(NamedTuple):
 
 
 def sections(run: Run) -> list[Section]:
-    """Nothing for a run without a long tail."""
+    """Return the sections of a run with a long tail; none of others."""
     found = []
     if run.groups():
         found.append(Section('Groups of classes', group_table(run), render(partial(draw_groups, run))))
@@ -39,14 +39,14 @@ def sections(run: Run) -> list[Section]:
 
 
 def titles(run: Run) -> list[str]:
-    """What the members are called, with their losses where these differ."""
+    """Return what the members are called, with their losses where these differ."""
     losses = str(run.config.get('loss')).split('+')
     alike = len(losses) != len(run.members)
     return run.members if alike else [f'{m} {loss}' for m, loss in zip(run.members, losses)]
 
 
 def group_table(run: Run) -> Table:
-    """A row for each weights, test images and member, and for the ensemble; recalls in percent."""
+    """Return a row for each weights, test images and member, and for the ensemble; recalls in percent."""
     head = ['weights', 'images', 'member', *(f'{g.replace("_", " ")} %' for g in ('accuracy', *run.groups()))]
     rows = []
     for which in ('best', 'last'):
@@ -66,7 +66,7 @@ def _percent(value: float | None) -> str:
 
 
 def calibration_table(calibration: dict) -> Table:
-    """Temperatures, and NLL and calibration error before and after them."""
+    """Return temperatures, and NLL and calibration error before and after them."""
     parts = list(next(iter(calibration['weights'].values()))['mean']['parts'])
     head = ['weights', 'member', 'T', *(f'{part} {what}' for part in parts for what in ('NLL', 'ECE %'))]
     rows = []
@@ -82,7 +82,7 @@ def calibration_table(calibration: dict) -> Table:
 
 
 def rejection_table(found: dict) -> list[list[str]]:
-    """Areas under the risk-coverage curves, with their 95 % intervals."""
+    """Return areas under the risk-coverage curves, with their 95 % intervals."""
     rows = [['images', 'rule', *(f'area, {risk}' for risk in RISKS)]]
     for part, rules in found['parts'].items():
         for name, risks in rules.items():
@@ -92,7 +92,7 @@ def rejection_table(found: dict) -> list[list[str]]:
 
 
 def draw_groups(run: Run) -> Figure:
-    """The recall of each group of classes over the epochs, a line for each member."""
+    """Draw the recall of each group of classes over the epochs, a line for each member."""
     groups = [g for g in ('mean_recall', *GROUPS[:3]) if g in run.groups()]
     figure = Figure(figsize=(12, 3.3), layout='constrained')
     panels = list(np.atleast_1d(figure.subplots(1, len(groups), sharey=True)))
@@ -106,7 +106,7 @@ def draw_groups(run: Run) -> Figure:
 
 
 def draw_reliability(run: Run) -> Figure:
-    """Accuracy over confidence of each member and of their mean, before and after calibration."""
+    """Draw accuracy over confidence of each member and of their mean, before and after calibration."""
     report = next(iter(run.calibration['weights'].values()))
     members = [*zip(titles(run), report['members']), ('mean', report['mean'])]
     columns = min(len(members), 4)
@@ -137,7 +137,7 @@ def _draw_bins(ax: Axes, bins: dict, **line):
 
 
 def draw_rejection(run: Run) -> Figure:
-    """Balanced and worst-group error over coverage, a line for each rule and set of images."""
+    """Draw balanced and worst-group error over coverage, a line for each rule and set of images."""
     figure = Figure(figsize=(12, 3.6), layout='constrained')
     panels = figure.subplots(1, 2, sharey=True)
     names = dict(zip(run.members, titles(run)))

@@ -1,4 +1,4 @@
-"""What `jaxcifar.report` shows: figures, tables as Markdown and HTML, and the page around them."""
+"""Draw the figures of a report, and lay its tables out as Markdown and HTML."""
 
 import base64
 import html
@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from string import Template
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxcifar.report.runs import Run, show
+from jaxcifar.report.template import TEMPLATE
 
 UNFINISHED, ON_TEST = 'running/unfinished', 'SELECTED ON TEST'
 Table = list[list[str]]  # the first row is the header
@@ -30,7 +30,7 @@ THEMES = {  # background, text, grid
 
 
 def draw(ax: Axes, epochs: np.ndarray, values: np.ndarray, members: bool = True, **line):
-    """The mean over the members as a line, ±std as a band and each member as a thin line."""
+    """Draw the mean over the members as a line, ±std as a band and each member as a thin line."""
     if not len(epochs):
         return
     with np.errstate(invalid='ignore'):  # as in `report.spread`
@@ -45,13 +45,14 @@ def draw(ax: Axes, epochs: np.ndarray, values: np.ndarray, members: bool = True,
 
 
 def add_legend(owner: Axes | Figure, lines: Sequence, **where):
-    """A legend whose labels are taken literally: names come from files and may hold a '$'."""
+    """Add a legend whose labels are taken literally: names come from files and may hold a '$'."""
     if lines:
         for text in owner.legend(lines, [line.get_label() for line in lines], **where).get_texts():
             text.set_parse_math(False)
 
 
 def label(panels: Sequence[Axes], titles: Sequence[str]):
+    """Give each panel its title, and one without curves the words 'nothing yet'."""
     for ax, title in zip(panels, titles):
         ax.set_xlabel('epoch')
         ax.set_title(title, loc='left')
@@ -60,7 +61,7 @@ def label(panels: Sequence[Axes], titles: Sequence[str]):
 
 
 def draw_run(run: Run) -> Figure:
-    """Loss, accuracy and learning rate of one run."""
+    """Draw loss, accuracy and learning rate of one run."""
     figure = Figure(figsize=(12, 3.3), layout='constrained')
     loss, accuracy, rate = figure.subplots(1, 3)
     for split, colour in zip(('train_batch', 'train', run.watched), (COLOURS[4], *COLOURS)):
@@ -78,7 +79,7 @@ def draw_run(run: Run) -> Figure:
 
 
 def draw_comparison(runs: Sequence[Run]) -> Figure:
-    """Accuracy of all runs on the split that each of them watches."""
+    """Draw the accuracy of all runs on the split that each of them watches."""
     figure = Figure(figsize=(12, max(4, 0.24 * len(runs) + 1)), layout='constrained')
     whole, end = figure.subplots(1, 2)
     finished = any(run.results for run in runs)
@@ -98,13 +99,13 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
 
 
 def shorten(name: str, length: int = 32) -> str:
-    """A name for a figure: short, and without letters that its font may lack."""
+    """Return a name for a figure: short, and without letters that its font may lack."""
     name = show(name).encode('ascii', 'replace').decode()
     return name if len(name) <= length else f'{name[: length - 10]}...{name[-7:]}'
 
 
 def render(draw_figure: Callable[[], Figure]) -> Picture:
-    """The figure as a PNG for each theme."""
+    """Return the figure as a PNG for each theme."""
     picture = {}
     for theme, (page, ink, grid) in THEMES.items():
         style = {
@@ -122,31 +123,33 @@ def render(draw_figure: Callable[[], Figure]) -> Picture:
     return picture
 
 
-def pictures(runs: Sequence[Run]) -> dict[str, Picture]:
-    """File stem -> picture: the curves of each run in turn, then all of them together."""
-    found = {}
-    for run in runs:
-        slug = re.sub(r'[^\w.-]+', '_', run.name, flags=re.ASCII)[:60]
-        found[f'curves_{run.number:02d}_{slug}'] = render(partial(draw_run, run))
-    if len(runs) > 1:
-        found['comparison'] = render(partial(draw_comparison, runs))
-    return found
+def curves(run: Run) -> dict[str, Picture]:
+    """Return {file stem: picture} of a run's curves."""
+    slug = re.sub(r'[^\w.-]+', '_', run.name, flags=re.ASCII)[:60]
+    return {f'curves_{run.number:02d}_{slug}': render(partial(draw_run, run))}
+
+
+def comparison(runs: Sequence[Run]) -> dict[str, Picture]:
+    """Return {file stem: picture} of several runs laid over one another; empty for one."""
+    return {'comparison': render(partial(draw_comparison, runs))} if len(runs) > 1 else {}
 
 
 def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """The tables, the second under the heading 'Settings that differ', and the notes."""
-    parts = [markdown_table(tables[0]), *(f'- {note}' for note in notes)]
+    """Return the tables, the second under the heading 'Settings that differ', and the notes."""
+    parts = [markdown_table(tables[0]), *(f'- {escape(note)}' for note in notes)]
     if tables[1]:
         parts += ['', '### Settings that differ', '', markdown_table(tables[1])]
     return '\n'.join(parts) + '\n'
 
 
-def markdown_table(table: Table) -> str:
-    def cell(text: str) -> str:
-        text = html.escape(re.sub(r'([\\|`*\[\]])', r'\\\1', text), quote=False)
-        return f'**{text}**' if text == ON_TEST else text
+def escape(text: str) -> str:
+    """Return text as Markdown that shows it as it is: names in it come from files."""
+    return html.escape(re.sub(r'([\\|`*\[\]~]|(?<!\w)_|_(?!\w))', r'\\\1', text), quote=False)
 
-    rows = [[cell(text) for text in row] for row in table]
+
+def markdown_table(table: Table) -> str:
+    """Return a table in Markdown, its first row the header."""
+    rows = [[f'**{text}**' if text == ON_TEST else escape(text) for text in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, ['-' * width for width in widths])
     lines = [' | '.join(text.ljust(w) for text, w in zip(row, widths)) for row in rows]
@@ -154,7 +157,7 @@ def markdown_table(table: Table) -> str:
 
 
 def html_table(table: Table, links: bool = False) -> str:
-    """The table; with `links`, its n-th row leads to the section of the n-th run."""
+    """Return the table as HTML; with `links`, its n-th row leads to the section of the n-th run."""
     number = re.compile(r'\d[\d.,:/ ±]*|nan')
     right = [i > 0 and any(map(number.fullmatch, c[1:])) for i, c in enumerate(zip(*table))]
     rows = []
@@ -175,6 +178,7 @@ def html_table(table: Table, links: bool = False) -> str:
 
 
 def html_picture(picture: Picture, alt: str) -> str:
+    """Return a picture within the page, in the theme of its reader."""
     light, dark = (base64.b64encode(picture[theme]).decode() for theme in ('light', 'dark'))
     return (
         '<picture><source media="screen and (prefers-color-scheme: dark)" '
@@ -189,7 +193,7 @@ def page(
     sections: Sequence[tuple[Run, Table, Sequence, Table]],
     drawn: dict[str, Picture],
 ) -> str:
-    """The whole page, with a section per run; every word that comes from a file is escaped."""
+    """Return the whole page, with a section per run; every word that comes from a file is escaped."""
     parts = [html_table(tables[0], links=True)]
     parts += ['<ul class="notes">', *(f'<li>{html.escape(note)}</li>' for note in notes), '</ul>']
     if 'comparison' in drawn:
@@ -209,47 +213,3 @@ def page(
     done = sum(bool(run.results) for run, *_ in sections)
     subtitle = f'{done} of {len(sections)} runs finished · {datetime.now():%Y-%m-%d %H:%M}'
     return TEMPLATE.substitute(body='\n'.join(parts), subtitle=subtitle)
-
-
-TEMPLATE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Training report</title>
-<style>
-:root { color-scheme: light dark; --page: #fff; --ink: #24292f; --soft: #59636e;
-  --line: #d8dee4; --shade: #f6f8fa; --bad: #b3261e; --wait: #8a5a00; --link: #0063a0 }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --page: #161b22; --ink: #d1d7e0; --soft: #9aa4b0; --line: #30363d; --shade: #1f262e;
-    --bad: #ff8a80; --wait: #e3b341; --link: #79bfff }
-}
-body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 92rem; background: var(--page);
-  color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
-h1 { margin: 0; font-size: 1.7rem } h2 { margin: 2.8rem 0 .8rem; font-size: 1.25rem }
-h3 { margin: 1.4rem 0 .4rem; font-size: 1rem } h1 + p { margin: .2rem 0 1.6rem }
-h1 + p, .notes { color: var(--soft) } .notes { padding-left: 1.2rem; font-size: .85rem }
-h2, td, th { overflow-wrap: break-word } a { color: var(--link); text-decoration: none }
-.scroll { overflow-x: auto } img { width: 100%; height: auto }
-table { border-collapse: collapse; font-size: clamp(.7rem, .94vw, .82rem);
-  font-variant-numeric: tabular-nums }
-th, td { padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top }
-thead th { background: var(--shade); border-bottom-width: 2px; vertical-align: bottom }
-tbody th { min-width: 8rem; font-weight: 600 } tbody tr:hover { background: var(--shade) }
-.n { text-align: right } .bad { color: var(--bad) } .wait { color: var(--wait) }
-section { border-top: 1px solid var(--line); margin-top: 2.8rem } section h2 { margin-top: 1.2rem }
-@media print { @page { size: A4 landscape; margin: 12mm } body { padding: 0; max-width: none }
-  table { font-size: .62rem } th, td { padding: .2rem .35rem }
-  section, picture, tr { break-inside: avoid } }
-</style>
-</head>
-<body>
-<h1>Training report</h1>
-<p>$subtitle</p>
-$body
-</body>
-</html>
-""")

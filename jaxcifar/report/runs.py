@@ -1,8 +1,7 @@
-"""What run folders say, finished or still running: the input of `jaxcifar.report`."""
+"""Read run folders, finished or still running: the input of `jaxcifar.report`."""
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import numpy as np
 
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import read_json, reading
 from jaxcifar.runs.metrics import verdict
 
 NONE = '—'  # stands for a number or a setting that is not there
@@ -25,9 +25,10 @@ COLUMNS = {
 
 @dataclass
 class Run:
-    """What a run folder says; `results` is empty until the run is finished."""
+    """The content of a run folder; `results` is empty until the run is finished."""
 
     number: int
+    folder: Path
     name: str
     config: dict  # dotted key -> value
     rows: list[dict[str, str]]
@@ -52,11 +53,11 @@ class Run:
                 made.clear()  # of weights before these
 
     def groups(self) -> list[str]:
-        """Columns of metrics.csv about groups of a long tail's classes."""
+        """Return the columns of metrics.csv about groups of a long tail's classes."""
         return [g for g in GROUPS if self.rows and g in self.rows[0]]
 
     def curve(self, split: str, column: str, fused: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Epochs (E,) and values (K, E) of one column; NaN where a member has no number.
+        """Return epochs (E,) and values (K, E) of one column; NaN where a member has no number.
 
         fused: of the fused prediction instead, (1, E).
         """
@@ -71,72 +72,74 @@ class Run:
         return np.array(epochs), np.array(values, float).reshape(len(names), len(epochs))
 
     def latest(self, split: str, field: str, fused: bool = False) -> np.ndarray:
-        """The members' values (K,) at the last epoch that has all of them, else an empty array."""
+        """Return the members' values (K,) at the last epoch that has all of them, else an empty array."""
         _, values = self.curve(split, field, fused)
         whole = np.flatnonzero(~np.isnan(values).any(axis=0))
         return values[:, whole[-1]] if len(whole) else np.array([])
 
     def scores(self, weights: str, field: str) -> np.ndarray:
-        """Test scores (K,) of the 'last' or 'best' weights; empty where there are none."""
+        """Return the test scores (K,) of the 'last' or 'best' weights; empty where there are none."""
         found = [m.get(weights) for m in self.results.get('members', [])]
         return np.array([f['test'].get(field) for f in found if f], float)
 
     def headline(self, weights: str, field: str) -> list | np.ndarray:
-        """The test scores that a run is there for: the fused prediction's, or else those of its members."""
+        """Return the scores that a run is there for: the fused prediction's, or else its members'."""
         if not self.fused:
             return self.scores(weights, field)
         return [scores[field] for name, scores in self.fusion(weights).items() if name == FUSED]
 
     def fusion(self, weights: str) -> dict[str, dict]:
-        """Test scores of a fused prediction and of what it has to beat; {} of other runs."""
+        """Return the scores of a fused prediction and of what it has to beat; {} of other runs."""
         found = (self.results.get('fusion', {}).get(weights) or {}).get('test', {})
         return {name: scores for name, scores in found.items() if isinstance(scores, dict)}
 
     def against_mean(self) -> str:
-        """What the fused prediction of the chosen weights, or else the last, does to the mean."""
+        """Return what the fused prediction of the chosen weights, or else the last, does to the mean."""
         found = self.results['fusion']
         return verdict(found.get('best', found['last'])['test'])
 
     def ensemble(self, weights: str, field: str) -> list[float]:
-        """The members' joint test score, in a list that is empty where there is none."""
+        """Return the members' joint test score, in a list that is empty where there is none."""
         found = self.results.get('ensemble', {}).get(weights) or {}
         return [found[field]] if len(self.members) > 1 and field in found else []
 
 
 def to_float(cell: str) -> float:
-    """A CSV cell as a number; an empty one is NaN."""
+    """Return a CSV cell as a number; an empty one is NaN."""
     try:
         return float(cell) if cell else np.nan
     except ValueError:
-        raise UserError(f'a number is expected in metrics.csv or timing.csv, not {cell!r}') from None
+        raise UserError(f'a cell of metrics.csv or timing.csv must be a number, got {show(cell)!r}') from None
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The whole lines of a table; a line that a killed run left incomplete is dropped."""
+    """Return the whole lines of a table; a line that a killed run left incomplete is dropped."""
     text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
     lines = io.StringIO(text[: text.rfind('\n') + 1], newline='')
-    rows = [r for r in csv.DictReader(lines) if None not in r and None not in r.values()]
+    try:
+        rows = [r for r in csv.DictReader(lines) if None not in r and None not in r.values()]
+    except csv.Error as error:
+        raise UserError(f'{path} is damaged: {error}') from None
     if rows and (missing := COLUMNS[path.name] - rows[0].keys()):
         raise UserError(f'{path} lacks the columns {", ".join(sorted(missing))}')
     return rows
 
 
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f'{path} is not valid JSON: {error}') from None
-
-
 def show(value) -> str:
-    """A value from a file as one printable line."""
+    """Return a value from a file as one printable line."""
     if value is None:
         return NONE
     text = ', '.join(map(str, value)) if isinstance(value, list) else str(value)
     return ''.join(c if c.isprintable() else ' ' for c in text)
 
 
+def reads(folder: Path):
+    """Return the context in which files of a run that hold something else than ours end in a `UserError`."""
+    return reading(folder, 'restore its .json and .csv files, or leave the run out')
+
+
 def load(dirs: Sequence[str | Path]) -> list[Run]:
+    """Return the runs in these folders; one line on stderr names each that is none."""
     folders = list(dict.fromkeys(Path(d).resolve() for d in dirs))
     leaves, runs = [f.name for f in folders], list[Run]()
     for folder in folders:
@@ -145,20 +148,22 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
             continue
         twice = leaves.count(folder.name) > 1
         names = ('config', 'results', 'run', 'calibration', 'rejection')
-        json_files = [read_json(folder / f'{n}.json') for n in names]
-        runs.append(
-            Run(
-                number=len(runs) + 1,
-                name=f'{folder.parent.name}/{folder.name}' if twice else folder.name,
-                config=flatten(json_files[0]),
-                rows=read_csv(folder / 'metrics.csv'),
-                timing=read_csv(folder / 'timing.csv'),
-                results=json_files[1],
-                sessions=json_files[2].get('sessions', []),
-                calibration=json_files[3],
-                rejection=json_files[4],
+        json_files = [read_json(folder / f'{n}.json', {}) for n in names]
+        with reads(folder):
+            runs.append(
+                Run(
+                    number=len(runs) + 1,
+                    folder=folder,
+                    name=f'{folder.parent.name}/{folder.name}' if twice else folder.name,
+                    config=flatten(json_files[0]),
+                    rows=read_csv(folder / 'metrics.csv'),
+                    timing=read_csv(folder / 'timing.csv'),
+                    results=json_files[1],
+                    sessions=json_files[2].get('sessions', []),
+                    calibration=json_files[3],
+                    rejection=json_files[4],
+                )
             )
-        )
     if not runs:
         raise UserError(f'none of {", ".join(map(str, folders))} is a run folder with a metrics.csv')
     return runs

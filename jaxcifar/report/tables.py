@@ -1,15 +1,15 @@
-"""What the report says of runs in tables and notes, and its files."""
+"""Sum up runs in tables and notes, and write the files of a report."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.machine.text import duration
+from jaxcifar.machine import text
 from jaxcifar.report import long_tail as report_long_tail
 from jaxcifar.report import page as report_page
 from jaxcifar.report.page import ON_TEST, UNFINISHED, Table
-from jaxcifar.report.runs import FUSED, NONE, Run, load, show, to_float
+from jaxcifar.report.runs import FUSED, NONE, Run, load, reads, show, to_float
 
 SELECTION = {
     'holdout': 'best on hold-out',
@@ -34,19 +34,19 @@ UNITS = {  # how a field is printed: unit, factor, digits
 
 
 def spread(values: Sequence | np.ndarray, field: str = 'accuracy') -> str:
-    """Mean ± sample standard deviation over the members; one member has no ±."""
+    """Return the mean of a field over the members ± their sample standard deviation, in the field's unit."""
     _, scale, digits = UNITS[field]
     if not len(values):
         return NONE
-    mean = f'{scale * np.mean(values):.{digits}f}'
-    if len(values) == 1:
-        return mean
+    numbers = np.asarray(values, float)
+    if numbers.ndim != 1:
+        raise ValueError(f'{field} must be a number, got {values}')
     with np.errstate(invalid='ignore'):  # a member that diverged has an infinite loss
-        return f'{mean} ± {scale * np.std(values, ddof=1):.{digits}f}'
+        return text.spread(scale * numbers, f'.{digits}f')
 
 
 def summary(runs: list[Run]) -> Table:
-    """The main table: a row per run."""
+    """Return the main table: a row per run."""
     table = [SUMMARY.split(', ')]
     for run in runs:
         members = len(run.members)
@@ -69,14 +69,14 @@ def summary(runs: list[Run]) -> Table:
                 spread(run.headline('last', 'ece'), 'ece'),
                 SELECTION.get(str(run.selection), show(run.selection)),
                 f'{np.nanmedian(speed):,.0f}' if speed else NONE,
-                duration(sum(to_float(r['seconds']) for r in run.timing)) if run.timing else NONE,
+                text.duration(sum(to_float(r['seconds']) for r in run.timing)) if run.timing else NONE,
             ]
         )
     return table
 
 
 def notes(runs: list[Run]) -> list[str]:
-    """What a reader must know to read the summary right."""
+    """Return what a reader must know to read the summary right."""
     found = [
         'last: test accuracy of the weights after the last epoch. selected: of the weights of the '
         'best epoch. Ensemble, NLL (in nats) and ECE are test figures of the last weights.'
@@ -119,7 +119,7 @@ def notes(runs: list[Run]) -> list[str]:
 
 
 def differences(runs: list[Run]) -> Table:
-    """The settings that are not the same in all runs; empty when there are none."""
+    """Return the settings that are not the same in all runs; empty when there are none."""
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     values = {key: [show(run.config.get(key)) for run in runs] for key in keys}
     values = {key: row for key, row in values.items() if len(set(row)) > 1}
@@ -130,29 +130,15 @@ def differences(runs: list[Run]) -> Table:
     return [list(row) for row in zip(*table)] if len(runs) >= len(values) else table
 
 
+Columns = dict[tuple[str, str], np.ndarray]  # (weights or split, field) -> the members' values [K]
+
+
 def member_table(run: Run) -> Table:
-    """The numbers behind a row of the summary: a row per member, their mean and the ensemble."""
-    if run.results:
-        fields = [(w, f) for w in ('last', 'best') for f in ('accuracy', 'top5', 'nll', 'ece')]
-        columns = {(w, f): run.scores(w, f) for w, f in fields}
-    else:
-        fields = [(s, f) for s in ('train', run.watched) for f in ('accuracy', 'loss')]
-        columns = {(s, f): run.latest(s, f) for s, f in fields}
-    columns = {key: v for key, v in columns.items() if len(v) and not np.isnan(v).all()}
-    head = [f'{"selected" if w == "best" else w} {UNITS[f][0]}' for w, f in columns]
-    names = [m['name'] for m in run.results.get('members', [])] or run.members
-    rows = [
-        [show(name), *(spread(v[i : i + 1], f) for (_, f), v in columns.items())]
-        for i, name in enumerate(names)
-    ]
-    if len(rows) > 1:
-        rows.append(['mean ± std', *(spread(v, f) for (_, f), v in columns.items())])
-    if any(run.ensemble(*key) for key in columns):
-        rows.append(['ensemble', *(spread(run.ensemble(*key), key[1]) for key in columns)])
-    for name in run.fusion('last'):
-        scores = [run.fusion(w).get(name, {}).get(f) for w, f in columns]
-        cells = (spread([] if s is None else [s], f) for s, (_, f) in zip(scores, columns))
-        rows.append([name.replace('_', ' '), *cells])
+    """Return the numbers behind a row of the summary: a row per member, their mean and the ensemble."""
+    columns = _member_columns(run)
+    head = [f'{"selected" if of == "best" else of} {UNITS[field][0]}' for of, field in columns]
+    rows = [*_member_rows(run, columns), *_joint_rows(run, columns)]
+    # Which epoch's weights were chosen, and by which accuracy.
     chosen = {show(m['name']): m.get('best') or {} for m in run.results.get('members', [])}
     chosen[FUSED] = run.results.get('fusion', {}).get('best', {})
     if any(chosen.values()):
@@ -164,8 +150,44 @@ def member_table(run: Run) -> Table:
     return [['member', *head], *rows] if head else []
 
 
+def _member_columns(run: Run) -> Columns:
+    """Return the test scores of a finished run, or else the newest of training; without empty columns."""
+    columns: Columns
+    if run.results:
+        fields = [(w, f) for w in ('last', 'best') for f in ('accuracy', 'top5', 'nll', 'ece')]
+        columns = {(w, f): run.scores(w, f) for w, f in fields}
+    else:
+        fields = [(s, f) for s in ('train', run.watched) for f in ('accuracy', 'loss')]
+        columns = {(s, f): run.latest(s, f) for s, f in fields}
+    return {key: v for key, v in columns.items() if len(v) and not np.isnan(v).all()}
+
+
+def _member_rows(run: Run, columns: Columns) -> Table:
+    """Return a row for each member and, of several, their mean."""
+    names = [m['name'] for m in run.results.get('members', [])] or run.members
+    rows = [
+        [show(name), *(spread(v[i : i + 1], f) for (_, f), v in columns.items())]
+        for i, name in enumerate(names)
+    ]
+    if len(rows) > 1:
+        rows.append(['mean ± std', *(spread(v, f) for (_, f), v in columns.items())])
+    return rows
+
+
+def _joint_rows(run: Run, columns: Columns) -> Table:
+    """Return rows of what the members predict together: their ensemble, and a fused prediction."""
+    rows = []
+    if any(run.ensemble(*key) for key in columns):
+        rows.append(['ensemble', *(spread(run.ensemble(*key), key[1]) for key in columns)])
+    for name in run.fusion('last'):
+        scores = [run.fusion(w).get(name, {}).get(f) for w, f in columns]
+        cells = (spread([] if s is None else [s], f) for s, (_, f) in zip(scores, columns))
+        rows.append([name.replace('_', ' '), *cells])
+    return rows
+
+
 def session_table(run: Run) -> Table:
-    """Where the numbers come from: a row per session."""
+    """Return where the numbers come from: a row per session."""
     keys = ['started', 'commit', 'devices', 'command', 'packages']
     rows = []
     for session in run.sessions:
@@ -175,17 +197,22 @@ def session_table(run: Run) -> Table:
 
 
 def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Write the page, the Markdown table and the curves into `out`; their paths, in this order."""
+    """Write the page, the Markdown table and the curves into `out`; return their paths, in this order."""
     runs, out = load(dirs), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    pictures = report_page.pictures(runs)
+    sections, pictures = [], dict[str, report_page.Picture]()
+    for run in runs:
+        with reads(run.folder):
+            summary([run]), notes([run])  # what they cannot read is of this run
+            pictures |= report_page.curves(run)
+            sections.append((run, member_table(run), report_long_tail.sections(run), session_table(run)))
+    pictures |= report_page.comparison(runs)
     tables = [summary(runs), differences(runs)]
-    sections = [(r, member_table(r), report_long_tail.sections(r), session_table(r)) for r in runs]
     files = {
         'report.html': report_page.page(tables, notes(runs), sections, pictures).encode(),
         'report.md': report_page.markdown(tables, notes(runs)).encode(),
         **{f'{name}.png': picture['light'] for name, picture in pictures.items()},
     }
+    out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (out / name).write_bytes(content)
     return [out / name for name in files]

@@ -27,13 +27,6 @@ from jaxcifar.runs.weights import BestWeights
 
 FITTED = 2000  # training images that networks fit their first variables to
 
-# What gives a run's steps and scores their meaning.
-SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_size', 'optimizer.accumulate',
-              'data.drop_last', 'data.validation', 'data.validation_size', 'data.split_seed',
-              'long_tail.imbalance', 'long_tail.seed', 'experts.count', 'experts.seed',
-              'experts.holdout', 'experts.validation', 'experts.shared', 'experts.unique',
-              'files.train', 'files.validation')  # fmt: skip
-
 # What makes another network of the same weights, whose scores have nothing to do with those before.
 SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers', 'fusion.rule',
              'fusion.residual', 'fusion.heads')  # fmt: skip
@@ -140,7 +133,7 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
         checkpoints.close()
     now = flatten(saved.to_dict(config))
     old = flatten(saved.to_dict(before))
-    for field in SAME_CLOCK if meta['step'] else ():
+    for field in saved.SAME_CLOCK if meta['step'] else ():
         if old[field] != now[field]:
             raise UserError(f'resume_from: {source} has {field}={old[field]}, not {now[field]}')
     seen_alike = all(old[field] == now[field] for field in SAME_VIEW)
