@@ -46,9 +46,9 @@ def test_all_but_stem_and_classifier_are_ternary(network):
 
 @pytest.mark.parametrize(('changes', 'words'), [
     ({'view': 'ternry'}, "did you mean 'ternary'"),
-    ({'view': 'none+ternary', 'members': 3}, '2 views for members=3'),
+    ({'view': 'none+ternary', 'members': 3}, 'view must be one name, or one for each of members=3, got 2'),
     ({'ternary.rule': 'tnn'}, 'unknown ternary.rule'),
-    ({'ternary.layers': 'conv('}, r'ternary.layers='),
+    ({'ternary.layers': 'conv('}, r'ternary.layers must be a regular expression, got conv('),
     ({'view': 'ternary', 'ternary.layers': 'stem'}, 'in none of the 8 kernels, which are called conv1/'),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(config, tmp_path, changes, words):
