@@ -151,8 +151,8 @@ S = '--config configs/single.py --workdir x '
     (S + '--config.optimizer.decay=(', 'optimizer.decay'),
     (S + '--config.optimizer.rates=bias', "expected rules like 'bias=64', got 'bias'"),
     (S + '--config.optimizer.rates=bias=-1', "expected a factor of at least 0, got 'bias=-1'"),
-    (S + '--config.optimizer.rescale=True', 'rescale is for muon, not for sgd'),
-    (S + '--config.eval.shift=-1', 'eval.shift=-1 is not from 0'),
+    (S + '--config.optimizer.rescale=True', 'optimizer.rescale is for muon: set optimizer.rescale=False'),
+    (S + '--config.eval.shift=-1', 'eval.shift must be at least 0, got -1'),
     (S + '--config.log.wandb=offline', "pip install -e '.[wandb]'"),
     (S + '--config.data.validation=none --config.early_stopping.patience=3', 'needs validation'),
 ])  # fmt: skip

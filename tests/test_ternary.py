@@ -182,7 +182,7 @@ def test_a_ternary_run_from_end_to_end(small, tmp_path, capsys):
     (wanted, _), _ = network.apply({'params': shown, 'batch_stats': stats}, images, False)
     np.testing.assert_allclose(logits, wanted, atol=1e-4)
     export_weights(tmp_path, tmp_path / 'out.pth')
-    exported = torch.load(tmp_path / 'out.pth')['conv2.weight']
+    exported = torch.load(tmp_path / 'out.pth')['conv2.weight'].numpy()
     seen = shown['conv2']['kernel'].transpose(3, 2, 0, 1)
     np.testing.assert_array_equal(np.sign(exported), np.sign(seen))
     np.testing.assert_allclose(exported, seen, rtol=1e-6)  # the scale is a sum, taken in another program
