@@ -1,4 +1,6 @@
-"""Experts and their fusion, each job on a GPU: python -m experiments.run experiments/fusion_4gpu.py --jobs 4
+"""Compare experts with their fusion, each job on a GPU.
+
+    python -m experiments.run experiments/fusion_4gpu.py --jobs 4
 
 The four pairs of the original launcher: DenseNet-121 with multiplicative, ResNet-18 with
 multiplicativeAddition, WRN-28-10 with TransformerBase, ResNeXt-29 with concatenation. For each network
@@ -37,7 +39,7 @@ SHORT_FUSION = {'epochs': FUSION_EPOCHS, 'augment': 'basic', 'label_smoothing': 
 
 
 def get_sweep(argument: str = '') -> Sweep:
-    """`argument` is made of WORDS, networks joined by + and rules joined by +, with commas between them."""
+    """Return the sweep; `argument`: WORDS, networks joined by + and rules joined by +, between commas."""
     words = [word for word in argument.split(',') if word]
     grids: dict[str, list[str]] = {'networks': [], 'rules': []}
     for word in words:
@@ -76,7 +78,7 @@ def get_sweep(argument: str = '') -> Sweep:
 
 
 def before_fusion(network: str, changes: dict) -> list[Run]:
-    """The experts of a network, and what their fusion has to be compared with."""
+    """Return the experts of a network, and what their fusion has to be compared with."""
     config = f'configs/expert.py:{network},strong'
     return [
         Run(f'experts-{network}', 'four experts', config, changes),
@@ -86,7 +88,7 @@ def before_fusion(network: str, changes: dict) -> list[Run]:
 
 
 def fusion(network: str, rule: str, recipe: str, changes: dict) -> Run:
-    """One fused run, from the experts' best weights."""
+    """Return one fused run, from the experts' best weights."""
     name = '-'.join(filter(None, (network, rule, recipe)))
     config = 'configs/fusion.py:' + ','.join(filter(None, (network, rule, recipe)))
     if recipe and changes:

@@ -1,4 +1,4 @@
-"""Losses for long tails: python -m experiments.run experiments/long_tail_table.py
+"""Compare losses for long tails: python -m experiments.run experiments/long_tail_table.py
 
 CIFAR-100-LT with imbalance 100, ResNet-32, all 10,847 images, the whole balanced test set, the last epoch;
 three seeds of a loss are one run. Public, 200 epochs: cross entropy 39.9, logit adjustment 44.1,
@@ -18,12 +18,12 @@ BASELINE = 'cross entropy'
 
 
 def get_sweep(argument: str = '') -> Sweep:
-    """`argument` is nothing, or short."""
+    """Return the sweep; `argument` is nothing, or short."""
     return lookup('argument', {'': full, 'short': short}, argument)()
 
 
 def full() -> Sweep:
-    """Some hours on a GPU."""
+    """Return the whole table: some hours on a GPU."""
     strong = Run('strong', 'balanced softmax, strong', 'configs/long_tail.py:strong,standard', SEEDS)
     title = (
         'CIFAR-100-LT, imbalance 100, 256 epochs (strong: 400), balanced test set, last epoch: mean ± '
@@ -33,7 +33,7 @@ def full() -> Sweep:
 
 
 def short() -> Sweep:
-    """One seed, and a recipe that gets somewhere in a few epochs."""
+    """Return one seed of a recipe that gets somewhere in a few epochs."""
     changes = {
         'members': 1,
         'network': 'resnet20',
@@ -52,7 +52,7 @@ def short() -> Sweep:
 
 
 def each_loss(changes: dict[str, Any]) -> list[Run]:
-    """The same run with each loss."""
+    """Return the same run with each loss."""
     config = 'configs/long_tail.py:standard'
     rows = {
         'cross_entropy': BASELINE,

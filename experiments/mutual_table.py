@@ -1,4 +1,4 @@
-"""Deep mutual learning against independent networks: python -m experiments.run experiments/mutual_table.py
+"""Compare mutual learning with independent networks: python -m experiments.run experiments/mutual_table.py
 
 Zhang et al. 2018, table 2, and the seed of this project: ResNet-32 on CIFAR-100 alone, with 2, 3 and 4
 nodes, and beside a WRN-28-2; 200 epochs of all 50,000 images, three seeds, the last epoch. Public, one
@@ -22,12 +22,12 @@ IMAGES, EPOCHS = 5000, 12  # of the short version
 
 
 def get_sweep(argument: str = '') -> Sweep:
-    """`argument` is nothing, or short."""
+    """Return the sweep; `argument` is nothing, or short."""
     return lookup('argument', {'': full, 'short': short}, argument)()
 
 
 def full() -> Sweep:
-    """Weeks on a CPU; some hours on a GPU."""
+    """Return the whole table: weeks on a CPU, some hours on a GPU."""
     pair = 'resnet32+wideresnet28_2'
     runs = [alone(network, {}) for network in pair.split('+')]
     for seed in SEEDS:
@@ -41,7 +41,7 @@ def full() -> Sweep:
 
 
 def short() -> Sweep:
-    """The same comparison, but for everything that makes it long."""
+    """Return the same comparison without what makes it long."""
     size = {'dataset': f'npz:{small_cifar10()}', 'epochs': EPOCHS, 'devices': 1}
     runs = [alone('resnet8', size)]
     for seed in SEEDS:
@@ -56,21 +56,21 @@ def short() -> Sweep:
 
 
 def alone(network: str, size: dict) -> Run:
-    """As many single networks as there are seeds, each with its own order of the data, in one run."""
+    """Return one run of as many single networks as seeds, each with its own order of the data."""
     seeds = {'members': len(SEEDS), 'seed': ','.join(map(str, SEEDS)), 'data.order': 'member'}
     config = f'configs/single.py:{network},cifar100'
     return Run(f'{ALONE}-{network}', ALONE, config, {**seeds, 'data.validation': 'none', **size})
 
 
 def together(network: str, nodes: int, seed: int, size: dict) -> Run:
-    """One run of mutual learning."""
+    """Return one run of mutual learning."""
     changes = {'members': nodes, 'seed': seed, 'data.validation': 'none', **size}
     row = 'mutual, mixed pair' if '+' in network else f'mutual, {nodes} nodes'
     return Run(f'mutual-{network}-{nodes}-seed{seed}', row, f'configs/mutual.py:{network}', changes)
 
 
 def small_cifar10(images: int = IMAGES) -> Path:
-    """A file of the first images of CIFAR-10, each pixel the mean of four."""
+    """Return a file of the first images of CIFAR-10, each pixel the mean of four."""
     path = Path('runs') / f'cifar10-16x16-{images}.npz'
     if not path.exists():
         data = load_dataset('cifar10', os.environ.get('JAXCIFAR_DATA', 'data'))
@@ -81,6 +81,6 @@ def small_cifar10(images: int = IMAGES) -> Path:
 
 
 def halved(images: np.ndarray) -> np.ndarray:
-    """uint8 [N,H,W,C] -> [N,H/2,W/2,C]."""
+    """Return uint8 [N,H,W,C] as [N,H/2,W/2,C]."""
     n, height, width, channels = images.shape
     return images.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4)).round().astype(np.uint8)

@@ -1,120 +1,114 @@
-"""All that needs a GPU, the most important first: python -m experiments.on_gpu [--workdir runs] [--minutes N]
+"""Measure on a borrowed GPU, the most important first: python -m experiments.on_gpu [--budget 560]
 
-Each step is a command of this repository that keeps its rows in experiments/results, or several; what
-came to its end is noted in on_gpu.csv there and skipped the next time on the same kind of device. Steps
-that were stopped go on where they were. --minutes stops in time: all that the step has started is asked to
-save and leave. --list shows the steps, --only runs some.
+Made for a machine that is lent for 13 minutes, takes commands of at most ten, has no network and gives a few
+files back. Each step is a command of this repository. Every row is kept as soon as it exists: OUT/on_gpu.zip
+always holds all rows, the logs and the small files of the runs. After the loan, `--take on_gpu.zip` appends
+its rows to experiments/results. What came to its end is skipped the next time on the same kind of device;
+trainings that were stopped go on where they were while the machine keeps its folder.
+
+The data come as two halves (`python -m experiments.halves cifar10 DEST`), if need be one in each call:
+--carried names the folder where they arrive, and --data, outside the checkout, the one where they are kept.
+Steps that need a set wait until it is whole. JAXCIFAR_COMMIT says which commit is measured where there is no
+.git. --rehearse runs every step on a CPU in miniature. --list shows the steps, --only runs some.
 """
 
+import argparse
 import contextlib
+import csv
+import io
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
-from experiments import results
+import numpy as np
+
+from experiments import halves, results
+from experiments.gpu_steps import STEPS
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import Preempted, UserError, lookup
 
-SAVE_SECONDS = 60  # between asking a step to leave and making it
+SAVE_SECONDS = 30  # between asking a step to leave and making it
+KEPT = ('config.json', 'results.json', 'run.json', 'metrics.csv', 'timing.csv', 'dataset.json',
+        'calibration.json', 'row.json')  # of a run, in the archive  # fmt: skip
 
 
-class Step(NamedTuple):
-    """Commands joined by ' && ' and why they are worth the time; {workdir} stands for the folder of runs."""
+class Loan:
+    """Hold the folders of one call on a borrowed machine, and its end."""
 
-    commands: str
-    why: str
+    def __init__(self, args: argparse.Namespace, device: str, small: bool):
+        self.workdir, self.out, self.data = args.workdir, args.out, args.data
+        self.device, self.small = device, small
+        self.end = time.monotonic() + args.budget
+        self.sets = halves.collect(args.carried, args.data)
+        self.logs = self.workdir / 'logs'
+        self.logs.mkdir(parents=True, exist_ok=True)
+        results.FOLDER = self.workdir / 'results'
+        self._packed = 0.0
 
+    def left(self) -> float:
+        """Return the seconds until a step must be asked to leave."""
+        return self.end - SAVE_SECONDS - time.monotonic()
 
-MAIN = 'jaxcifar.main --workdir {workdir}/'
-# What makes a long training on a GPU fast; it saves, too, when it is asked to leave.
-FAST = (
-    '--config.precision=bfloat16 --config.data.loader=device --config.checkpoint.every_epochs=10 '
-    '--config.compile_cache={workdir}/compiled'
-)
-STEPS = {
-    'smoke': Step(
-        MAIN + 'smoke --config configs/single.py:resnet18,cifar10 --config.members=2 --config.epochs=2 '
-        '--config.precision=bfloat16 --config.data.loader=device --config.profile.steps=50,60',
-        'the whole program works here: transfer guard, device loader, trace',
-    ),
-    'bench': Step('experiments.bench', 'images/s beside PyTorch, six networks, batches of 128 and 512'),
-    'options_resnet32': Step('experiments.bench.options resnet32 64', 'which options small steps want'),
-    'options_resnet18': Step('experiments.bench.options resnet18 128', '… and middling ones'),
-    'options_wideresnet28_10': Step('experiments.bench.options wideresnet28_10 128', '… and large ones'),
-    'members': Step(
-        'experiments.bench.members resnet32 64 32 30', 'what K members cost where one leaves gaps'
-    ),
-    'speedrun_94': Step(
-        'experiments.speedrun 94 20 {workdir}/speedrun', 'seconds to 94 % on CIFAR-10, 20 runs'
-    ),
-    'speedrun_96': Step('experiments.speedrun 96 20 {workdir}/speedrun', '… and to 96 %'),
-    'pipeline_resnet18': Step(
-        'experiments.bench.pipeline resnet18 cifar10 5', 'cold start to end, beside the classic loop'
-    ),
-    'pipeline_resnet32': Step(
-        'experiments.bench.pipeline resnet32 cifar100 5', '… of steps that the host must keep up with'
-    ),
-    'loaders': Step('experiments.bench.loaders cifar10 resnet18', 'whether input keeps up'),
-    'augmentations': Step('experiments.bench.augmentations', 'what augmentation costs'),
-    'mutual': Step(
-        'experiments.run experiments/mutual_table.py --workdir {workdir}/mutual', 'mutual learning, 3 seeds'
-    ),
-    'long_tail': Step(
-        'experiments.run experiments/long_tail_table.py --workdir {workdir}/long_tail', 'long tail, 3 seeds'
-    ),
-    'ternary': Step(
-        'experiments.run experiments/ternary_table.py --workdir {workdir}/ternary', 'ternary, 3 seeds'
-    ),
-    'resnet18': Step(
-        f'{MAIN}resnet18 --config configs/expert.py:resnet18,strong,all --config.members=3 {FAST} '
-        '&& experiments.record {workdir}/resnet18',
-        'ResNet-18 on all of CIFAR-100, 3 seeds',
-    ),
-    'wideresnet28_10': Step(
-        f'{MAIN}wideresnet28_10 --config configs/expert.py:wideresnet28_10,strong,all --config.members=3 '
-        f'{FAST} && experiments.record {{workdir}}/wideresnet28_10',
-        'WRN-28-10 on all of CIFAR-100, 3 seeds',
-    ),
-    'fusion': Step(
-        'experiments.run experiments/fusion_4gpu.py --workdir {workdir}/fusion', 'experts and their fusion'
-    ),
-}
+    def finished(self) -> dict[str, str]:
+        """Return the seconds of the steps that came to their end on this kind of device."""
+        rows = results.read('on_gpu')
+        return {row['step']: row['seconds'] for row in rows if row['device'] == self.device}
 
+    def take(self, name: str):
+        """Run a step; raises `Preempted` where its time is over, and `UserError` where it fails."""
+        step, start = STEPS[name], time.monotonic()
+        until = start + min(self.left(), step.most)
+        fields = {'workdir': shlex.quote(str(self.workdir)), 'seconds': f'{until - start:.0f}'}
+        for command in (step.small if self.small else step.command).format(**fields).split(' && '):
+            print(f'[{name}] python -m {command}', flush=True)
+            status = self._run(name, shlex.split(command), until)
+            if status is None:
+                raise Preempted(f'{name} was stopped in time; the same command goes on there')
+            if status:
+                lines = (self.logs / f'{name}.log').read_text(errors='replace').strip().splitlines()
+                raise UserError(f'{name} failed with exit status {status}: {(lines or [""])[-1][:200]}')
+        row = {**results.here(self.device), 'step': name, 'seconds': f'{time.monotonic() - start:.0f}'}
+        results.append('on_gpu', [row])
 
-def device_kind() -> str:
-    """What jax runs on here; asked in another process, since one that has asked keeps the memory."""
-    ask = 'import jax; print(jax.devices()[0].device_kind)'
-    return subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True).stdout.strip()
-
-
-def finished() -> dict[tuple[str, str], str]:
-    """(step, device) that came to their end, and the seconds that this took."""
-    return {(row['step'], row['device']): row['seconds'] for row in results.read('on_gpu')}
-
-
-def take(name: str, device: str, workdir: Path, deadline: float):
-    """Run a step; raises `Preempted` at the deadline."""
-    start = time.monotonic()
-    for command in STEPS[name].commands.format(workdir=shlex.quote(str(workdir))).split(' && '):
-        print(f'[{name}] python -m {command}', flush=True)
-        # In a group, so that what the command starts can be asked to leave with it.
-        process = subprocess.Popen([sys.executable, '-m', *shlex.split(command)], process_group=0)
+    def _run(self, name: str, words: list[str], until: float) -> int | None:
+        """Return a command's exit status; None where it had to leave at `until`."""
+        environment = {'JAXCIFAR_DATA': str(self.data), 'JAXCIFAR_RESULTS': str(results.FOLDER)}
+        with open(self.logs / f'{name}.log', 'ab') as log:
+            # In a group, so that what the command starts can be asked to leave with it.
+            process = subprocess.Popen(
+                [sys.executable, '-m', *words], stdout=log, stderr=subprocess.STDOUT, process_group=0,
+                env={**os.environ, **environment},
+            )  # fmt: skip
         try:
-            status = process.wait(max(deadline - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            raise Preempted(f'{name} was stopped in time; the same command goes on there') from None
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(0.2)
+                self.pack()
+            return process.poll()
         finally:
             end(process)
-        if status:
-            seconds = time.monotonic() - start
-            raise UserError(f'{name} failed with exit status {status} after {seconds:.0f} s')
-    seconds = time.monotonic() - start
-    results.append('on_gpu', [{**results.here(device), 'step': name, 'seconds': f'{seconds:.0f}'}])
+            self.pack()
+
+    def pack(self):
+        """Write OUT/on_gpu.zip anew where a row has come since it was written."""
+        # The archive is replaced, never changed: whenever the machine is taken back, it is whole.
+        rows = sorted(results.FOLDER.glob('*.csv'))
+        newest = max((path.stat().st_mtime for path in rows), default=0.0)
+        if newest <= self._packed:
+            return
+        files = [*rows, *self.logs.glob('*.log')]
+        files += [path for kept in KEPT for path in self.workdir.glob(f'**/{kept}')]
+        self.out.mkdir(parents=True, exist_ok=True)
+        part = self.out / 'on_gpu.zip.part'
+        with zipfile.ZipFile(part, 'w', zipfile.ZIP_DEFLATED) as archive:
+            for path in files:
+                archive.write(path, path.relative_to(self.workdir))
+        os.replace(part, self.out / 'on_gpu.zip')
+        self._packed = newest
 
 
 def end(process: subprocess.Popen):
@@ -128,32 +122,105 @@ def end(process: subprocess.Popen):
     process.wait()
 
 
-def main():
-    """The command line."""
-    parser = command_parser('experiments.on_gpu', __doc__)
-    parser.add_argument('--workdir', type=Path, default=Path('runs'), help='folder of the runs (runs)')
-    parser.add_argument('--minutes', type=float, default=float('inf'), help='stop after so many')
-    parser.add_argument('--only', help='steps, joined by commas')
-    parser.add_argument('--list', action='store_true', help='show the steps and leave')
-    args = parser.parse_args()
-    deadline = time.monotonic() + 60 * args.minutes - SAVE_SECONDS
-    names = args.only.split(',') if args.only else list(STEPS)
-    device, done, failed = device_kind(), finished(), []
+def go(loan: Loan, names: list[str]) -> list[str]:
+    """Run the steps that are not finished and that there is time and data for; return those that failed."""
+    failed = []
     for name in names:
-        step, seconds = lookup('step', STEPS, name), done.get((name, device))
-        if args.list:
-            state = 'to do' if seconds is None else f'done in {seconds} s'
-            print(f'{name:24} {state:16} {step.why}')
-        elif seconds is not None:
-            print(f'[{name}] finished before on {device}, in {seconds} s', flush=True)
+        step, done = STEPS[name], loan.finished()
+        if name in done:
+            print(f'[{name}] finished before on {loan.device}, in {done[name]} s', flush=True)
+        elif step.data and step.data not in loan.sets:
+            print(f'[{name}] waits for {step.data}: carry both of its halves', flush=True)
+        elif loan.left() < step.least:
+            print(f'[{name}] {max(loan.left(), 0):.0f} s are left, and it takes {step.least}', flush=True)
         else:
             try:
-                take(name, device, args.workdir, deadline)
+                loan.take(name)
             except UserError as error:  # the others may work
                 print(error, flush=True)
                 failed.append(name)
+            except Preempted as stop:
+                if loan.left() < 1:
+                    raise
+                print(stop, flush=True)  # it had its share, and there is time for others
+    return failed
+
+
+def rehearse(args: argparse.Namespace, names: list[str]) -> list[str]:
+    """Run every step on a CPU in miniature, in two calls that carry a half of each small set each."""
+    rng, failed = np.random.default_rng(0), list[str]()
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    carried = args.workdir / 'carried'
+    for name, classes in (('cifar10', 10), ('cifar100', 100)):
+        counts = {'train': 2 * classes + 40, 'test': classes}
+        arrays = {f'x_{part}': rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in counts.items()}
+        arrays |= {f'y_{part}': np.arange(n, dtype=np.int32) % classes for part, n in counts.items()}
+        whole = args.workdir / 'sets' / f'{name}.npz'
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(whole, **arrays)  # type: ignore[arg-type]
+        halves.split(whole, carried)
+    for call in range(2):
+        args.carried = args.workdir / f'call{call}'
+        args.carried.mkdir(exist_ok=True)
+        for half in carried.glob(f'*-{call}.npz'):
+            os.replace(half, args.carried / half.name)
+        failed += go(Loan(args, 'rehearsal', small=True), names)
+    return failed
+
+
+def take_rows(path: Path):
+    """Append the rows of an archive to experiments/results, but for those that are there already."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            folder, _, file = name.partition('/')
+            table = file.removesuffix('.csv')
+            if folder != 'results' or not table.isidentifier():
+                continue
+            rows = list(csv.DictReader(io.StringIO(archive.read(name).decode())))
+            known = results.read(table)  # the rows of an earlier archive of the same loan
+            new = [row for row in rows if row not in known]
+            if new:
+                results.append(table, new)
+            print(f'{table}: {len(new)} of {len(rows)} rows are new')
+
+
+def parse() -> argparse.Namespace:
+    """Return the words of the command line."""
+    parser = command_parser('experiments.on_gpu', __doc__)
+    parser.add_argument('--budget', type=float, default=560, help='seconds that this call may take (560)')
+    out = Path(os.environ.get('OUT') or 'runs/on_gpu')
+    parser.add_argument('--out', type=Path, default=out, help=f'where on_gpu.zip is written ({out})')
+    home = Path.home() / 'on_gpu'
+    parser.add_argument('--workdir', type=Path, default=home, help=f'runs, rows and logs ({home})')
+    parser.add_argument('--data', type=Path, default=home / 'data', help=f'kept data sets ({home}/data)')
+    parser.add_argument('--carried', type=Path, default=Path('carried'), help='arriving halves (carried)')
+    parser.add_argument('--only', help='steps, joined by commas')
+    parser.add_argument('--list', action='store_true', help='show the steps and leave')
+    parser.add_argument('--rehearse', action='store_true', help='every step on a CPU in miniature')
+    parser.add_argument('--take', type=Path, metavar='ZIP', help='append its rows to experiments/results')
+    return parser.parse_args()
+
+
+def main():
+    """Run, list or rehearse the steps, or take the rows of a loan."""
+    args = parse()
+    names = args.only.split(',') if args.only else list(STEPS)
+    for name in names:
+        lookup('step', STEPS, name)
+    if args.take:
+        return take_rows(args.take)
+    if args.list:
+        for name in names:
+            print(f'{name:16} {STEPS[name].data:9} {STEPS[name].why}')
+        return None
+    if args.rehearse:
+        failed = rehearse(args, names)
+    else:
+        failed = go(Loan(args, results.device_kind(), small=False), names)
+    print(f'all that there is lies in {args.out / "on_gpu.zip"}', flush=True)
     if failed:
         raise UserError(f'failed: {", ".join(failed)}; the same command tries them again')
+    return None
 
 
 if __name__ == '__main__':

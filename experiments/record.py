@@ -68,6 +68,7 @@ def read(workdir: Path) -> Finished:
 
 def command(session: dict, workdir: Path) -> str:
     """Return the session's command without what belongs to its machine: interpreter and folders."""
+    # Runs that this one began from are kept as its neighbours, since that is what the sweep makes them.
     words = shlex.split(session['command'])
     renamed = f'runs/{workdir.name}'
     kept = words[words.index('jaxcifar.main') + 1 :]
@@ -147,6 +148,7 @@ def long_tail_rows(workdir: Path) -> Iterator[dict]:
     run, dataset = read(workdir), read_json(workdir / 'dataset.json')
     rejected = read_json(workdir / 'rejection.json', {})
     areas = rejected['parts']['test'] if rejected.get('step') == calibration['step'] else {}
+    # The chosen weights come first, where there are any.
     weights, calibrated = next(iter(calibration['weights'].items()))
     common = {
         **run.common(),

@@ -18,7 +18,7 @@ PINNED = '' if ON_GPU else ', one core, CPU time'
 
 
 def pin():
-    """Without a GPU, keep to one core, so that `clock` is hardly disturbed by other programs.
+    """Keep to one core where there is no GPU, so that `clock` is hardly disturbed by other programs.
 
     Runs before jax starts its threads.
     """

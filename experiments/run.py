@@ -8,7 +8,6 @@ has results.csv and a page about all runs. With --slurm, jobs of a cluster do al
 commands, or with --slurm writes the scripts.
 """
 
-import argparse
 import os
 import queue
 import re
@@ -25,7 +24,7 @@ from experiments import record, resources, results, submit
 from experiments.display import Display
 from experiments.resources import whole
 from experiments.sweep import Run, Sweep, has_ended, is_finished, keep, load, score, table
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
 from jaxcifar.report import tables as report
 
@@ -135,7 +134,7 @@ class Runner:
         """Return the environment of a training: all GPUs, or one of them where several run at a time."""
         visible = os.environ.get('CUDA_VISIBLE_DEVICES')
         gpus = GPUS if visible is None else visible.split(',')
-        if self.jobs == 1 or not gpus:
+        if self.jobs == 1 or not gpus:  # one training at a time drives all that there are
             return dict(os.environ)
         return {**os.environ, 'CUDA_VISIBLE_DEVICES': gpus[slot % len(gpus)]}
 
@@ -198,8 +197,7 @@ def list_commands(sweep: Sweep, folder: Path):
 
 def main():
     """Read the command line and run, list, submit or collect."""
-    usage = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser('python -m experiments.run', None, __doc__, formatter_class=usage)
+    parser = command_parser('experiments.run', __doc__)
     parser.add_argument('sweep', metavar='SWEEP.py[:ARGUMENT]')
     parser.add_argument('--jobs', default=1, help='how many runs at a time (1)')
     parser.add_argument('--retries', default=0, help='how often a failed run is resumed (0)')

@@ -32,6 +32,7 @@ def jobs(sweep: Sweep, folder: Path, pack: int) -> list[Job]:
 
     An array is of runs that wait for the same others; packed are those that wait for as long a chain.
     """
+    # Jobs of one depth wait for none of each other; a finished run is no longer waited for.
     todo: dict[str, Run] = {}
     depth: dict[str, int] = {}
     groups: dict[Any, list[Run]] = {}
@@ -43,6 +44,7 @@ def jobs(sweep: Sweep, folder: Path, pack: int) -> list[Job]:
         after = tuple(name for name in run.after if name in todo)
         todo[run.name] = run._replace(after=after)
         depth[run.name] = 1 + max((depth[name] for name in after), default=0)
+        # A packed job holds runs with different needs, and waits for them all.
         groups.setdefault(depth[run.name] if pack > 1 else after, []).append(todo[run.name])
     made: list[Job] = []
     for runs in groups.values():
@@ -83,6 +85,7 @@ def header(name: str, ask: Resources, share: int = 1, **more: Any) -> Iterator[s
 
 def script(job: Job, folder: Path, ask: Resources) -> str:
     """Return an array job, a run for each of its tasks, or a packed one, all its runs side by side."""
+    # The number of an array's task counts its own runs; what is printed has the run's number in the sweep.
     packed = ask.pack > 1
     at_once = f'%{ask.at_once}' if ask.at_once else ''
     array = {} if packed else {'array': f'0-{len(job.runs) - 1}{at_once}'}

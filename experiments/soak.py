@@ -1,159 +1,59 @@
-"""Do a small run every harm, and see that it ends as if nothing had been: python -m experiments.soak [N]
+"""Do a small run every harm, and see that it ends as if nothing had been.
+
+    python -m experiments.soak [N [SEED [MINUTES]]]
 
 N times (200) a training process is killed (at any time, within a save, between best weights and checkpoint),
-asked to leave, or finds the disk full; or a file of its newest checkpoint is cut or gets a wrong bit. When
-the run comes to its end, as every 20 faults it may, it is compared to the last bit with one that was left
-alone, and begun again. A row is appended to experiments/results/soak.csv. Some 5 seconds a
-fault on a quiet core.
+asked to leave, or finds the disk full; a file of its newest checkpoint is cut or gets a wrong bit; its
+metrics.csv or config.json is deleted, or its results.json damaged. A harm that the program refuses with a
+line is put right the way the line says, and counts as refused. When the run comes to its end, as every 20
+harms it may, it is compared to the last bit with one that was left alone, and begun again. A row is appended
+to experiments/results/soak.csv. Some 5 seconds a harm on a quiet core.
 """
 
-import os
-import random
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import results
-from jaxcifar.machine.command import NO_SPACE, run_words
-from jaxcifar.machine.errors import EXIT_PREEMPTED, UserError
+from experiments.harms import HARMS, Harmed
+from jaxcifar.machine.command import run_words
+from jaxcifar.machine.errors import UserError
 
-FIELDS = {
-    'network': 'resnet8',
-    'members': 2,
-    'devices': 1,
-    'epochs': 30,
-    'batch_size': 24,
-    'augment': 'crop(1)+flip',
-    'optimizer.lr': 0.05,
-    'ema': 0.9,
-    'data.validation': 'test',
-    'eval.batch_size': 20,
-    'checkpoint.every_steps': 3,
-    'log.tensorboard': False,
-}
-FAULTS = ('kill', 'kill in a save', 'kill before a save', 'sigterm', 'full disk', 'cut file', 'wrong bit')
-LEFT_ALONE = 20  # faults after which a run may come to its end
-LONGEST = 2.0  # seconds from a run's first file until a fault comes
+LEFT_ALONE = 20  # harms after which a run may come to its end
 
 
-class Soak:
-    """One workdir, and what is done to it."""
+def differences(run: Harmed) -> list[str]:
+    """Return the files that are not as in the run that was left alone."""
+    patterns = 'results.json', 'metrics.csv', 'best/*/*'
+    places = run.workdir, run.reference
+    names = sorted({p.relative_to(place) for place in places for q in patterns for p in place.glob(q)})
+    different = [str(name) for name in names if not _alike(run, name)]
+    checkpoint = f'checkpoints/{run.saved()}'
+    ours, theirs = (_state(place / checkpoint) for place in places)
+    if [leaf.tobytes() for leaf in ours] != [leaf.tobytes() for leaf in theirs]:
+        different.append(checkpoint)
+    return different
 
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.rng = folder, random.Random(seed)
-        self.workdir, self.reference = folder / 'run', folder / 'reference'
-        rng = np.random.default_rng(0)
-        pictures = rng.integers(40, 216, (4, 8, 8, 3))
-        arrays: dict[str, Any] = {}
-        for part, count in (('train', 96), ('test', 40)):
-            labels = np.arange(count) % 4
-            noise = rng.integers(-40, 40, (count, 8, 8, 3))
-            arrays |= {f'x_{part}': (pictures[labels] + noise).astype(np.uint8), f'y_{part}': labels}
-        np.savez(folder / 'small.npz', **arrays)
 
-    def start(self, workdir: Path) -> subprocess.Popen:
-        """A training process."""
-        fields = FIELDS | {
-            'dataset': f'npz:{self.folder}/small.npz',
-            'compile_cache': self.folder / 'compiled',
-        }
-        command = [sys.executable, '-m', 'jaxcifar.main', '--config=configs/base.py', f'--workdir={workdir}']
-        command += [f'--config.{name}={value}' for name, value in fields.items()]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-    def finish(self, workdir: Path):
-        """Train to the end."""
-        process = self.start(workdir)
-        _, err = process.communicate()
-        if process.returncode:
-            raise UserError(f'a run that was left alone ended with {process.returncode}: {err}')
-
-    def round(self, fault: str) -> bool:
-        """A process that the fault comes to; whether it came to its end before."""
-        files = [p for p in self.workdir.glob('checkpoints/*/state/**/*') if p.is_file()]
-        if fault in ('cut file', 'wrong bit'):
-            self._damage(files, fault)
-        process = self.start(self.workdir)
-        try:
-            self._wait(process, fault)
-            if fault == 'full disk':
-                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, 100))
-            elif fault == 'sigterm':
-                process.terminate()
-            else:
-                process.kill()
-        except ProcessLookupError:
-            pass
-        _, err = process.communicate()
-        status = process.returncode
-        good = {'full disk': (0, 1), 'sigterm': (0, EXIT_PREEMPTED)}.get(fault, (0, -signal.SIGKILL))
-        if status not in good or (status == 1 and NO_SPACE not in err):
-            raise UserError(f'{fault} in {self.workdir}: exit status {status}: {err}')
-        return status == 0
-
-    def _wait(self, process: subprocess.Popen, fault: str):
-        """For the moment of the fault, or the end of the process."""
-        sessions, until = self.workdir / 'run.json', 0.0
-        begun, before = time.time(), self._saved()
-        while process.poll() is None:
-            if not until and sessions.exists() and sessions.stat().st_mtime > begun:
-                until = time.monotonic() + self.rng.uniform(0, LONGEST)
-            if fault == 'kill in a save' and until and any(self.workdir.glob('checkpoints/*tmp*')):
-                return
-            stamps = [int(path.stem) for path in self.workdir.glob('best/*/[0-9]*.npz')]
-            if fault == 'kill before a save' and max(stamps, default=0) > self._saved() > before:
-                return
-            if until and time.monotonic() > until + 3 * ('save' in fault):
-                return
-            time.sleep(0.0005)
-
-    def _saved(self) -> int:
-        return max(
-            (int(p.name) for p in self.workdir.glob('checkpoints/[0-9]*') if p.name.isdigit()), default=0
-        )
-
-    def _damage(self, files: list[Path], fault: str):
-        newest = f'checkpoints/{self._saved()}/'
-        files = [path for path in files if newest in str(path) and path.stat().st_size]
-        if not files:
-            return
-        path = self.rng.choice(files)
-        if fault == 'cut file':
-            os.truncate(path, path.stat().st_size // 2)
-        else:
-            data = bytearray(path.read_bytes())
-            data[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
-            path.write_bytes(data)
-
-    def differences(self) -> list[str]:
-        """What is not as in the run that was left alone."""
-        patterns = 'results.json', 'metrics.csv', 'best/*/*'
-        names = {
-            p.relative_to(d) for d in (self.workdir, self.reference) for q in patterns for p in d.glob(q)
-        }
-        found = [
-            str(n) for n in sorted(names) if self._bytes(self.workdir / n) != self._bytes(self.reference / n)
+def _alike(run: Harmed, name: Path) -> bool:
+    """Return whether a file is the same in both; of rows that the program said are lost, the others."""
+    ours, theirs = (place / name for place in (run.workdir, run.reference))
+    if not ours.exists() or not theirs.exists():
+        return False
+    if run.lost_rows and name.name == 'metrics.csv':
+        return set(ours.read_text().splitlines()) <= set(theirs.read_text().splitlines())
+    if run.lost_rows and name.name == 'results.json':  # it holds the length of metrics.csv
+        lines = [path.read_text().splitlines() for path in (ours, theirs)]
+        return [line for line in lines[0] if 'metrics_length' not in line] == [
+            line for line in lines[1] if 'metrics_length' not in line
         ]
-        ours, theirs = (
-            _state(d / 'checkpoints' / str(self._saved())) for d in (self.workdir, self.reference)
-        )
-        if [leaf.tobytes() for leaf in ours] != [leaf.tobytes() for leaf in theirs]:
-            found.append(f'checkpoints/{self._saved()}')
-        return found
-
-    def _bytes(self, path: Path) -> bytes | None:
-        return path.read_bytes() if path.exists() else None
+    return ours.read_bytes() == theirs.read_bytes()
 
 
 def _state(checkpoint: Path) -> list[np.ndarray]:
@@ -163,29 +63,38 @@ def _state(checkpoint: Path) -> list[np.ndarray]:
         return jax.tree.leaves(reader.restore(checkpoint / 'state', restore_args=args))
 
 
-def main(faults: str = '200', seed: str = '0', minutes: str = 'inf'):
-    """Soak, print and append to experiments/results/soak.csv; stops after that many minutes."""
+def compare(run: Harmed) -> int:
+    """Begin again after a run that ended as one left alone, and return 1; `UserError` for another end."""
+    different = differences(run)
+    if different:
+        kept = shutil.copytree(run.folder, tempfile.mkdtemp(prefix='soak-different-'), dirs_exist_ok=True)
+        raise UserError(f'{", ".join(different)} differ from those of a run that was left alone: see {kept}')
+    run.begin_again()
+    return 1
+
+
+def main(harms: str = '200', seed: str = '0', minutes: str = 'inf'):
+    """Soak, print and append; stops after that many minutes."""
     start, counts, compared = time.monotonic(), Counter[str](), 0
     with tempfile.TemporaryDirectory(prefix='soak-') as folder:
-        soak = Soak(Path(folder), int(seed))
-        soak.finish(soak.reference)
-        while sum(counts.values()) < int(faults) and time.monotonic() - start < 60 * float(minutes):
-            fault = soak.rng.choice(FAULTS)
-            if soak.round(fault):
-                compared += _compare(soak)
-            else:
-                counts[fault] += 1
-                if sum(counts.values()) % LEFT_ALONE == 0:
-                    soak.finish(soak.workdir)
-                    compared += _compare(soak)
-            if sum(counts.values()) % 10 == 0:
-                print(f'{sum(counts.values())} faults, {compared} runs compared', flush=True)
-        soak.finish(soak.workdir)
-        compared += _compare(soak)
+        run = Harmed(Path(folder), int(seed))
+        run.finish(run.reference)
+        while counts.total() < int(harms) and time.monotonic() - start < 60 * float(minutes):
+            harm = run.choose()
+            ended = run.do(harm)
+            counts[harm] += not ended or harm == 'damaged results'
+            if not ended and counts.total() % LEFT_ALONE == 0:
+                run.finish(run.workdir)
+                ended = True
+            compared += compare(run) if ended else 0
+            print(f'{counts.total()} harms ({harm}), {run.refused} refused, {compared} compared', flush=True)
+        run.finish(run.workdir)
+        compared += compare(run)
     row = {
         **results.here(),
-        'faults': sum(counts.values()),
-        **{name.replace(' ', '_'): counts[name] for name in FAULTS},
+        'faults': counts.total(),
+        **{name.replace(' ', '_'): counts[name] for name in HARMS},
+        'refused': run.refused,
         'runs_bitwise_equal': compared,
         'runs_different': 0,
         'minutes': f'{(time.monotonic() - start) / 60:.1f}',
@@ -193,15 +102,6 @@ def main(faults: str = '200', seed: str = '0', minutes: str = 'inf'):
     }
     results.append('soak', [row])
     print(*(f'{name}: {value}' for name, value in row.items()), sep='\n')
-
-
-def _compare(soak: Soak) -> int:
-    found = soak.differences()
-    if found:
-        kept = shutil.copytree(soak.folder, tempfile.mkdtemp(prefix='soak-different-'), dirs_exist_ok=True)
-        raise UserError(f'the run has other {", ".join(found)} than one that was left alone: see {kept}')
-    shutil.rmtree(soak.workdir)
-    return 1
 
 
 if __name__ == '__main__':

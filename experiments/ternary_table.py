@@ -1,4 +1,4 @@
-"""What ternary weights cost: python -m experiments.run experiments/ternary_table.py
+"""Measure what ternary weights cost: python -m experiments.run experiments/ternary_table.py
 
 ResNet-18 and MobileNetV2 on CIFAR-10 with floats, TWN, TTQ, and TWN with stem and classifier too; three
 seeds of each are one run; 300 epochs of all 50,000 images, the last epoch. Public: ResNet-18 96.07 with
@@ -32,12 +32,12 @@ TAUGHT = 'beside a network of floats, mutual learning'
 
 
 def get_sweep(argument: str = '') -> Sweep:
-    """`argument` is nothing, short or recipes."""
+    """Return the sweep; `argument` is nothing, short or recipes."""
     return lookup('argument', {'': full, 'short': short, 'recipes': recipes}, argument)()
 
 
 def full() -> Sweep:
-    """A day on a GPU."""
+    """Return the whole table: a day on a GPU."""
     title = 'Ternary weights on CIFAR-10, 300 epochs, last epoch: mean ± standard deviation over seeds'
     return Sweep(
         title, [run for n in ('resnet18', 'mobilenetv2') for run in each_variant(n, SEEDS)], 'floats'
@@ -45,7 +45,7 @@ def full() -> Sweep:
 
 
 def short() -> Sweep:
-    """One seed of a small network."""
+    """Return one seed of a small network."""
     size = {'dataset': f'npz:{small_cifar10(50_000)}', 'devices': 1, 'epochs': EPOCHS}
     size |= {'augment': 'crop(2)+flip', 'label_smoothing': 0.0}
     title = (
@@ -57,7 +57,7 @@ def short() -> Sweep:
 
 
 def each_variant(network: str, changes: dict[str, Any]) -> list[Run]:
-    """The same run with each kind of weights."""
+    """Return the same run with each kind of weights."""
     return [
         Run(f'{network}-{v}', row, f'configs/ternary.py:{network},cifar10,{v}', {**ALL_IMAGES, **changes})
         for v, row in ROWS.items()
@@ -65,7 +65,7 @@ def each_variant(network: str, changes: dict[str, Any]) -> list[Run]:
 
 
 def recipes() -> Sweep:
-    """What may bring ternary networks closer to floats."""
+    """Return what may bring ternary networks closer to floats."""
     config, runs = 'configs/ternary.py:resnet18,cifar10,twn', []
     for row, changes in RECIPES.items():
         name = row.replace(',', '').replace(' ', '-')

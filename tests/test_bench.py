@@ -114,7 +114,7 @@ def test_one_after_another_in_two_passes(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(compare, 'TOGETHER', False)
     monkeypatch.setattr(compare, 'WAYS', {way: (HERE + 'noting', {'path': str(lives)}) for way in 'ab'})
     job = compare.Job('resnet8', 4, {}, 1e9)
-    times = dict(compare.measure(job, ['a', 'b'], 2, float('inf')))
+    times = dict(compare.measure(job, ['a', 'b'], compare.Plan(2, compare.ROUNDS, compare.SECONDS)))
     assert lives.read_text().split() == ['start', 'end'] * 4
     for measured in times.values():
         assert len(measured.readings) == 2 * compare.ROUNDS

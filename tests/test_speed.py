@@ -1,7 +1,5 @@
-"""The network and optimiser of fast runs, and the programs that measure speed."""
+"""The network and optimiser of fast runs, and the program that repeats them."""
 
-import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +11,13 @@ import numpy as np
 import pytest
 
 from configs import base, speedrun
-from experiments import on_gpu, results
+from experiments import results
 from experiments import speedrun as program
 from jaxcifar.data.loader import Order
 from jaxcifar.engine.optim import make_optimizer
 from jaxcifar.engine.state import eval_weights
 from jaxcifar.loop import train
-from jaxcifar.machine.errors import Preempted, UserError
+from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import write_json
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.convolution import convolve
@@ -156,43 +154,6 @@ def test_a_speedrun_keeps_a_row_for_each_seed_as_soon_as_it_has_one(folder, tmp_
     assert all({words[3], cache} <= set(command) for command in commands)
     with pytest.raises(UserError, match=f'was run with {words[3]}: choose another FOLDER'):
         program.main(*words[:3])
-
-
-def test_steps_for_a_gpu_run_once_and_stop_in_time(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(on_gpu, 'device_kind', lambda: 'a device')
-    made = 'timeit -n1 -r1 -s "import pathlib" "pathlib.Path(\'{workdir}/made\').touch()"'
-    there = made.replace('touch', 'stat')
-    child = "timeit -n1 -r1 -s \"import subprocess\" \"subprocess.run(['sh', '-c', '%s'])\""
-    sleep = child % 'echo $$ > {workdir}/child; exec sleep 60'
-    steps = {'quick': f'{made} && {there}', 'broken': 'no_such_module && timeit', 'long': sleep}
-    monkeypatch.setattr(on_gpu, 'STEPS', {name: on_gpu.Step(c, '') for name, c in steps.items()})
-
-    def go(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['on_gpu', '--workdir', str(tmp_path), *arguments])
-        on_gpu.main()
-
-    with pytest.raises(UserError, match='failed: broken'):
-        go('--only', 'quick,broken')
-    assert (tmp_path / 'made').exists()
-    go('--only', 'quick')
-    assert '[quick] finished before on a device, in ' in capsys.readouterr().out
-    monkeypatch.setattr(on_gpu, 'SAVE_SECONDS', 1)
-    with pytest.raises(Preempted, match='stopped in time'):
-        go('--only', 'long', '--minutes', '0.05')
-    wait_for_end((tmp_path / 'child').read_text().strip())
-    capsys.readouterr()
-    go('--list')
-    states = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert states['quick'].startswith('done in ')
-    assert states['broken'].startswith('to do') and states['long'].startswith('to do')
-
-
-def wait_for_end(pid: str):
-    """Until there is no such process but one that has ended."""
-    stat, end = Path('/proc', pid, 'stat'), time.monotonic() + 10
-    while stat.exists() and stat.read_text().rpartition(')')[2].split()[0] != 'Z':
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize('loader', ['host', 'device'])

@@ -30,7 +30,7 @@ from experiments.bench import compare, comparison
 from experiments.bench.steps import ours
 from experiments.bench.worker import CLASSES, Worker
 from experiments.results import ON_GPU
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.models import NETWORKS
 from jaxcifar.models.__main__ import describe
@@ -66,12 +66,17 @@ def chosen_ways(patterns: str) -> list[str]:
 
 def parse() -> argparse.Namespace:
     """Return the words of the command line."""
-    usage = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser('python -m experiments.bench', None, __doc__, formatter_class=usage)
+    parser = command_parser('experiments.bench', __doc__)
     parser.add_argument('networks', nargs='*', help='start_up, or networks: ' + ', '.join(CHOSEN))
     parser.add_argument('--batch', help='batch sizes (128,512 on a GPU; steps of 100 GFLOP on a CPU)')
     parser.add_argument('--ways', default='*', help='ways or patterns joined by commas, as ours,torch* (all)')
     parser.add_argument('--passes', type=int, default=compare.PASSES, help=f'({compare.PASSES})')
+    parser.add_argument(
+        '--rounds', type=int, default=compare.ROUNDS, help=f'turns of each ({compare.ROUNDS})'
+    )
+    parser.add_argument(
+        '--seconds', type=float, default=compare.SECONDS, help=f"a turn's ({compare.SECONDS})"
+    )
     parser.add_argument('--budget', type=float, default=np.inf, help='seconds after which no way begins')
     return parser.parse_args()
 
@@ -81,12 +86,14 @@ def main():
     args = parse()
     if args.networks[:1] == ['start_up']:
         return start_up(args.networks[1:])
-    until, ways = time.monotonic() + args.budget, chosen_ways(args.ways)
-    if args.passes < 1:
-        raise UserError(f'--passes must be at least 1, got {args.passes}')
+    ways, until = chosen_ways(args.ways), time.monotonic() + args.budget
+    plan = compare.Plan(args.passes, args.rounds, args.seconds, until)
+    if min(plan.passes, plan.rounds) < 1:
+        raise UserError(f'--passes and --rounds must be at least 1, got {args.passes} and {args.rounds}')
     names = args.networks or CHOSEN
     for name in names:
         lookup('network', NETWORKS, name)
+    # The device is asked in a process that ends: one that has asked keeps a GPU's memory.
     with tempfile.TemporaryDirectory() as folder, Worker(compare.DEVICE, Path(folder)) as worker:
         device = worker.answer()
     here, groups = results.here(device['kind']), []
@@ -94,7 +101,7 @@ def main():
     for name in names:
         for size in map(int, sizes.split(',')) if sizes else [cpu_batch(name)]:
             job = compare.Job(name, size, here, device['peak'])
-            if rows := compare.rows_of(job, ways, args.passes, until):
+            if rows := compare.rows_of(job, ways, plan):
                 groups.append(rows)
     Console(width=160).print(comparison.table(groups))
     if pictured := comparison.newest(results.read('bench'), here):

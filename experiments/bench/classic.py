@@ -1,6 +1,6 @@
-"""The input pipeline that tutorials write: a Python call and a PIL image for each sample.
+"""Feed images as tutorials do: a Python call and a PIL image for each sample.
 
-Without JAX, for it runs in DataLoader workers.
+This module imports no JAX, for it runs in DataLoader workers.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ MORE = {
 
 
 class Pictures:
-    """What `torchvision.datasets.CIFAR10` does with its arrays, for any data set in memory."""
+    """Do with any data set in memory what `torchvision.datasets.CIFAR10` does with its arrays."""
 
     def __init__(self, dataset: Dataset, augment: str):
         self.images, self.labels = np.asarray(dataset.x_train), dataset.y_train
@@ -45,7 +45,7 @@ class Pictures:
 
 
 def stream(dataset: Dataset, augment: str, batch: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches without end, normalised: 'image' float32 [B,H,W,3] and 'label' [B]."""
+    """Yield batches without end, normalised: 'image' float32 [B,H,W,3] and 'label' [B]."""
     loader: DataLoader = DataLoader(
         Pictures(dataset, augment),  # type: ignore[arg-type]
         batch_size=batch,

@@ -1,4 +1,4 @@
-"""The training that tutorials write: python -m experiments.bench.classic_loop NETWORK DATASET EPOCHS [fast]
+"""Train as tutorials do: python -m experiments.bench.classic_loop NETWORK DATASET EPOCHS [fast]
 
 torchvision's transforms in DataLoader workers, a PyTorch network, SGD with cosine, the test images after
 each epoch, and a checkpoint. `fast` adds what is commonly advised: channels_last, torch.compile for one shape
@@ -28,7 +28,7 @@ BATCH, WORKERS = 128, 2
 
 
 def loaders(dataset: Dataset, workers: int, drop_last: bool) -> tuple[DataLoader, DataLoader]:
-    """Of the training and of the test images."""
+    """Return the loaders of the training and of the test images."""
     train, test = Pictures(dataset, 'crop and flip'), Pictures(dataset, 'crop and flip')
     test.images, test.labels = np.asarray(dataset.x_test), dataset.y_test
     test.transform = transforms.Compose(
@@ -42,13 +42,13 @@ def loaders(dataset: Dataset, workers: int, drop_last: bool) -> tuple[DataLoader
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether it computes in bfloat16 by itself: elsewhere that is slower than float32."""
+    """Return whether a device computes in bfloat16 itself: elsewhere that is slower than float32."""
     known = torch.cpu.get_capabilities()
     return device == 'cuda' or any(known.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))
 
 
 class Loop:
-    """A network and its optimiser on a device."""
+    """Hold a network and its optimiser on a device."""
 
     def __init__(self, network: str, classes: int, device: str, fast: bool):
         self.device, self.memory = device, torch.channels_last if fast else torch.contiguous_format
@@ -60,13 +60,13 @@ class Loop:
         self.precision = partial(torch.autocast, device, torch.bfloat16, fast and has_bfloat16(device))
 
     def put(self, loader: DataLoader):
-        """Its batches on the device."""
+        """Yield a loader's batches on the device."""
         for images, labels in loader:
             images = images.to(self.device, memory_format=self.memory, non_blocking=True)
             yield images, labels.to(self.device, non_blocking=True)
 
     def train(self, loader: DataLoader, schedule: torch.optim.lr_scheduler.LRScheduler):
-        """An epoch."""
+        """Train an epoch."""
         self.network.train()
         for images, labels in self.put(loader):
             self.optimizer.zero_grad()
@@ -78,7 +78,7 @@ class Loop:
 
     @torch.no_grad()
     def hits(self, loader: DataLoader) -> int:
-        """Images whose class is found."""
+        """Return how many images are classified rightly."""
         self.network.eval()
         total = torch.zeros((), dtype=torch.long, device=self.device)
         for images, labels in self.put(loader):

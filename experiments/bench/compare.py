@@ -61,6 +61,15 @@ class Job(NamedTuple):
     peak: float
 
 
+class Plan(NamedTuple):
+    """Hold how long is measured: passes over all ways, turns in each, a turn's seconds, and the end."""
+
+    passes: int = PASSES
+    rounds: int = ROUNDS
+    seconds: float = SECONDS
+    until: float = float('inf')  # by time.monotonic(); no way begins that would end later
+
+
 class Measured(Times):
     """Hold a way's turns in all passes, and what it said of itself in the first."""
 
@@ -71,32 +80,33 @@ class Measured(Times):
         self.report = {}
 
 
-def measure(job: Job, ways: list[str], passes: int, until: float) -> Iterator[tuple[str, Measured]]:
+def measure(job: Job, ways: list[str], plan: Plan) -> Iterator[tuple[str, Measured]]:
     """Yield each way and its times when its last turn is over, but for those that no time is left for."""
     measured = {way: Measured() for way in ways}
     groups, longest = [ways] if TOGETHER else [[way] for way in ways], 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(passes):
+        for number in range(plan.passes):
             for group in groups:
                 start = time.monotonic()
                 going = {way: measured[way] for way in group if not measured[way].failed}
-                if start + longest > until:
+                if start + longest > plan.until:
                     print(f'no time is left for {", ".join(going)}', flush=True)
                     continue
-                for way in take_group(job, going, Path(folder), until):
-                    if number == passes - 1 or measured[way].failed:
+                for way in take_group(job, going, Path(folder), plan):
+                    if number == plan.passes - 1 or measured[way].failed:
                         yield way, measured[way]
                 longest = max(longest, time.monotonic() - start)
 
 
-def take_group(job: Job, group: dict[str, Measured], folder: Path, until: float) -> Iterator[str]:
+def take_group(job: Job, group: dict[str, Measured], folder: Path, plan: Plan) -> Iterator[str]:
     """Yield each way of a group after its last turn in this pass; those that work are alive together."""
     with ExitStack() as stack:
         turns: dict[str, Callable[[], dict[str, float]]] = {}
         for way, measured in group.items():
             make, options = WAYS[way]
             own = folder / way.replace(' ', '_')  # a C++ compiler's words end at a blank
-            limit = max(until - time.monotonic(), 1) if until < float('inf') else None
+            left = plan.until - time.monotonic()
+            limit = max(left, 1) if left < float('inf') else None
             options = {'network': job.network, 'batch': job.batch, **options}
             worker = stack.enter_context(Worker(make, own, limit, **options))
             try:  # before the next is started, which would slow its compiler
@@ -105,21 +115,23 @@ def take_group(job: Job, group: dict[str, Measured], folder: Path, until: float)
                 measured.failed = str(error)
                 yield way
             else:
-                turns[way] = partial(turn, worker, job.batch * measured.report.get('steps_per_call', 1))
-        for way, times in take_turns(turns, ROUNDS):
+                turns[way] = partial(
+                    turn, worker, job.batch * measured.report.get('steps_per_call', 1), plan.seconds
+                )
+        for way, times in take_turns(turns, plan.rounds):
             group[way].readings += times.readings
             group[way].failed = times.failed
             yield way
 
 
-def turn(worker: Worker, images: float) -> dict[str, float]:
+def turn(worker: Worker, images: float, seconds: float) -> dict[str, float]:
     """Return a worker's rate in one turn and its memory; a call of its step takes so many images."""
     time.sleep(PAUSE)
-    taken = worker.turn(SECONDS)
+    taken = worker.turn(seconds)
     return {'rate': taken['steps'] * images / taken['seconds'], 'bytes': taken['bytes']}
 
 
-def rows_of(job: Job, ways: list[str], passes: int, until: float) -> list[dict[str, str]]:
+def rows_of(job: Job, ways: list[str], plan: Plan) -> list[dict[str, str]]:
     """Return a row for each way: those that this version has measured already, and those measured now."""
     same = {key: job.here[key] for key in ('commit', 'device', 'machine')}
     same |= {'network': job.network, 'batch': str(job.batch)}
@@ -131,7 +143,7 @@ def rows_of(job: Job, ways: list[str], passes: int, until: float) -> list[dict[s
     common = {**job.here, 'jax': version('jax'), 'torch': version('torch')}
     common |= {'network': job.network, 'batch': job.batch}
     flops = float('nan')
-    for way, measured in measure(job, missing, passes, until):
+    for way, measured in measure(job, missing, plan):
         flops = measured.report.get('flops', flops)  # ours come first, and know it for all
         row = common | to_row(way, measured, flops / job.batch, job.peak)
         results.append('bench', [row])

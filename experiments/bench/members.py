@@ -88,6 +88,7 @@ def main(
 ):
     """Measure, append and print."""
     steps = {}
+    # All are compiled before the first turn: a compiler beside a step would slow it.
     for way in plan([int(k) for k in members.split(',')]):
         steps[way] = build(network, int(batch), int(size), *way, precision=PRECISION)
         print(f'{way[0]} K={way[1]} on {way[2]}: compiled in {steps[way].compile_seconds:.1f} s', flush=True)

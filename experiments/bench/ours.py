@@ -1,4 +1,4 @@
-"""Our training step on a batch that lies on the device, made in one place for all that measure it."""
+"""Build our training step on a batch that lies on the device, in one place for all that measure it."""
 
 import time
 from typing import Any
@@ -60,6 +60,7 @@ class OurStep:
             known = {name: value for name, value in (options or {}).items() if value is not None}
             options = compiler_options() if options is None else known
             step = jax.jit(step.__wrapped__, donate_argnums=donated, compiler_options=options)
+        # Tracing counts as compiling: both come once, before the first step.
         start = time.perf_counter()
         traced = step.trace(self.state, self.batch)
         self.program = traced.lower().compile()

@@ -55,7 +55,7 @@ def run(name: str, command: list[str], folder: Path) -> dict[str, float]:
 
     Ours begins in an empty folder, without what a round before it has compiled.
     """
-    if name == 'ours':
+    if name == 'ours':  # the first of a round
         shutil.rmtree(folder, ignore_errors=True)
     if name.startswith('ours'):
         command = [*command, '--workdir', str(folder / name)]

@@ -1,4 +1,4 @@
-"""JAX's training step in two hands: ours and plain Flax Linen's; `torch_steps` has PyTorch's.
+"""Build JAX's training step in two hands: ours and plain Flax Linen's; `torch_steps` has PyTorch's.
 
 All take the same step: forward, cross entropy, backward and SGD with Nesterov momentum and weight decay
 on a batch that is on the device already. The others' images are normalised beforehand; ours come as
@@ -103,7 +103,7 @@ def fastest_product() -> float:
     product, rates = jax.jit(lambda a: a @ a), []
     for n in (1024, 2048):
         a = jnp.ones((n, n))
-        for _ in range(30):
+        for _ in range(10):
             start = time.perf_counter()
             jax.block_until_ready(product(a))
             rates.append(2 * n**3 / (time.perf_counter() - start))

@@ -1,4 +1,4 @@
-"""The networks in PyTorch: torchvision's, and small references of those that it does not have.
+"""Build the networks in PyTorch: torchvision's, and small references of those that it does not have.
 
 Layers carry the names that `jaxcifar.torch_weights` gives ours.
 """
@@ -25,7 +25,7 @@ class ShortcutA(nn.Module):
 
 
 def basic(shortcut, inputs, outputs, stride):
-    """torchvision's block with He et al.'s shortcut A or B."""
+    """Return torchvision's block with He et al.'s shortcut A or B."""
     change = stride > 1 or inputs != outputs
     project = (
         ShortcutA() if shortcut == 'A' else nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))
@@ -34,7 +34,10 @@ def basic(shortcut, inputs, outputs, stride):
 
 
 class PreAct(nn.Module):
-    """He et al. 2016b; with `wide` Zagoruyko & Komodakis 2016, whose shortcut sees the activated input."""
+    """Compute a block of He et al. 2016b; with `wide` its shortcut sees the activated input.
+
+    The wide form is of Zagoruyko & Komodakis 2016.
+    """
 
     def __init__(self, wide, inputs, outputs, stride):
         super().__init__()
@@ -54,7 +57,7 @@ class PreAct(nn.Module):
 
 
 class ResNeXt(nn.Module):
-    """Xie et al. 2017: `groups` paths of outputs/4 channels, then to `outputs`."""
+    """Compute a block of Xie et al. 2017: `groups` paths of outputs/4 channels, then to `outputs`."""
 
     def __init__(self, groups, preact, inputs, outputs, stride):
         super().__init__()
@@ -79,7 +82,7 @@ class ResNeXt(nn.Module):
 
 
 class Network(nn.Module):
-    """A 3x3 stem of `stem` channels, stages of `blocks` blocks that end in these widths, and the head.
+    """Compute a 3x3 stem of `stem` channels, stages of `blocks` blocks with these widths, and the head.
 
     `first`: norm and ReLU come behind the stem, and not behind the last block.
     """
@@ -108,7 +111,7 @@ class Network(nn.Module):
 
 
 def cifar_densenet(growth, blocks, width, classes=10):
-    """With a 3x3 stem and no pooling behind it."""
+    """Return a DenseNet with a 3x3 stem and no pooling behind it."""
     network = models.DenseNet(growth, blocks, width, num_classes=classes)
     network.features.conv0 = conv(3, width, 3)
     network.features.pool0 = nn.Identity()
@@ -116,21 +119,21 @@ def cifar_densenet(growth, blocks, width, classes=10):
 
 
 def cifar_mobilenet(classes=10):
-    """Neither the stem nor the first stage that would halve the image does."""
+    """Return a MobileNetV2 whose stem, and the first stage that would, do not halve the image."""
     network = models.mobilenet_v2(num_classes=classes, dropout=0)
     network.features[0][0].stride = network.features[2].conv[1][0].stride = (1, 1)
     return network
 
 
 def cifar_resnet(make, classes=10):
-    """torchvision's for large images with a 3x3 stem and no pooling behind it."""
+    """Return torchvision's network for large images with a 3x3 stem and no pooling behind it."""
     network = make(num_classes=classes)
     network.conv1, network.maxpool = conv(3, 64, 3), nn.Identity()
     return network
 
 
 def small_resnet(shortcut='A', blocks=1, classes=10):
-    """ResNet-8, -20, -32 …: 6 `blocks` and 2 layers."""
+    """Return ResNet-8, -20, -32 …: 6 `blocks` and 2 layers."""
     return Network(partial(basic, shortcut), 16, (16, 32, 64), blocks, True, classes)
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's training step in its several forms, each as PyTorch's own guides to performance advise."""
+"""Build PyTorch's training step in its several forms, each as its own guides to performance advise."""
 
 import os
 import time

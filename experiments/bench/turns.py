@@ -59,6 +59,7 @@ def take_turns(
     Ratios are to the first way. `warm` turns of each come before the rounds and are not kept. No round
     begins that would end after `seconds`, judged by the longest one before it.
     """
+    # The first way comes first in every round, too, so its median is known when others are compared.
     start, longest = time.monotonic(), 0.0
     times: dict[str, Times] = {}
     for name in ways:
@@ -67,6 +68,7 @@ def take_turns(
     for number in range(-warm, rounds):
         began = time.monotonic()
         last = number == rounds - 1 or (number >= 0 and began - start + 2 * longest > seconds)
+        # A copy: a way leaves the rounds when it fails, and in the last one after its turn.
         for name, turn in list(going.items()):
             times[name].take(turn)
             if number < 0:

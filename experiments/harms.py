@@ -1,0 +1,179 @@
+"""Do a small run harms: to its process, to its checkpoints and to the other files of its workdir."""
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcifar.machine.command import NO_SPACE
+from jaxcifar.machine.errors import EXIT_PREEMPTED, UserError
+
+FIELDS = {
+    'network': 'resnet8',
+    'members': 2,
+    'devices': 1,
+    'epochs': 30,
+    'batch_size': 24,
+    'augment': 'crop(1)+flip',
+    'optimizer.lr': 0.05,
+    'ema': 0.9,
+    'data.validation': 'test',
+    'eval.batch_size': 20,
+    'checkpoint.every_steps': 3,
+    'log.tensorboard': False,
+}
+TO_PROCESS = ('kill', 'kill in a save', 'kill before a save', 'sigterm', 'full disk')
+TO_CHECKPOINT = ('cut file', 'wrong bit')
+TO_FILE = {
+    'deleted metrics': 'metrics.csv', 'deleted config': 'config.json', 'damaged results': 'results.json'
+}  # fmt: skip
+HARMS = (*TO_PROCESS, *TO_CHECKPOINT, *TO_FILE)
+LONGEST = 2.0  # seconds from a run's first file until a process comes to harm
+
+
+class Harmed:
+    """Hold one workdir, what is done to it, and what the program said of it."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.rng = folder, random.Random(seed)
+        self.workdir, self.reference = folder / 'run', folder / 'reference'
+        self.refused = 0  # harms that a line on stderr refused, and that were put right as it says
+        self.lost_rows = False  # whether the program has said that rows of metrics.csv are gone
+        rng = np.random.default_rng(0)
+        pictures = rng.integers(40, 216, (4, 8, 8, 3))
+        arrays: dict[str, Any] = {}
+        for part, count in (('train', 96), ('test', 40)):
+            labels = np.arange(count) % 4
+            noise = rng.integers(-40, 40, (count, 8, 8, 3))
+            arrays |= {f'x_{part}': (pictures[labels] + noise).astype(np.uint8), f'y_{part}': labels}
+        np.savez(folder / 'small.npz', **arrays)
+
+    def begin_again(self):
+        """Delete the workdir."""
+        shutil.rmtree(self.workdir, ignore_errors=True)
+        self.lost_rows = False
+
+    def start(self, workdir: Path) -> subprocess.Popen:
+        """Return a training process."""
+        fields = FIELDS | {
+            'dataset': f'npz:{self.folder}/small.npz',
+            'compile_cache': self.folder / 'compiled',
+        }
+        command = [sys.executable, '-m', 'jaxcifar.main', '--config=configs/base.py', f'--workdir={workdir}']
+        command += [f'--config.{name}={value}' for name, value in fields.items()]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def finish(self, workdir: Path):
+        """Train to the end."""
+        process = self.start(workdir)
+        _, err = process.communicate()
+        if process.returncode:
+            raise UserError(f'a run that was left alone ended with {process.returncode}: {err}')
+
+    def saved(self) -> int:
+        """Return the step of the newest checkpoint, 0 without any."""
+        names = (path.name for path in self.workdir.glob('checkpoints/[0-9]*'))
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    def choose(self) -> str:
+        """Return a harm; those to files come where a checkpoint makes them matter."""
+        return self.rng.choice(HARMS if self.saved() else TO_PROCESS)
+
+    def do(self, harm: str) -> bool:
+        """Start a process and do it or its files the harm; return whether it came to its end before."""
+        if harm in TO_FILE:
+            return self._harm_file(harm)
+        if harm in TO_CHECKPOINT:
+            self._harm_checkpoint(harm)
+        process = self.start(self.workdir)
+        try:
+            self._wait(process, harm)
+            if harm == 'full disk':
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, 100))
+            elif harm == 'sigterm':
+                process.terminate()
+            else:
+                process.kill()
+        except ProcessLookupError:
+            pass
+        _, err = process.communicate()
+        status = process.returncode
+        good = {'full disk': (0, 1), 'sigterm': (0, EXIT_PREEMPTED)}.get(harm, (0, -signal.SIGKILL))
+        if status not in good or (status == 1 and NO_SPACE not in err):
+            raise UserError(f'{harm} in {self.workdir}: exit status {status}: {err}')
+        return status == 0
+
+    def _harm_file(self, harm: str) -> bool:
+        """Delete or damage a file; where the program refuses to go on, do what its line says."""
+        path = self.workdir / TO_FILE[harm]
+        if harm == 'damaged results':  # they are the last that a run writes
+            self.finish(self.workdir)
+        kept = path.read_bytes() if path.exists() else b''
+        if harm == 'damaged results':
+            damages = kept[: len(kept) // 2], b'[]', b'{"step": null}', b'\xff' + kept
+            path.write_bytes(self.rng.choice(damages))
+        else:
+            path.unlink(missing_ok=True)
+        process = self.start(self.workdir)
+        self._wait(process, harm)
+        if harm != 'damaged results':
+            process.kill()
+        _, err = process.communicate()
+        self.lost_rows |= harm == 'deleted metrics' and path.name in err
+        if process.returncode == 1:
+            self._put_right(harm, path, kept, err)
+        elif process.returncode not in (0, -signal.SIGKILL):
+            raise UserError(f'{harm} in {self.workdir}: exit status {process.returncode}: {err}')
+        return process.returncode == 0
+
+    def _put_right(self, harm: str, path: Path, kept: bytes, err: str):
+        """Do what the line of a refusal says; raises `UserError` where it is none or says nothing to do."""
+        lines = [line for line in err.splitlines() if line.startswith('error: ')]
+        if len(lines) != 1 or 'Traceback' in err or path.name not in lines[0]:
+            raise UserError(f'{harm} in {self.workdir} must end in one line about {path.name}, got: {err}')
+        if re.search(r'\b(put|copy|bring)\b.*\bback\b|\brestore\b', lines[0]):
+            path.write_bytes(kept)
+        elif re.search(r'\b(new|empty) (--)?workdir\b|\bbegin anew\b', lines[0]):
+            self.begin_again()
+        else:
+            raise UserError(f'{harm}: expected a way out (put it back, a new --workdir), got: {lines[0]}')
+        self.refused += 1
+
+    def _harm_checkpoint(self, harm: str):
+        """Cut a file of the newest checkpoint, or turn one of its bits."""
+        newest = self.workdir / 'checkpoints' / str(self.saved()) / 'state'
+        files = [path for path in newest.glob('**/*') if path.is_file() and path.stat().st_size]
+        if not files:
+            return
+        path = self.rng.choice(files)
+        if harm == 'cut file':
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            data = bytearray(path.read_bytes())
+            data[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
+            path.write_bytes(data)
+
+    def _wait(self, process: subprocess.Popen, harm: str):
+        """Wait for the moment of the harm, or the end of the process."""
+        sessions, until = self.workdir / 'run.json', 0.0
+        begun, before = time.time(), self.saved()
+        while process.poll() is None:
+            if not until and sessions.exists() and sessions.stat().st_mtime > begun:
+                until = time.monotonic() + self.rng.uniform(0, LONGEST)
+            if harm == 'kill in a save' and until and any(self.workdir.glob('checkpoints/*tmp*')):
+                return
+            stamps = [int(path.stem) for path in self.workdir.glob('best/*/[0-9]*.npz')]
+            if harm == 'kill before a save' and max(stamps, default=0) > self.saved() > before:
+                return
+            if until and time.monotonic() > until + 3 * ('save' in harm):
+                return
+            time.sleep(0.0005)
