@@ -48,7 +48,7 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
 
 def split(path: Path, folder: Path) -> list[Path]:
     """Write the halves of a data set's .npz into a folder, and return them."""
-    arrays = read_npz(path)
+    arrays, _ = read_npz(path)
     small = {name: array for name, array in arrays.items() if name not in ('x_train', 'x_test')}
     small |= {'digest': np.array(_digest(arrays)), 'side': np.array(arrays['x_train'].shape[1])}
     halves, count = [dict(small), dict(small)], 0
