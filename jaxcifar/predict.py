@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxcifar.config import saved
 from jaxcifar.data.datasets import is_streamed
-from jaxcifar.data.vision import read_image
+from jaxcifar.data.vision import read_image, reason
 from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.export.classifier import load
@@ -69,7 +69,7 @@ def _read(path: Path, read: Callable) -> np.ndarray:
     try:
         return read(path)
     except Exception as error:  # Pillow's decoders raise nearly anything
-        raise UserError(f'{path} is not a readable image: {error}') from None
+        raise UserError(f'{path} is not a readable image: {reason(error)}') from None
 
 
 def main():

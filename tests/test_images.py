@@ -153,6 +153,7 @@ REFUSED = {
     'two of a kind': ({'train': 5, 'test': 2, 'Testing': 2}, 'Testing/, test/ are all named as test images'),
     'no classes': ({'': 0}, 'it has no class folders'),
     'one class': ({'cats': 0}, 'expected at least 2 class folders, got only cats/'),
+    'one class of a part': ({'train/cats': 0}, 'expected at least 2 class folders in '),
     'one too high': ({'photos': 5}, 'got only photos/; try '),
     'small': ({'': 1}, 'class a: expected 2 images or more to set a test part aside, got 1'),
 }
@@ -216,6 +217,8 @@ def test_images_are_known_by_ending_or_content_and_the_others_counted(tmp_path, 
     palette().save(a / 'y.gif')
     Image.fromarray(GREY.astype(np.uint16) * 257).save(a / 'no_ending', 'PNG')
     (a / '.hidden.png').write_bytes(b'no image')
+    (tmp_path / 'stray.png').write_bytes(b'in no class')
+    (a / 'dead.png').symlink_to(a / 'nowhere')
     (a / 'notes.txt').write_text('about the images')
     (a / 'Thumbs.db').write_bytes(bytes(100))
     (tmp_path / 'b' / 'broken.png').write_bytes(b'no image')
@@ -224,15 +227,15 @@ def test_images_are_known_by_ending_or_content_and_the_others_counted(tmp_path, 
     assert len(dataset.y_train) + len(dataset.y_test) == 12
     told = capsys.readouterr().err
     assert told.startswith(
-        f'{tmp_path}: 12 images of 16 files used; 2 converted (1 16-bit, 1 palette); 4 left out '
-        '(b/broken.png: cannot identify image, b/cut.png: '
+        f'{tmp_path}: 12 images of 18 files used; 2 converted (16-bit 1, palette 1); 6 left out '
+        '(a/dead.png: No such file or directory, b/broken.png: cannot identify image, b/cut.png: '
     )
-    assert told.endswith(', a/Thumbs.db: not an image, …)\n') and told.count('\n') == 1
-    load_dataset(f'stream:{tmp_path}', '', 8)
+    assert told.endswith(', …)\n') and told.count('\n') == 1
+    assert len(load_dataset(f'stream:{tmp_path}', '', 8).fingerprint()) == 64
     told = capsys.readouterr().err
     assert told == (
-        f'{tmp_path}: 14 images of 16 files used; 2 left out (a/Thumbs.db: not an image, a/notes.txt: not an '
-        'image)\n'
+        f'{tmp_path}: 15 images of 18 files used; 3 left out (a/Thumbs.db: not an image, a/notes.txt: not an '
+        'image, stray.png: in no class folder)\n'
     )
 
 
@@ -244,5 +247,5 @@ def test_small_classes_are_told_before_training(dataset, config):
     few = make_split(dataset, config)._replace(train=rows)
     assert describe(dataset, few) == [
         'training images per class: 2 min, 24 median, 24 max, 4 classes',
-        '1 classes have fewer than 10 training images: a 2',
+        'classes with fewer than 10 training images: 1 (a 2)',
     ]

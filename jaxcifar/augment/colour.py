@@ -32,6 +32,7 @@ def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    # torchvision's kernel: 5 in the middle, 1 around it, 13 in all.
     blurred = jnp.round((box + 4 * x) / 13)
     sharp = _to_uint8(x + (1 - _each(factor)) * (blurred - x))
     row, column = np.arange(height)[:, None, None], np.arange(width)[:, None]
@@ -45,6 +46,7 @@ def hue(images: jax.Array, shift: jax.Array) -> jax.Array:
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     value, low = rgb.max(-1), rgb.min(-1)
     chroma = value - low
+    # Grey pixels have no hue: any will do.
     divisor = jnp.where(chroma == 0, 1, chroma)
     sixths = jnp.where(
         value == red,

@@ -40,6 +40,7 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
     a, b, c, d, e, f = (m[:, None, None] for m in jnp.moveaxis(matrices, -1, 0))
     column = _to_pixel(x, y, (a, b, c), width)
     row = _to_pixel(x, y, (d, e, f), height)
+    # Pixels from outside read pixel 0, and are painted black after.
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     source = jnp.where(inside, row * width + column, 0).reshape(batch, -1, 1)
     moved = jnp.take_along_axis(images.reshape(batch, -1, channels), source, 1)
@@ -66,6 +67,7 @@ def _rounded_product(x: np.ndarray, y: jax.Array) -> jax.Array:
     XLA computes a·b + c without rounding a·b. Of y in two halves both products are exact, so that
     the only rounding is that of their sum.
     """
+    # The mask keeps the upper 12 of the 24 bits of y's significand.
     bits = jax.lax.bitcast_convert_type(y, jnp.int32)
     high = jax.lax.bitcast_convert_type(bits & ~0xFFF, jnp.float32)
     return x * high + x * (y - high)

@@ -63,6 +63,7 @@ def cutmix(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> 
 
     def keep(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
         share, place = jax.random.split(key)
+        # The kept share is counted from the box as cut off, not from λ.
         half = jnp.sqrt(1 - _beta(share, alpha, (count,))) / 2
         y, x = jax.random.uniform(place, (2, count, 1))
 
@@ -103,6 +104,7 @@ def mix_batch(mixes: list[Mix], key: jax.Array, images: jax.Array, labels: jax.A
     batch, height, width, _ = images.shape
     count = 1 if mixes[0].per == 'batch' else batch
     first, second, *keys = jax.random.split(key, 2 + len(mixes))
+    # Each mix owns a piece of [0, 1), as long as its probability; none owns what is left.
     chance = jax.random.uniform(first, (count, 1, 1))
     partner = jax.random.permutation(second, batch)
     kept, start = jnp.ones((count, 1, 1)), 0.0

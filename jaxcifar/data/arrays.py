@@ -17,6 +17,7 @@ def check_arrays(arrays: dict[str, np.ndarray], classes: tuple[str, ...]):
     train, test = (arrays[f'x_{part}'].shape[1:] for part in ('train', 'test'))
     if train != test:
         raise ValueError(f'x_train and x_test differ in size: {train[0]} and {test[0]} pixels a side')
+    # Without names, the largest label tells how many classes there are.
     present = np.unique(arrays['y_train'])
     count = len(classes) or int(present[-1]) + 1
     hint = '; subtract 1 from all labels' if present[0] == 1 else ''
@@ -127,6 +128,7 @@ def set_aside_test(x: np.ndarray, y: np.ndarray, names: Sequence[str] = ()) -> d
 
 def mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Measure mean and deviation per channel of uint8 [n,H,H,C] on the 0..1 scale, from exact counts."""
+    # Counting 256 values is exact, and needs no array of floats as large as the images.
     channels = np.moveaxis(images, -1, 0)
     counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
     values, total = np.arange(256) / 255, counts.sum(axis=1)

@@ -86,6 +86,7 @@ def long_tailed(dataset, config) -> Split:
         # Held out or not, rows of `train` stay in the index file's order.
         kept = parts['train'][np.isin(parts['train'], split.train)]
         return split._replace(train=kept, parts={'train': kept}, class_counts=counts)
+    # The test images that chose weights, val_lt, must not measure them.
     parts['test'] = np.setdiff1d(np.arange(len(dataset.y_test)), parts['val_lt'])
     return Split(parts['train'], np.array([], int), parts, ('val_lt', 'test_lt', 'test'), counts)
 
@@ -126,6 +127,7 @@ def _hold_out(pool: np.ndarray, dataset, config) -> Split:
     if config.data.validation != 'holdout':
         held = _validation(dataset, config)
         return Split(np.setdiff1d(pool, held) if len(held) else pool, held)
+    # Nothing is drawn, so data.validation_size and data.split_seed do not matter.
     if dataset.y_val is not None:
         return Split(pool, np.array([], int), own_validation=dataset.val_fingerprint())
     from sklearn.model_selection import train_test_split  # takes a second to import

@@ -166,6 +166,7 @@ def _folder(name: str, root: Path, image_size: int) -> Dataset:
         arrays, notes = {}, [layout.line]
         for part, listing in listings.items():
             arrays[f'x_{part}'], arrays[f'y_{part}'], summary = read_images(listing, image_size)
+            # What is left out is said at once on stderr, by every command; the rest with a run's first lines.
             is_whole = len(arrays[f'y_{part}']) == len(listing.paths) and not listing.others
             notes += [summary] if is_whole else []
             if not is_whole:
@@ -186,6 +187,7 @@ def _stream(name: str, root: Path, image_size: int) -> Dataset:
         for listing in listings.values():
             if listing.others:
                 print(listing.summary({}, {}), file=sys.stderr)
+        # Names in one array are parted like pixels: by indices.
         train = files['train']
         if 'test' not in files:
             parted = set_aside_test(np.arange(len(train)), train.labels, layout.classes)

@@ -29,5 +29,5 @@ def describe(dataset, split: Split) -> list[str]:
     if len(few := np.flatnonzero(counts < FEW)):
         names = ', '.join(f'{dataset.classes[i]} {counts[i]}' for i in few[:NAMED])
         more = ', …' if len(few) > NAMED else ''
-        lines.append(f'{len(few):,} classes have fewer than {FEW} training images: {names}{more}')
+        lines.append(f'classes with fewer than {FEW} training images: {len(few):,} ({names}{more})')
     return lines

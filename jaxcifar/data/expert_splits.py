@@ -33,6 +33,7 @@ def overlap(pool: np.ndarray, config) -> list[np.ndarray]:
     Raises `UserError` where the shares are more than the pool.
     """
     e = config.experts
+    # Shares that add up to 1 may exceed it by a rounding.
     if (total := e.shared + e.count * e.unique) > 1 + 1e-9:
         raise UserError(
             f'expected experts.shared + experts.count * experts.unique of at most 1, got {e.shared:g} + '
@@ -49,6 +50,7 @@ def disjoint(pool: np.ndarray, labels: np.ndarray, classes: int, config) -> list
     count = config.experts.count
     if count > classes:
         raise UserError(f'split=disjoint: experts.count must be at most the {classes} classes, got {count}')
+    # Runs of nearly equal length where C is no multiple of K.
     owner = np.arange(classes) * count // classes
     return [pool[owner[labels[pool]] == k] for k in range(count)]
 

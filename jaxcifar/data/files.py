@@ -51,7 +51,7 @@ class ImageFiles:
     @cached_property
     def manifest(self) -> bytes:
         """A line for each file: its name within the folder and its size in bytes."""
-        sizes = (os.path.getsize(self.path(i)) for i in range(len(self)))
+        sizes = (_size(self.path(i)) for i in range(len(self)))
         return b''.join(b'%s %d\n' % line for line in zip(self.names, sizes))
 
     def noted(self, batch: dict) -> dict:
@@ -72,6 +72,14 @@ class ImageFiles:
         return batch
 
 
+def _size(path: str) -> int:
+    """Return a file's size in bytes; -1 of a dead link, which is an unreadable image like others."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return -1
+
+
 def summarise(parts: Sequence[ImageFiles], total: int) -> list[str]:
     """Say what became of the files that were read so far, of `total` files; [] if nothing did."""
     unreadable: set[str] = set().union(*(files.unreadable for files in parts))
@@ -80,6 +88,6 @@ def summarise(parts: Sequence[ImageFiles], total: int) -> list[str]:
     if unreadable:
         lines.append(f'{len(unreadable)} of {total:,} images could not be read and were replaced')
     if converted:
-        kinds = ', '.join(f'{n:,} {kind}' for kind, n in Counter(converted.values()).most_common())
+        kinds = ', '.join(f'{kind} {n:,}' for kind, n in Counter(converted.values()).most_common())
         lines.append(f'{len(converted):,} of {total:,} images were converted to 8-bit RGB ({kinds})')
     return lines

@@ -55,10 +55,13 @@ def find_layout(path: Path) -> Layout:
     if train is None:
         raise ValueError(f'{_listed(parts["train"])} has no class folders')
     classes = tuple(p.name for p in folders(train))
+    if len(classes) == 1:
+        raise ValueError(f'expected at least 2 class folders in {train}, got only {classes[0]}/')
     val, test = (
         _only([p for p in map(_inner, parts[part]) if _shares(p, classes)], use)
         for part, use in (('val', 'validation'), ('test', 'test'))
     )
+    # Test images come first: validation images can still be held out of the training part.
     if test is None:
         val, test = None, val
     return Layout(train, classes, val, test, _line(path, here, train, val, test))
@@ -66,6 +69,7 @@ def find_layout(path: Path) -> Layout:
 
 def _single_tree(path: Path, here: list[Path], named: list[Path]) -> Layout:
     """Take the folders for classes, but for parts without labels."""
+    # A folder of images to be predicted often lies beside the classes. It is not one of them.
     classes = [p for p in here if p not in named]
     if named and (not classes or any(folders(p) for p in named)):
         raise ValueError(f'it has {_listed(named)} but no train/')

@@ -9,19 +9,22 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcifar.data.layout import folders
-from jaxcifar.data.vision import centre_square, is_image, open_rgb, reason
+from jaxcifar.data.vision import centre_square, has_ending, is_image, open_rgb, reason
 
 NAMED = 3  # files that a summary names
 
 
 class Listing(NamedTuple):
-    """Image files: paths within `folder`, class by class, their labels int32 [n], and what is no image."""
+    """Image files: paths within `folder`, class by class, and their labels int32 [n].
+
+    others: {path of a file that is left out: why}.
+    """
 
     folder: Path
     paths: list[str]
     labels: np.ndarray
     classes: tuple[str, ...]
-    others: list[str]
+    others: dict[str, str]
 
     def summary(self, converted: dict[str, str], unreadable: dict[str, str]) -> str:
         """Say in one line how many files are used, converted and left out, and why.
@@ -32,8 +35,8 @@ class Listing(NamedTuple):
         line = f'{self.folder}: {used:,} images of {total:,} files used'
         if converted:
             kinds = Counter(converted.values()).most_common()
-            line += f'; {len(converted):,} converted ({", ".join(f"{n:,} {kind}" for kind, n in kinds)})'
-        left_out = unreadable | dict.fromkeys(self.others, 'not an image')
+            line += f'; {len(converted):,} converted ({", ".join(f"{kind} {n:,}" for kind, n in kinds)})'
+        left_out = unreadable | self.others
         if left_out:
             named = [f'{path}: {why}' for path, why in list(left_out.items())[:NAMED]]
             more = ['…'] if len(left_out) > NAMED else []
@@ -47,19 +50,28 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
     Hidden files are passed over. Raises OSError for a folder that cannot be read, ValueError for a class
     without images.
     """
-    paths, labels, others = list[str](), list[int](), list[str]()
+    paths, labels, others = list[str](), list[int](), dict[str, str]()
     for label, name in enumerate(classes):
         before = len(paths)
+        # The order is part of the data set: splits and fingerprints go by it.
         for place, _, files in sorted(os.walk(folder / name, onerror=_raise, followlinks=True)):
-            for file in (os.path.join(place, f) for f in sorted(files) if f[0] != '.'):
-                (paths if is_image(file) else others).append(os.path.relpath(file, folder))
+            within = os.path.relpath(place, folder)
+            for path in (os.path.join(within, file) for file in sorted(files) if file[0] != '.'):
+                if is_image(os.path.join(folder, path)):
+                    paths.append(path)
+                else:
+                    others[path] = 'not an image'
         if len(paths) == before:
             raise ValueError(f'{folder / name} holds no images')
         labels += [label] * (len(paths) - before)
+    with os.scandir(folder) as entries:
+        stray = sorted(e.name for e in entries if not e.is_dir() and has_ending(e.name))
+    others |= dict.fromkeys(stray, 'in no class folder')
     return Listing(folder, paths, np.array(labels, np.int32), classes, others)
 
 
 def _raise(error: OSError):
+    """Raise what os.walk would pass over: a folder that may not be read is not an empty one."""
     raise error
 
 

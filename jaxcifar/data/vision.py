@@ -3,6 +3,7 @@
 Worker processes import this module: it must not import JAX.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 _declared = []
 
 # Endings that are taken for images unread: torchvision's nine, and what else is usual.
-ENDINGS = (
+ENDINGS = {
     *('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp'),
     *('.jfif', '.jpe', '.gif', '.apng', '.pbm', '.pnm', '.jp2', '.j2k', '.avif', '.tga', '.ico', '.dib'),
-)
+}
 # Pillow recognises these but draws none of them by itself.
 NO_PICTURES = ('BUFR', 'EPS', 'FITS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
 ANIMATED = ('AVIF', 'GIF', 'PNG', 'TIFF', 'WEBP')
@@ -129,9 +130,14 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     return centre_square(open_rgb(path)[0], size)
 
 
+def has_ending(path: str) -> bool:
+    """Tell whether a file's name ends as those of images do."""
+    return os.path.splitext(path)[1].lower() in ENDINGS
+
+
 def is_image(path: str) -> bool:
     """Tell by the ending, or else by the first bytes, whether Pillow reads the file."""
-    if Path(path).suffix.lower() in ENDINGS:
+    if has_ending(path):
         return True
     try:
         with Image.open(path) as image:
