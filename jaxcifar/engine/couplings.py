@@ -1,4 +1,4 @@
-"""Couplings: what the members' own losses become together.
+"""Make one loss of the members' own losses: the couplings.
 
 A coupling is made from the config and is a function of one step's outputs:
 
@@ -28,7 +28,7 @@ from jaxcifar.machine.errors import UserError
 
 
 class Coupling(NamedTuple):
-    """A coupling and what the program has to know of it."""
+    """Hold a coupling and what the program has to know of it."""
 
     make: Callable  # config -> the function
     columns: tuple[str, ...] = ()  # what it logs, beside 'loss'
@@ -37,12 +37,12 @@ class Coupling(NamedTuple):
 
 
 def none(config: ConfigDict) -> Callable:
-    """Members do not know of each other: K single runs in one step."""
+    """Let members not know of each other: K single runs in one step."""
     return lambda own, logits, features, targets: (own.sum(), {})
 
 
 def mutual(config: ConfigDict) -> Callable:
-    """Members learn from each other's predictions (Zhang et al. 2018, eq. 9).
+    """Let members learn from each other's predictions (Zhang et al. 2018, eq. 9).
 
     L_k = own_k + T²/(K-1) Σ_{j≠k} KL(softmax(z_j/T) ‖ softmax(z_k/T)), where z_j is a constant. The
     factor T² keeps the gradient's size as T grows (Hinton et al. 2015, section 2). Nothing is left to
@@ -59,7 +59,7 @@ def mutual(config: ConfigDict) -> Callable:
 
 
 def divergence_from_peers(logits: jax.Array) -> jax.Array:
-    """Mean of KL(p_j ‖ p_k) over a member's peers j and the images, in nats: [K,B,C] -> [K].
+    """Return the mean of KL(p_j ‖ p_k) over a member's peers j and the images, in nats: [K,B,C] -> [K].
 
     The gradient goes to p_k alone. All K(K-1) pairs cost one softmax a member, because
     Σ_j KL(p_j ‖ p_k) = Σ_j p_j·log p_j - (Σ_j p_j)·log p_k.
@@ -75,7 +75,7 @@ def divergence_from_peers(logits: jax.Array) -> jax.Array:
 
 
 def dual_path(config: ConfigDict) -> Callable:
-    """The fused prediction learns, and so does every member: L = L_fused + α·Σ_k L_k."""
+    """Let the fused prediction learn, and every member too: L = L_fused + α·Σ_k L_k."""
     alpha = config.fusion.alpha
 
     def coupling(own: jax.Array, logits: jax.Array, features: list[jax.Array], targets: Targets):
@@ -102,12 +102,12 @@ COUPLINGS = {
 
 
 def columns(config: ConfigDict) -> tuple[str, ...]:
-    """What the coupling logs; () where it is not known, as your own is not in evaluation."""
+    """Return the columns that the coupling logs; () of one that is not known, as yours in evaluation."""
     return COUPLINGS[config.coupling].columns if config.coupling in COUPLINGS else ()
 
 
 def has_head(config: ConfigDict) -> bool:
-    """Whether the coupling has parameters and a prediction of its own."""
+    """Return whether the coupling has parameters and a prediction of its own."""
     return config.coupling in COUPLINGS and COUPLINGS[config.coupling].head is not None
 
 
@@ -132,7 +132,7 @@ def make_learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
 
 
 def output_names(config: ConfigDict) -> list[str]:
-    """The names of all that predicts: the members and, as the last, the coupling's head."""
+    """Return the names of all that predicts: the members and, as the last, the coupling's head."""
     return member_names(config) + [fusion.NAME] * has_head(config)
 
 

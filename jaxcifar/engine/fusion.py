@@ -1,4 +1,4 @@
-"""Fusion: one prediction from the features of all members, by a module that is trained with them.
+"""Predict from the features of all members, by a module that is trained with them.
 
 n_k = LayerNorm_k(f_k), each with its own affine map; a rule makes one vector u of the n_k; the global
 head is a dense layer on u. The rules end in the same block, W2·Dropout(ReLU(W1·x + b1)) + b2.
@@ -22,7 +22,7 @@ NAME = 'fused'  # of the prediction, beside the members', in every table
 
 
 class Fusion(nn.Module):
-    """Features [K,B,D] -> u [B,D]."""
+    """Fuse features [K,B,D] to u [B,D]."""
 
     rule: str
     heads: int
@@ -30,7 +30,7 @@ class Fusion(nn.Module):
     train: bool
 
     def drop(self, x: jax.Array) -> jax.Array:
-        """Dropout, in training."""
+        """Drop activations, in training."""
         return nn.Dropout(self.dropout, deterministic=not self.train)(x)
 
     @nn.compact
@@ -43,18 +43,18 @@ class Fusion(nn.Module):
 
 
 def multiplicative(fusion: Fusion, n: jax.Array) -> jax.Array:
-    """∏_k n_k"""
+    """Return ∏_k n_k."""
     return n.prod(0)
 
 
 def multiplicative_addition(fusion: Fusion, n: jax.Array) -> jax.Array:
-    """∏_k n_k + Σ_k softmax(a)_k n_k, with a learned, 1 at first."""
+    """Return ∏_k n_k + Σ_k softmax(a)_k n_k, where a is learned and begins at 1."""
     a = fusion.param('scale', nn.initializers.ones, (len(n),))
     return n.prod(0) + jnp.tensordot(nn.softmax(a), n, 1)
 
 
 def transformer(fusion: Fusion, n: jax.Array) -> jax.Array:
-    """The mean over K of self-attention over the K vectors (Vaswani et al. 2017, section 3.2.2).
+    """Return the mean over K of self-attention over the K vectors (Vaswani et al. 2017, section 3.2.2).
 
     No residual, and no positional embedding: the members are a set. Dropout is on the attention weights.
     """
@@ -67,7 +67,7 @@ def transformer(fusion: Fusion, n: jax.Array) -> jax.Array:
 
 
 def concatenation(fusion: Fusion, n: jax.Array) -> jax.Array:
-    """[n_1; …; n_K]"""
+    """Return [n_1; …; n_K]."""
     return jnp.concatenate(list(n), -1)
 
 
@@ -112,7 +112,7 @@ def make_module(config: ConfigDict, feature_sizes: list[int], num_classes: int) 
 
 
 def check_sizes(config: ConfigDict, feature_sizes: list[int]) -> int:
-    """The members' common D, or `UserError`."""
+    """Return the members' common D; `UserError` where they have several, or heads do not divide it."""
     width, heads = feature_sizes[0], config.fusion.heads
     if len(set(feature_sizes)) > 1:
         sizes = ', '.join(f'{n}: {d}' for n, d in zip(member_names(config), feature_sizes))
@@ -132,7 +132,7 @@ RATES = {
 
 
 def adaptive_rates(rule: str, width: int) -> tuple[float, float]:
-    """Learning rates of (the experts, fusion and global head) for a rule and D features.
+    """Return the learning rates of (the experts, fusion and global head) for a rule and D features.
 
     Wide features get smaller steps and narrow ones larger; then two rules have corrections of their own.
     """

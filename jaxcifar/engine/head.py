@@ -1,4 +1,4 @@
-"""A coupling's head: parameters beside the members', and from all members' outputs one more prediction.
+"""Add a prediction to the members': a coupling's head, with parameters of its own.
 
 All that a head is stands here: how it begins, predicts, learns at its own rates, and is averaged. The
 module that predicts is the coupling's choice, as `fusion.make_module`.
@@ -20,7 +20,7 @@ PARTS = ('fusion', 'global_head')  # each has its learning rate, and a file in b
 
 
 class HeadState(PyTreeNode):
-    """What the head is between two steps: the same on all devices."""
+    """Hold what the head is between two steps: the same on all devices."""
 
     params: Any
     opt: Any
@@ -28,7 +28,7 @@ class HeadState(PyTreeNode):
 
 
 class Module(NamedTuple):
-    """The head's network as pure functions.
+    """Hold the head's network as pure functions.
 
     init(seed) -> params: a tree of numpy arrays, {part: …}; seed as of a `Network`.
     apply(params, logits [K,B,C], features, key) -> logits [B,C]: features are K arrays [B,D]; without a
@@ -40,7 +40,7 @@ class Module(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A head as the config has it."""
+    """Hold a head as the config has it, and train it."""
 
     config: ConfigDict
     module: Module

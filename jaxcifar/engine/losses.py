@@ -1,4 +1,4 @@
-"""Losses: logits and labels to one number per example.
+"""Compute one number for each example from its logits and label: the losses.
 
 A loss is (logits [...,C], labels [...] integers, smoothing ε, τ, log_prior [C]) -> [...] in nats, and
 linear in the one-hot label. Couplings, predictions and everything after see the raw logits.
@@ -16,7 +16,7 @@ from jaxcifar.engine.couplings import has_head
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, smoothing: jax.Array | float = 0.0, tau=0.0, log_prior=0.0
 ):
-    """-Σ_c q_c log softmax(z)_c, q = (1-ε)·onehot + ε/C (Szegedy et al. 2016, section 7).
+    """Return -Σ_c q_c log softmax(z)_c, q = (1-ε)·onehot + ε/C (Szegedy et al. 2016, section 7).
 
     What stands behind ε is for the losses below.
     """
@@ -28,12 +28,12 @@ def cross_entropy(
 
 
 def logit_adjustment(logits, labels, smoothing=0.0, tau=1.0, log_prior=0.0):
-    """Cross entropy of z + τ·log π, π the share of each class in training (Menon et al. 2021, eq. 10)."""
+    """Return the cross entropy of z + τ·log π, π each class's training share (Menon et al. 2021, eq. 10)."""
     return cross_entropy(logits + tau * log_prior, labels, smoothing)
 
 
 def balanced_softmax(logits, labels, smoothing=0.0, tau=1.0, log_prior=0.0):
-    """Cross entropy of z + log n (Ren et al. 2020, eq. 4): n = N·π, so it is logit adjustment of τ = 1."""
+    """Return the cross entropy of z + log n (Ren et al. 2020, eq. 4), which is logit adjustment of τ = 1."""
     return logit_adjustment(logits, labels, smoothing, 1.0, log_prior)
 
 
@@ -45,20 +45,20 @@ LOSSES = {
 
 
 def log_priors(counts: np.ndarray) -> np.ndarray:
-    """log π [...,C] from training images of each class [...,C]; a class without any counts as one."""
+    """Return log π [...,C] from training images of each class [...,C]; a class without any counts as one."""
     counts = np.maximum(counts, 1)
     return np.log(counts / counts.sum(-1, keepdims=True))
 
 
 def of_outputs(config: ConfigDict, values) -> np.ndarray:
-    """Numbers [K,...], or [1,...] for all, of each output: a coupling's head has the first member's."""
+    """Return each output's numbers from [K,...], or [1,...] for all: a head has the first member's."""
     values = np.asarray(values)
     rows = np.broadcast_to(values, (config.members, *values.shape[1:]))
     return np.concatenate([rows, rows[:1]]) if has_head(config) else rows
 
 
 def make_loss(config: ConfigDict, counts: np.ndarray):
-    """(logits [K,B,C], labels [K,B]) -> [K,B]: each member's own loss, with its own numbers.
+    """Return a function of logits [K,B,C] and labels [K,B]: each member's own loss, [K,B].
 
     A row more, the prediction of the coupling's head, has the loss of the first member.
     counts: training images of each class, [C] or [K,C].

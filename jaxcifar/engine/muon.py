@@ -1,4 +1,4 @@
-"""What Muon does to the kernels of convolutions (Jordan et al. 2024)."""
+"""Make the updates of convolutions orthogonal: Muon (Jordan et al. 2024)."""
 
 import math
 
@@ -34,7 +34,7 @@ def kernel_or_rest(params):
 
 
 def _of_unit_size(update: jax.Array) -> jax.Array:
-    """An orthogonal matrix with entries of mean square 1/inputs."""
+    """Scale an orthogonal matrix so that the mean square of its entries is 1/inputs."""
     return update * max(1.0, update.shape[-1] / math.prod(update.shape[:-1])) ** 0.5
 
 

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, as optax chains in torch's order.
+"""Update parameters: optimisers as optax chains, in torch's order.
 
 accumulate -> clip -> weight decay -> momentum -> learning rate. A chain belongs to one member: it
 is made from that member's numbers and mapped over the K members, so that one member's gradient norm
@@ -18,7 +18,7 @@ from jaxcifar.engine.views import is_scale
 
 
 def sgd(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformation]:
-    """v ← μv + g + λw; w ← w - lr·(g + λw + μv if nesterov else v) (Sutskever et al. 2013)."""
+    """Descend: v ← μv + g + λw; w ← w - lr·(g + λw + μv if nesterov else v) (Sutskever et al. 2013)."""
     o = config.optimizer
     return [
         *_decay(config, weight_decay),
@@ -28,7 +28,7 @@ def sgd(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformati
 
 
 def adamw(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformation]:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2)."""
+    """Descend by Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2)."""
     o = config.optimizer
     return [
         optax.scale_by_adam(o.b1, o.b2),
@@ -38,7 +38,7 @@ def adamw(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransforma
 
 
 def muon(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformation]:
-    """Momentum of convolutions made orthogonal (Jordan et al. 2024); `sgd` for all the rest.
+    """Descend by convolutions' momentum made orthogonal (Jordan et al. 2024); by `sgd` for all the rest.
 
     A kernel counts as a matrix of inputs times outputs. Its decay is decoupled, as adamw's.
     """
@@ -53,7 +53,7 @@ OPTIMIZERS = {'sgd': sgd, 'adamw': adamw, 'muon': muon}
 
 
 def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:
-    """A member's chain; `lr` and `weight_decay` are scalars and may be traced."""
+    """Return a member's chain; `lr` and `weight_decay` are scalars and may be traced."""
     chain = OPTIMIZERS[config.optimizer.name](config, lr, weight_decay)
     if config.optimizer.clip:
         chain.insert(0, optax.clip_by_global_norm(config.optimizer.clip))
@@ -80,12 +80,12 @@ def average(decay: float, step: jax.Array, old, new):
 
 
 def clip(grads, norm: float):
-    """Gradients whose norm over all leaves is `norm` at most."""
+    """Scale gradients so that their norm over all leaves is at most `norm`."""
     return optax.clip_by_global_norm(norm).update(grads, optax.EmptyState())[0]
 
 
 def _decay(config: ConfigDict, weight_decay) -> list[optax.GradientTransformation]:
-    """Weight decay by path, as optimizer.decay has it, and otherwise of TTQ's scales."""
+    """Return weight decay by path, as optimizer.decay has it; TTQ's scales have their own."""
     rules = parse_rules('optimizer.decay', config.optimizer.decay, bare=1.0)
 
     def decays(factor: float) -> Callable:

@@ -1,4 +1,4 @@
-"""Numbers by parameter path: 'fc/=2 bias=64' is 2 for the paths that 'fc/' is found in, then 64 for 'bias'.
+"""Give parameters numbers by path: 'fc/=2 bias=64' is 2 where 'fc/' is found, else 64 where 'bias' is.
 
 A path is 'stage/block/kernel'. A rule is a regular expression, =, and a number; spaces part the rules, and
 of those found in a path the first counts.
@@ -17,7 +17,7 @@ RULE = re.compile(r'(.*)=([-+.\de]+)')
 
 
 class Rule(NamedTuple):
-    """A regular expression and the number of the paths that it is found in."""
+    """Hold a regular expression and the number of the paths that it is found in."""
 
     pattern: str
     number: float

@@ -1,4 +1,4 @@
-"""Ternary weights: kernels to codes in {-1, 0, 1} with their scales, and back.
+"""Turn kernels into codes in {-1, 0, 1} with their scales, and back.
 
 TWN (Li et al. 2016, eqs. 5 and 6): Δ = .7·mean|W|, codes sign(W)·1[|W| > Δ], scale the mean of |W| where
 |W| > Δ. TTQ (Zhu et al. 2017): Δ = .05·max|W|, and the two scales are learned. All is per tensor, or per
@@ -16,7 +16,7 @@ PER = ('tensor', 'channel')
 
 
 class Ternary(NamedTuple):
-    """A kernel whose value at a code of 1 is `positive`, at -1 -`negative`, and 0 at 0."""
+    """Hold a kernel whose value is `positive` at a code of 1, -`negative` at -1, and 0 at 0."""
 
     codes: jax.Array  # int8, of the kernel's shape
     positive: jax.Array  # [1] of a tensor, or [out]; not negative
@@ -24,7 +24,7 @@ class Ternary(NamedTuple):
 
 
 def twn(kernel: jax.Array, per: str = 'tensor', scale: bool = True) -> Ternary:
-    """The closest ternary kernel, nearly: Δ and scale as above; without `scale` the values are ±1."""
+    """Return nearly the closest ternary kernel: Δ and scale as above; without `scale` the values are ±1."""
     size = jnp.abs(kernel)
     codes = _codes(kernel, TWN_THRESHOLD * size.mean(_axes(kernel, per)))
     alpha = mean_of_kept(kernel, codes, per)
@@ -33,24 +33,24 @@ def twn(kernel: jax.Array, per: str = 'tensor', scale: bool = True) -> Ternary:
 
 
 def ttq(kernel: jax.Array, positive: jax.Array, negative: jax.Array) -> Ternary:
-    """With the learned scales, [1] or [out] each, whose length says what Δ is taken over."""
+    """Return the kernel with learned scales, [1] or [out] each, whose length says what Δ is taken over."""
     per = 'tensor' if len(positive) == 1 else 'channel'
     return Ternary(_ttq_codes(kernel, per), positive, negative)
 
 
 def ttq_scale(kernel: jax.Array, per: str = 'tensor') -> jax.Array:
-    """What both scales begin with, [1] or [out]: the mean of |W| where |W| > Δ."""
+    """Return what both scales begin with, [1] or [out]: the mean of |W| where |W| > Δ."""
     return mean_of_kept(kernel, _ttq_codes(kernel, per), per)
 
 
 def to_floats(ternary: Ternary, dtype=jnp.float32) -> jax.Array:
-    """The kernel's values: at most three of them, or three a channel."""
+    """Return the kernel's values: at most three of them, or three a channel."""
     codes, positive, negative = ternary
     return jnp.where(codes > 0, positive, jnp.where(codes < 0, -negative, 0)).astype(dtype)
 
 
 def mean_of_kept(kernel: jax.Array, codes: jax.Array, per: str) -> jax.Array:
-    """Mean of |W| where the code is not 0, [1] or [out]; 0 where all are."""
+    """Return the mean of |W| where the code is not 0, [1] or [out]; 0 where all codes are."""
     axes, kept = _axes(kernel, per), codes != 0
     total = jnp.where(kept, jnp.abs(kernel), 0).sum(axes)
     return jnp.atleast_1d(total / jnp.maximum(kept.sum(axes), 1))
@@ -70,7 +70,7 @@ def _axes(kernel: jax.Array, per: str) -> tuple[int, ...]:
 
 @jax.custom_vjp
 def straight_through(kernel: jax.Array, shown: jax.Array) -> jax.Array:
-    """`shown`, whose gradient goes to `kernel` as it is (Bengio et al. 2013)."""
+    """Return `shown`, and pass its gradient to `kernel` as it is (Bengio et al. 2013)."""
     return shown
 
 
@@ -82,7 +82,7 @@ straight_through.defvjp(
 
 @jax.custom_vjp
 def ttq_shown(kernel: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-    """Values of `ttq` with the gradients of Zhu et al. 2017, eqs. 7 and 8, g that of the values.
+    """Return the values of `ttq`, with the gradients of Zhu et al. 2017, eqs. 7 and 8, g that of the values.
 
     To the kernel: p·g where the code is 1, g at 0, n·g at -1. To a scale: the sum of g over its codes, with
     a minus for `negative`, as -n is the value there (the paper leaves the sign out).

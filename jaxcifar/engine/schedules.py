@@ -1,4 +1,4 @@
-"""Learning rates: functions of the epoch, by name, and the numbers that they multiply."""
+"""Move learning rates with the epoch: factors by name, and the rates that they multiply."""
 
 import itertools
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from jaxcifar.machine.errors import UserError
 
 
 def cosine(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """½(1+cos πe/E) down to `final` (Loshchilov & Hutter 2017, eq. 5)."""
+    """Fall as ½(1+cos πe/E) to `final` (Loshchilov & Hutter 2017, eq. 5)."""
     return optax.cosine_decay_schedule(1.0, epochs, s.final)
 
 
 def warm_restarts(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """Cosine cycles of period, period·m, period·m², … epochs (SGDR, the same paper)."""
+    """Fall in cosine cycles of period, period·m, period·m², … epochs (SGDR, the same paper)."""
     _at_least_one(s, 'multiplier')
     lengths = [first_cycle(s, epochs)]
     while sum(lengths) < epochs:
@@ -28,23 +28,23 @@ def warm_restarts(s: ConfigDict, epochs: int) -> optax.Schedule:
 
 
 def multistep(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """Multiplied by gamma at each milestone."""
+    """Multiply by gamma at each milestone."""
     return optax.piecewise_constant_schedule(1.0, dict.fromkeys(s.milestones, s.gamma))
 
 
 def step_decay(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """Multiplied by gamma every `step_size` epochs."""
+    """Multiply by gamma every `step_size` epochs."""
     _at_least_one(s, 'step_size')
     return lambda epoch: jnp.power(s.gamma, jnp.floor(epoch).astype(jnp.int32) // s.step_size)
 
 
 def linear(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """A straight line down to `final`."""
+    """Fall in a straight line to `final`."""
     return optax.linear_schedule(1.0, s.final, epochs)
 
 
 def constant(s: ConfigDict, epochs: int) -> optax.Schedule:
-    """Always 1."""
+    """Stay at 1."""
     return optax.constant_schedule(1.0)
 
 
@@ -65,12 +65,12 @@ SCHEDULES = {
 
 
 def first_cycle(s: ConfigDict, epochs: int) -> int:
-    """Epochs of the first cycle of warm restarts."""
+    """Return the epochs of the first cycle of warm restarts."""
     return s.period or max(1, epochs // 4)
 
 
 def last_restart(config: ConfigDict, epoch: int) -> tuple[int, int]:
-    """Of warm restarts: (the epoch at which the cycle of this epoch began, and that of its end)."""
+    """Return (first epoch, end) of the cycle of warm restarts that this epoch is in."""
     start, length = 0, first_cycle(config.schedule, config.epochs)
     while start + length <= epoch:
         start, length = start + length, length * config.schedule.multiplier
@@ -83,7 +83,7 @@ def member_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
 
 
 def follow(config: ConfigDict, schedule: str, initial: list[float], steps_per_epoch: int) -> Callable:
-    """step -> these learning rates on the schedule of this name.
+    """Return step -> these learning rates on the schedule of this name.
 
     The warm-up multiplies the schedule rather than delaying it, so that milestones stay where they
     are written.

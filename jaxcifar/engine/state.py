@@ -86,7 +86,7 @@ def eval_weights(state: TrainState) -> Weights:
 
 
 def pick(population: Population, mask: jax.Array, ours, theirs) -> tuple:
-    """Of two trees of the members' arrays, `ours` for the members in `mask` [K], `theirs` for the others."""
+    """Choose between two trees of the members' arrays: `ours` for members in `mask` [K], else `theirs`."""
 
     def choose(mask):
         return lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
@@ -96,7 +96,7 @@ def pick(population: Population, mask: jax.Array, ours, theirs) -> tuple:
 
 
 def keep_still(population: Population, moving: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    """`new`, but members that are not `moving` [K] keep their weights, optimiser, statistics and average."""
+    """Return `new`, where members not `moving` [K] keep weights, optimiser, statistics and average."""
     ema = None
     if new.ema is not None:
         ema = tuple(pick(population, moving, n, o) for n, o in zip(new.ema, old.ema))

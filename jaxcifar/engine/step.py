@@ -1,4 +1,4 @@
-"""The compiled step: the state and a batch to the state after it."""
+"""Take a step: from the state and a batch to the state after it, in one compiled program."""
 
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ DROPOUT, AUGMENT, HEAD_DROPOUT = 0, 1, 2
 
 
 class TrainStep:
-    """(state, batch) -> (state, {'loss', 'accuracy', 'lr' and the coupling's columns: [K] each}).
+    """Turn (state, batch) into (state, {'loss', 'accuracy', 'lr' and the coupling's columns: [K] each}).
 
     All members are updated from the same forward pass. A coupling's head is a row more, the last.
 
@@ -64,11 +64,11 @@ class TrainStep:
         return keep_still(self.population, self._moving(state), new, state), row
 
     def _moving(self, state: TrainState) -> jax.Array:
-        """Members that this step changes, [K] bool."""
+        """Return which members this step changes, [K] bool."""
         return state.active & (state.step >= self.frozen_steps)
 
     def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
-        """The state with new weights and optimisers, and what is logged, {name: [K]}."""
+        """Return the state with new weights and optimisers, and what is logged, {name: [K]}."""
         (grads, head_grads), stats, numbers = self.gradients(state, images, targets, dropout_keys)
         if self.head and self.config.fusion.clip_all:
             # What is not used does not count.
@@ -81,7 +81,7 @@ class TrainStep:
         return state.replace(params=params, stats=stats, opt=opt, head=head), numbers
 
     def see(self, batch: dict[str, jax.Array], step: jax.Array):
-        """(normalised images, `Targets`) that the networks get of a batch in this step."""
+        """Return (normalised images, `Targets`): what the networks get of a batch in this step."""
         labels, each = batch['label'], self.config.augment_each and batch['image'].ndim == 4
         if each:
             batch = self.population.copy_for_each(batch)
@@ -91,7 +91,7 @@ class TrainStep:
         return images, Targets(labels) if each else targets
 
     def _keys(self, purpose: int, step: jax.Array, of_members: bool) -> jax.Array:
-        """The run's key for this step, or the members' own, [K]."""
+        """Return the run's key for this step, or the members' own, [K]."""
 
         def at(key):
             return jax.random.fold_in(jax.random.fold_in(key, purpose), step)
@@ -99,18 +99,18 @@ class TrainStep:
         return jax.vmap(at)(self.member_keys) if of_members else at(self.run_key)
 
     def dropout_keys(self, step: jax.Array) -> jax.Array:
-        """A key for each member, and as the last the coupling's head's: [K+1]."""
+        """Return a key for each member, and as the last that of the coupling's head: [K+1]."""
         of_head = self._keys(HEAD_DROPOUT, step, of_members=False)
         return jnp.append(self._keys(DROPOUT, step, of_members=True), of_head)
 
     def _outputs(self, population: Population, params, stats, images, dropout_keys, step):
-        """(logits [K,B,C], features) of normalised images, and batch statistics."""
+        """Return (logits [K,B,C], features) of normalised images, and batch statistics."""
         shown = population.show(params, self.share(step))
         logits, features, stats = population.forward(shown, stats, images, True, dropout_keys)
         return (logits, features), stats
 
     def _loss(self, params, stats, images, targets: Targets, dropout_keys, step):
-        """The coupled loss of normalised images, and (batch statistics, what is logged).
+        """Return the coupled loss of normalised images, and (batch statistics, what is logged).
 
         params: the members', and the head's.
         """
@@ -122,7 +122,7 @@ class TrainStep:
         return total, (stats, numbers)
 
     def _couple(self, outputs, targets: Targets):
-        """The coupled loss of the members' outputs, and what is logged, {name: [K]}."""
+        """Return the coupled loss of the members' outputs, and what is logged, {name: [K]}."""
         logits, features = outputs
         targets = jax.tree.map(lambda t: jnp.broadcast_to(t, logits.shape[:2]), targets)
         own = targets.mean(lambda y: self.example_loss(logits, y)).mean(1)
@@ -131,7 +131,7 @@ class TrainStep:
         return total, {'loss': own, 'accuracy': correct, **columns}
 
     def gradients(self, state: TrainState, images, targets: Targets, dropout_keys):
-        """((members' gradients, the head's), batch statistics, what is logged), means over a batch's parts.
+        """Return ((members' gradients, the head's), batch statistics, what is logged), means over the parts.
 
         The parts go through one after the other, so that only one's activations are in memory.
         They are unrolled: XLA's loops make convolution gradients 30 times slower on CPU.
@@ -155,7 +155,7 @@ class TrainStep:
         return grads, stats, numbers
 
     def _update(self, population: Population, grads, opt, params, lr: jax.Array, weight_decay: jax.Array):
-        """New (params, optimiser states); each member's chain is made from its own numbers."""
+        """Return new (params, optimiser states); each member's chain is made from its own numbers."""
 
         def of_member(grads, opt, params, lr, weight_decay):
             updates, opt = make_optimizer(self.config, lr, weight_decay).update(grads, opt, params)
@@ -168,7 +168,7 @@ class TrainStep:
 
 
 class SequentialStep(TrainStep):
-    """Members take turns: each sees those before it as they are after their update in this step.
+    """Let members take turns: each sees those before it as they are after their update in this step.
 
     Zhang et al. 2018, algorithm 1. A forward pass more for each member but the last than `TrainStep`;
     batch statistics are those of a member's own turn.
@@ -219,7 +219,7 @@ UPDATES = {'simultaneous': TrainStep, 'sequential': SequentialStep}
 def make_train_step(
     config: ConfigDict, population: Population, dataset, steps_per_epoch: int, state: TrainState, counts=None
 ):
-    """The compiled step. A state lives where `state` does, and its memory is used again.
+    """Return the compiled step. A state lives where `state` does, and its memory is used again.
 
     With steps_per_call above 1, it takes the stacked batches of several steps and logs the last of them.
 

@@ -1,4 +1,4 @@
-"""Views: the weights as the forward pass sees them, a function of a member's parameters.
+"""Show the forward pass other weights than are trained: views, functions of a member's parameters.
 
 A view is made from the config. Parameters of its own are leaves of the member's tree, so that they are
 trained, averaged and saved like all others. What is evaluated is what is seen; what is saved is not.
@@ -23,7 +23,7 @@ SCALES = ('ternary_positive', 'ternary_negative')  # TTQ's, beside their kernel
 
 
 class View(NamedTuple):
-    """Two functions of one member's parameters.
+    """Hold two functions of one member's parameters.
 
     init(params) -> params with the view's own leaves; numpy arrays.
     show(params, share) -> what the network gets; `share` is `make_share`'s, 1 when evaluated.
@@ -34,12 +34,12 @@ class View(NamedTuple):
 
 
 def none(config: ConfigDict) -> View:
-    """The parameters as they are."""
+    """Show the parameters as they are."""
     return View(lambda params: params, lambda params, share=1.0: params)
 
 
 def ternary(config: ConfigDict) -> View:
-    """Kernels in {-n, 0, p}, by `config.ternary`; their gradients go to the floats that they are made of."""
+    """Show kernels in {-n, 0, p}, by `config.ternary`; gradients go to the floats that they are made of."""
     return View(partial(_with_scales, config), partial(_show_ternary, config))
 
 
@@ -75,7 +75,7 @@ def _show_ternary(config: ConfigDict, params, share: jax.Array | float = 1.0):
 
 
 def make_share(config: ConfigDict, steps_per_epoch: int) -> Callable:
-    """step -> the share s of the ternary kernel T in what training sees, (1-s)·W + s·T.
+    """Return step -> the share s of the ternary kernel T in what training sees, (1-s)·W + s·T.
 
     0 for `float_epochs`, then rising to 1 within `blend_epochs`.
     """
@@ -93,7 +93,7 @@ def make_share(config: ConfigDict, steps_per_epoch: int) -> Callable:
 
 
 def ternary_layers(config: ConfigDict, params) -> list[str]:
-    """Paths, 'block/conv1/kernel', of the kernels that are ternary in a member's parameters.
+    """Return the paths, 'block/conv1/kernel', of the kernels that are ternary in a member's parameters.
 
     Raises:
       UserError: none are.
@@ -110,7 +110,7 @@ def ternary_layers(config: ConfigDict, params) -> list[str]:
 
 
 def is_scale(path: str) -> bool:
-    """Whether a parameter is one of TTQ's scales."""
+    """Return whether a parameter is one of TTQ's scales."""
     return path.endswith(SCALES)
 
 

@@ -1,4 +1,4 @@
-"""The networks by name. A new one is a Flax module in a file here and a line in `NETWORKS`."""
+"""Build networks by name. A new one is a Flax module in a file here and a line in `NETWORKS`."""
 
 import inspect
 from collections.abc import Callable
@@ -47,7 +47,7 @@ CHOICES: dict[str, dict] = {
 
 
 class Network(NamedTuple):
-    """A network as pure functions; nothing outside `models/` knows about Flax.
+    """Hold a network as pure functions; nothing outside `models/` knows about Flax.
 
     shapes() -> the tree of variables' shapes.
     init(seed, images) -> variables: `seed` a tuple of integers, variables a tree of numpy arrays
@@ -67,7 +67,7 @@ class Network(NamedTuple):
 
 
 def has_choice(name: str, option: str) -> bool:
-    """Whether a network has, for example, a `stem` to choose."""
+    """Return whether a network has, for example, a `stem` to choose."""
     return option in inspect.signature(NETWORKS[name]).parameters
 
 
@@ -84,7 +84,7 @@ def build(
     norm_momentum: float = 0.9,
     **options,
 ) -> Network:
-    """The two functions of a network.
+    """Return a network's functions.
 
     dtype: of the computation; parameters, batch statistics and logits are float32.
     axis_name: the mesh axis that norms synchronise over.

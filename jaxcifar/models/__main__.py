@@ -1,4 +1,4 @@
-"""The table of networks: python -m jaxcifar.models [--classes 100] [--size 32] [--stem imagenet]"""
+"""Print the table of networks: python -m jaxcifar.models [--classes 100] [--size 32] [--stem imagenet]"""
 
 import argparse
 
@@ -16,7 +16,7 @@ from jaxcifar.models.layers import STEMS
 
 
 def describe(name: str, num_classes: int = 100, size: int = 32, **options) -> dict:
-    """Parameters, FLOPs of one image's forward pass (2 a multiply-add), D, and the sizes of the maps."""
+    """Return parameters, FLOPs of one image's forward pass (2 a multiply-add), D, and the maps' sizes."""
     network = build(name, num_classes, size, **options)
     image = jnp.zeros((1, size, size, 3))
     variables = network.shapes()
@@ -41,7 +41,7 @@ def describe(name: str, num_classes: int = 100, size: int = 32, **options) -> di
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     usage = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser('python -m jaxcifar.models', None, __doc__, formatter_class=usage)
     parser.add_argument('--classes', type=int, default=100)

@@ -1,4 +1,4 @@
-"""Densely connected networks: Huang et al. 2017, the bottleneck and compression form (DenseNet-BC)."""
+"""Build densely connected networks: Huang et al. 2017, with bottlenecks and compression (DenseNet-BC)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from jaxcifar.models.layers import Layers, head
 
 
 class DenseLayer(nn.Module):
-    """norm - ReLU - conv1x1 to 4g channels - norm - ReLU - conv3x3 to g, of all maps before it."""
+    """Compute norm - ReLU - conv1x1 to 4g channels - norm - ReLU - conv3x3 to g, of all maps before it."""
 
     growth: int
     depth: float
@@ -27,7 +27,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Dense blocks with transitions between: norm - ReLU - conv1x1 to half the channels - mean of 2x2."""
+    """Join dense blocks by transitions: norm - ReLU - conv1x1 to half the channels - mean of 2x2."""
 
     blocks: Sequence[int]
     growth: int

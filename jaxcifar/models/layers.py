@@ -1,4 +1,4 @@
-"""The layers that every network is made of, and how their parameters begin."""
+"""Make the layers of every network, and draw their first parameters."""
 
 import re
 import zlib
@@ -17,7 +17,7 @@ from jaxcifar.models.convolution import Conv
 
 @dataclass(frozen=True)
 class Layers:
-    """What all layers of a network share; makes its convolutions, norms and the like."""
+    """Make a network's convolutions, norms and the like from what all of them share."""
 
     train: bool
     dtype: jnp.dtype = jnp.float32
@@ -28,19 +28,19 @@ class Layers:
     members_as: str = 'loop'  # the form of convolutions of members side by side
 
     def conv(self, filters: int, size: int, stride: int = 1, groups: int = 1, name: str | None = None):
-        """A convolution without bias that keeps the size, but for its stride."""
+        """Return a convolution without bias that keeps the size, but for its stride."""
         return Conv(filters, size, stride, size // 2, groups, self.dtype, self.members_as, name=name)
 
     def norm(self, name: str | None = None) -> BatchNorm:
-        """A batch norm."""
+        """Return a batch norm."""
         return BatchNorm(self.train, self.axis_name, self.dtype, self.norm_momentum, name=name)
 
     def drop(self, x: jax.Array) -> jax.Array:
-        """Dropout (Srivastava et al. 2014), within a block."""
+        """Drop activations within a block (Srivastava et al. 2014)."""
         return nn.Dropout(self.dropout, deterministic=not self.train)(x) if self.dropout else x
 
     def skip(self, x: jax.Array, depth: float) -> jax.Array:
-        """Stochastic depth (Huang et al. 2016): a whole branch [B,...] is left out for some images.
+        """Leave a whole branch [B,...] out for some images: stochastic depth (Huang et al. 2016).
 
         `depth` is the block's place in the network, 0 at the first and 1 at the last; the
         probability grows with it to `drop_path`.
@@ -53,7 +53,7 @@ class Layers:
 
 
 def head(x: jax.Array, num_classes: int, name: str = 'fc', drop=lambda x: x) -> tuple[jax.Array, jax.Array]:
-    """Mean over the pixels, `drop` and a dense layer: (logits [B,C], features [B,D]), float32."""
+    """Return (logits [B,C], features [B,D]), float32: mean over the pixels, `drop` and a dense layer."""
     features = x.astype(jnp.float32).mean((1, 2))
     return nn.Dense(num_classes, name=name)(drop(features)), features
 
@@ -86,7 +86,7 @@ def initialise(shapes, seed: tuple[int, ...], scheme: Callable | None = None, ze
 
 
 def he(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
-    """Convolutions He-normal over fan_out (He et al. 2015, eq. 14), dense layers Xavier-uniform
+    """Draw convolutions He-normal over fan_out (He et al. 2015, eq. 14), dense layers Xavier-uniform
     (Glorot & Bengio 2010, eq. 16) with zero biases. `kernel` is the layer's kernel's shape.
     """
     if not is_kernel:
@@ -99,14 +99,14 @@ def he(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
 
 
 def he_dense(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
-    """As `he`, but dense layers He-normal over fan_in (He et al. 2015, eq. 10)."""
+    """Draw as `he`, but dense layers He-normal over fan_in (He et al. 2015, eq. 10)."""
     if is_kernel and len(shape) == 2:
         return rng.standard_normal(shape, np.float32) * np.sqrt(2 / shape[0])
     return he(rng, is_kernel, shape, kernel)
 
 
 def dirac(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
-    """As `torch`, but a convolution's first filters pass its inputs on (Zagoruyko & Komodakis 2017)."""
+    """Draw as `torch`, but let first filters pass their inputs on (Zagoruyko & Komodakis 2017)."""
     drawn = torch(rng, is_kernel, shape, kernel)
     if is_kernel and len(shape) == 4:
         passed = min(shape[2:])
@@ -116,7 +116,7 @@ def dirac(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarra
 
 
 def torch(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
-    """Uniform within 1/sqrt(fan_in), kernels and biases, as torch's layers begin."""
+    """Draw kernels and biases uniformly within 1/sqrt(fan_in), as torch's layers begin."""
     limit = 1 / np.sqrt(np.prod(kernel[:-1]))
     return rng.uniform(-limit, limit, shape)
 

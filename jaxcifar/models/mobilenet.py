@@ -1,4 +1,4 @@
-"""MobileNetV2: Sandler et al. 2018, table 2."""
+"""Build MobileNetV2: Sandler et al. 2018, table 2."""
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ REPEATED = [block for block, i in enumerate((i for _, _, n, _ in STAGES for i in
 
 
 class InvertedResidual(nn.Module):
-    """conv1x1 to t times the channels - depthwise conv3x3 - conv1x1; added to an input of its shape."""
+    """Compute conv1x1 to t times the channels - depthwise conv3x3 - conv1x1; add an input of that shape."""
 
     filters: int
     expansion: int
@@ -41,7 +41,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Stem of 32, seven stages, a 1x1 convolution to 1280, dropout, and the head.
+    """Join a stem of 32, seven stages, a 1x1 convolution to 1280, dropout, and the head.
 
     The CIFAR form keeps the image's size in the stem and in the first stage that would halve it.
     """

@@ -1,4 +1,4 @@
-"""Residual networks: He et al. 2016 (ResNet-18/34/50 and, in section 4.2, ResNet-20 to 110), and the
+"""Build residual networks: He et al. 2016 (ResNet-18/34/50 and, in section 4.2, ResNet-20 to 110), and the
 pre-activation form of their second paper.
 
 Layers carry torchvision's names, `layer1_0` for `layer1.0`, so that weights can be exchanged.
@@ -16,14 +16,14 @@ from jaxcifar.models.layers import Layers, head
 
 
 def subsample(x: jax.Array, filters: int, stride: int, layers: Layers) -> jax.Array:
-    """Shortcut A: every `stride`-th pixel, new channels zero, half on each side; no parameters."""
+    """Take every `stride`-th pixel; new channels are zero, half on each side. Shortcut A has no parameters."""
     x = x[:, ::stride, ::stride]
     extra = filters - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
 
 
 def project(x: jax.Array, filters: int, stride: int, layers: Layers) -> jax.Array:
-    """Shortcut B: a strided 1x1 convolution and a norm."""
+    """Project by a strided 1x1 convolution and a norm: shortcut B."""
     return layers.norm('downsample_1')(layers.conv(filters, 1, stride, name='downsample_0')(x))
 
 
@@ -31,7 +31,7 @@ SHORTCUTS = {'A': subsample, 'B': project}
 
 
 class BasicBlock(nn.Module):
-    """conv3x3 - norm - ReLU - conv3x3 - norm, added to the shortcut."""
+    """Add conv3x3 - norm - ReLU - conv3x3 - norm to the shortcut."""
 
     filters: int
     stride: int
@@ -52,7 +52,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """conv1x1 - conv3x3 (which carries the stride) - conv1x1 to four times the width."""
+    """Compute conv1x1 - conv3x3 (which carries the stride) - conv1x1 to four times the width."""
 
     filters: int
     stride: int
@@ -74,7 +74,7 @@ class Bottleneck(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """norm - ReLU - conv3x3 - norm - ReLU - conv3x3, added to the input, or to a 1x1 convolution of it."""
+    """Add norm - ReLU - conv3x3 - norm - ReLU - conv3x3 to the input, or to a 1x1 convolution of it."""
 
     filters: int
     stride: int
@@ -95,7 +95,7 @@ class PreActBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, stages of blocks that each halve the image but for the first, and the head.
+    """Join a stem, stages of blocks that each halve the image but for the first, and the head.
 
     The stem is a 3x3 convolution, or for large images ImageNet's 7x7 one of stride 2 with a pooling.
     """
@@ -110,7 +110,7 @@ class ResNet(nn.Module):
 
     @property
     def last_norm(self) -> str | None:
-        """Paths of the norms that end a block, as a regular expression."""
+        """Return the paths of the norms that end a block, as a regular expression."""
         return self.block.last_norm and rf'layer\d_\d+/{self.block.last_norm}'
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""Aggregated residual transformations: Xie et al. 2017, in their 29-layer form for CIFAR."""
+"""Build aggregated residual networks: Xie et al. 2017, in their 29-layer form for CIFAR."""
 
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from jaxcifar.models.layers import Layers, head
 
 
 class ResNeXtBlock(nn.Module):
-    """conv1x1 - grouped conv3x3 - dropout - conv1x1, each but the dropout with norm and ReLU behind."""
+    """Compute conv1x1 - grouped conv3x3 - dropout - conv1x1, norm and ReLU behind each but the dropout."""
 
     planes: int
     stride: int
@@ -31,7 +31,7 @@ class ResNeXtBlock(nn.Module):
 
 
 class PreActResNeXtBlock(nn.Module):
-    """The same with norm and ReLU before each convolution, and a plain 1x1 shortcut on the raw input."""
+    """Compute the same with norm and ReLU before each convolution, and a 1x1 shortcut on the raw input."""
 
     planes: int
     stride: int
@@ -52,7 +52,7 @@ class PreActResNeXtBlock(nn.Module):
 
 
 class ResNeXt29(nn.Module):
-    """Three stages of three blocks with 64, 128 and 256 planes a group, out of 256, 512 and 1024."""
+    """Join three stages of three blocks with 64, 128 and 256 planes a group, out of 256, 512 and 1024."""
 
     groups: int
     num_classes: int
@@ -61,7 +61,7 @@ class ResNeXt29(nn.Module):
 
     @property
     def last_norm(self) -> str | None:
-        """Paths of the norms that end a block, as a regular expression."""
+        """Return the paths of the norms that end a block, as a regular expression."""
         return self.block.last_norm and rf'layer\d_\d/{self.block.last_norm}'
 
     @nn.compact

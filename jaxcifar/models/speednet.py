@@ -1,4 +1,4 @@
-"""A small network for fast training: whitened patches, three pooled blocks, a maximum at the end.
+"""Build a small network for fast training: whitened patches, three pooled blocks, a maximum at the end.
 
 After Jordan 2024 (arXiv:2404.00498).
 """
@@ -19,7 +19,7 @@ WHITENINGS = ('bias',)  # what may be added to it
 
 
 class Whiten(nn.Module):
-    """The principal components of the images' patches, each scaled to variance 1, and their negatives.
+    """Compute the patches' principal components, each scaled to variance 1, and their negatives.
 
     The filters are statistics of the training images (`fit` draws them), not parameters: no gradient
     or decay touches them. A bias is a parameter; its gradient is a fifth of a CPU's step.
@@ -41,7 +41,7 @@ class Whiten(nn.Module):
 
 
 def whitening_filters(images: np.ndarray, count: int, epsilon: float = 5e-4) -> np.ndarray:
-    """[2,2,C,count] from normalised images [N,H,W,C]: v/sqrt(λ+ε) of the largest λ, then their negatives."""
+    """Return [2,2,C,count] of normalised images [N,H,W,C]: v/sqrt(λ+ε) of the largest λ, and negatives."""
     windows = np.lib.stride_tricks.sliding_window_view(images, (PATCH, PATCH), axis=(1, 2))
     patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, PATCH * PATCH * images.shape[-1])
     values, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
@@ -52,7 +52,7 @@ def whitening_filters(images: np.ndarray, count: int, epsilon: float = 5e-4) -> 
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """The largest of each 2x2 pixels; what is over at the edge is left out.
+    """Return the largest of each 2x2 pixels; what is over at the edge is left out.
 
     Its gradient is elementwise, which takes a tenth of the time of `nn.max_pool`'s on a CPU.
     """
@@ -62,7 +62,7 @@ def halve(x: jax.Array) -> jax.Array:
 
 
 class SpeedNet(nn.Module):
-    """Whitening, and blocks of conv - pool - norm - GELU - conv - norm - GELU."""
+    """Join whitening and blocks of conv - pool - norm - GELU - conv - norm - GELU."""
 
     num_classes: int
     layers: Layers
@@ -73,7 +73,7 @@ class SpeedNet(nn.Module):
 
     @staticmethod
     def fit(variables, images: np.ndarray):
-        """The variables with the filters that whiten these normalised images [N,H,W,C]."""
+        """Return the variables with the filters that whiten these normalised images [N,H,W,C]."""
         stats = variables['batch_stats']
         filters = whitening_filters(images, stats['whiten']['filters'].shape[-1])
         whiten = {**stats['whiten'], 'filters': filters}

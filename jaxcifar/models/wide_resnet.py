@@ -1,4 +1,4 @@
-"""Wide residual networks: Zagoruyko & Komodakis 2016."""
+"""Build wide residual networks: Zagoruyko & Komodakis 2016."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from jaxcifar.models.layers import Layers, head
 
 
 class WideBlock(nn.Module):
-    """norm - ReLU - conv3x3 - norm - ReLU - dropout - conv3x3.
+    """Compute norm - ReLU - conv3x3 - norm - ReLU - dropout - conv3x3.
 
     Where the shape changes the shortcut is a 1x1 convolution of the activated input.
     """
@@ -31,7 +31,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Three stages of (depth - 4) / 6 blocks, of widths 16k, 32k and 64k."""
+    """Join three stages of (depth - 4) / 6 blocks, of widths 16k, 32k and 64k."""
 
     depth: int
     widen: int

@@ -1,4 +1,4 @@
-"""3x3 convolutions with 4 products for each pixel and pair of channels instead of 9 (Lavin & Gray 2016).
+"""Convolve by 3x3 kernels with 4 products a pixel and channel pair instead of 9 (Lavin & Gray 2016).
 
 Two by two pixels of the output depend on a tile of 4x4 pixels d of the input. By the paper's F(2x2, 3x3)
 they are Aᵀ[(G k Gᵀ) ⊙ (Bᵀ d B)]A for a kernel k, where ⊙ sums over the channels: 16 products of matrices,
@@ -25,7 +25,7 @@ CACHE = 2**22  # bytes: more tiles at a time would leave a core's cache
 
 @jax.custom_vjp
 def convolve_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Cross-correlation of x [B,H,W,C] with kernel [3,3,C,D], padded by a zero on each side: [B,H,W,D].
+    """Cross-correlate x [B,H,W,C], padded by a zero on each side, with kernel [3,3,C,D]: [B,H,W,D].
 
     H and W are even; both arrays vary over the same axes of a mesh.
     """
