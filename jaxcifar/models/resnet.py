@@ -16,7 +16,7 @@ from jaxcifar.models.layers import Layers, head
 
 
 def subsample(x: jax.Array, filters: int, stride: int, layers: Layers) -> jax.Array:
-    """Take every `stride`-th pixel; new channels are zero, half on each side. Shortcut A has no parameters."""
+    """Take every `stride`-th pixel; new channels are zero, half on each side: shortcut A."""
     x = x[:, ::stride, ::stride]
     extra = filters - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
