@@ -1,32 +1,50 @@
-"""Print every field in Markdown: python -m configs > configs/README.md"""
+"""Print the shipped configs and every field in Markdown: python -m configs > configs/README.md"""
 
+import ast
 import re
+from pathlib import Path
 
 from jaxcifar.config.command_line import documented_fields
 
 MARKS = re.compile(r' *\[(K|resumable|auto[^]]*)\]')
+RUN = 'The run'
+LEGEND = '[K]: one number, or one a member (`.1,.2`). resumable: may change between a run and its continuation.'
+
+
+def examples() -> list[str]:
+    """Return what each shipped config is, and its commands, from its docstring."""
+    lines = []
+    for path in sorted(Path(__file__).parent.glob('[a-z]*.py')):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ''
+        commands = [re.sub(' +', ' ', c) for c in re.findall('^    (python -m .+)$', text, re.M)]
+        if commands:
+            lines += ['', f'### {path.name}', '', text.partition('\n')[0], '', '```bash', *commands, '```']
+    return lines
+
+
+def tables() -> dict[str, list[str]]:
+    """Return {group: the rows of its table} of jaxcifar.config.fields, the run's own fields first."""
+    groups: dict[str, list[str]] = {}
+    for field, default, comment in documented_fields():
+        marks = ', '.join(f'[{mark}]' if mark == 'K' else mark for mark in MARKS.findall(comment))
+        cells = f'`{field}`', f'`{default}`' if default else '', MARKS.sub('', comment), marks
+        row = '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+        groups.setdefault(field.rpartition('.')[0] or RUN, []).append(row)
+    return groups
 
 
 def page() -> str:
-    """A table for each group of fields of jaxcifar.config.fields."""
-    lines = [
-        '# Every field of a run',
-        '',
-        'Made from `jaxcifar/config/fields.py` by `python -m configs`. On the command line,',
-        '`--config.FIELD=VALUE` changes a field. [K]: one number, or one a member (`.1,.2`). resumable: may',
-        'change between a run and its continuation. auto: filled in after the command line, from what stands',
-        'behind it.',
-    ]
-    group = None
-    for field, default, comment in documented_fields():
-        before, dot, _ = field.rpartition('.')
-        if before != group:
-            group = before
-            lines += ['', f'## {before}' if dot else '## The run', '', '| field | default | what it is | |',
-                      '|---|---|---|---|']  # fmt: skip
-        marks = ', '.join(f'[{mark}]' if mark == 'K' else mark for mark in MARKS.findall(comment))
-        cells = f'`{field}`', f'`{default}`' if default else '', MARKS.sub('', comment), marks
-        lines.append('| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |')
+    """Return the page: contents, configs, and a table for each group of fields."""
+    groups = tables()
+    links = [f'[{name}](#{name.lower().replace(" ", "-")})' for name in ('The configs', *groups)]
+    lines = ['# Configs, and every field of a run', '', '```bash']
+    lines += ['python -m jaxcifar.main --config configs/quickstart.py --workdir runs/x --config.epochs=3', '```']
+    lines += ['', 'A config is a file that sets fields. `--config.FIELD=VALUE` changes one on the command line.']
+    lines += ['This page is made by `python -m configs > configs/README.md`.', '', ' · '.join(links)]
+    lines += ['', '## The configs', *examples(), '', '## How to read the tables', '', LEGEND]
+    lines += ['auto: filled in after the command line, from what stands behind it.']
+    for name, rows in groups.items():
+        lines += ['', f'## {name}', '', '| field | default | what it is | |', '|---|---|---|---|', *rows]
     return '\n'.join(lines) + '\n'
 
 
