@@ -10,7 +10,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7']  # Okabe and Ito's
-PANELS = (('loss', 'training loss (nats)', 'train', 1), ('accuracy', 'held-out accuracy (%)', 'validation', 100))
+PANELS = (
+    ('loss', 'training loss (nats)', 'train', 1),
+    ('accuracy', 'held-out accuracy (%)', 'validation', 100),
+)
 
 
 def draw(rows: list[dict]) -> Figure:

@@ -1,7 +1,6 @@
 """Couplings against a float64 reference, what devices exchange for them, and one of your own."""
 
 import csv
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from jaxcifar.evaluate import evaluate
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.checkpoint import Checkpoints
+from tests import pages
 from tests.steps import Run, distance, run_steps
 
 
@@ -166,10 +166,8 @@ def test_what_cannot_be_coupled_or_logged_is_said(config, tmp_path, monkeypatch)
         train(config, tmp_path)
 
 
-def test_the_coupling_of_the_readme_trains_from_a_config_file(config, small_npz, tmp_path, monkeypatch):
-    readme = (Path(__file__).parent.parent / 'README.md').read_text()
-    code = next(block for block in readme.split('```') if 'COUPLINGS[' in block)
-    (tmp_path / 'mine.py').write_text(code.removeprefix('python'))
+def test_the_coupling_of_the_page_trains_from_a_config_file(config, small_npz, tmp_path, monkeypatch):
+    (tmp_path / 'mine.py').write_text(pages.python('mutual', 'COUPLINGS['))
     line = f'main --config {tmp_path}/mine.py --workdir {tmp_path}/run --config.dataset=npz:{small_npz} '
     line += '--config.network=tiny --config.epochs=1 --config.devices=1 --config.data.validation=none'
     monkeypatch.setattr('sys.argv', line.split())

@@ -1,7 +1,5 @@
 """The networks: sizes, parity with PyTorch, and what the options of `build` do."""
 
-from pathlib import Path
-
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ from jaxcifar.formats.state_dict import to_torch
 from jaxcifar.machine.errors import UserError
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
+from tests import pages
 from tests.pairs import PAIRS
 
 # Parameters at 100 classes, and features D.
@@ -233,11 +232,9 @@ def test_dropout_needs_a_key_and_training():
         network.apply(variables, x, True)
 
 
-def test_the_network_of_the_readme_trains(monkeypatch):
-    readme = (Path(__file__).parent.parent / 'README.md').read_text()
-    code = next(block for block in readme.split('```') if 'class Tiny' in block)
+def test_the_network_of_the_page_trains(monkeypatch):
     names = {'nn': flax.linen, 'Layers': Layers, 'head': head}
-    exec(code.removeprefix('python'), names)
+    exec(pages.python('networks', 'class Tiny'), names)
     monkeypatch.setitem(NETWORKS, 'tiny', names['Tiny'])
     network = build('tiny', 10)
     (logits, features), _ = network.apply(network.init((0,)), np.ones((2, 32, 32, 3), np.float32), True)

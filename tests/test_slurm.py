@@ -12,9 +12,9 @@ from experiments import run, slurm
 from experiments import sweep as sweeps
 from experiments.sweep import Run, Sweep
 from jaxcifar.machine.errors import UserError
-from tests import cluster
+from tests import cluster, pages
 from tests.conftest import CACHE
-from tests.processes import ROOT, SMALL, assert_same, checkpoints, reference
+from tests.processes import SMALL, assert_same, checkpoints, reference
 
 SWEEP = """
 from experiments.run import Run, Sweep
@@ -142,9 +142,9 @@ def test_a_job_queues_again_where_a_run_is_to_be_resumed(pack, ends, status, tmp
     assert '--config c.py' in (tmp_path / 'run0.log').read_text()
 
 
-def test_the_sweep_of_the_readme_becomes_jobs(tmp_path, monkeypatch):
-    code = next(block for block in (ROOT / 'README.md').read_text().split('```') if 'get_sweep' in block)
-    (tmp_path / 'mine.py').write_text(code.removeprefix('python'))
+def test_the_sweep_of_the_page_becomes_jobs(tmp_path, monkeypatch):
+    code = pages.python('sweeps-and-clusters', 'get_sweep')
+    (tmp_path / 'mine.py').write_text(code)
     argv = [
         'run',
         f'{tmp_path}/mine.py',
@@ -159,7 +159,7 @@ def test_the_sweep_of_the_readme_becomes_jobs(tmp_path, monkeypatch):
     first, second = ((tmp_path / 'runs/slurm' / f'job{i}.sbatch').read_text() for i in range(2))
     assert first.count('train ') == 2 and '#SBATCH --time=8:00:00' in first and 'train 2 longer' in second
     assert '--dependency=afterok:${job0} job1' in (tmp_path / 'runs/slurm/submit.sh').read_text()
-    (tmp_path / 'mine.py').write_text(code.removeprefix('python').replace("{'time'", "{'hours'"))
+    (tmp_path / 'mine.py').write_text(code.replace("{'time'", "{'hours'"))
     with pytest.raises(UserError, match=r'unknown field of Sweep.slurm .hours.'):
         run.main()
 

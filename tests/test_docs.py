@@ -1,0 +1,229 @@
+"""The pages keep what they promise: commands are understood and run, code works, links lead somewhere."""
+
+import argparse
+import importlib
+import inspect
+import re
+import shlex
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from PIL import Image
+
+import jaxcifar
+from jaxcifar.config.command_line import parse, which_host
+from jaxcifar.formats import packed, packed_file
+from jaxcifar.loop import train
+from jaxcifar.machine import errors
+from jaxcifar.runs.resolve import finalize
+from tests import pages
+from tests.pages import PAGES, ROOT
+
+LINES = {'README': 120, 'first-run': 90, 'how-it-works': 110, 'networks': 60, 'augmentation': 50,
+         'mutual': 130, 'experts-and-fusion': 130, 'long-tail': 130, 'ternary': 130, 'export': 80,
+         'sweeps-and-clusters': 120, 'packed-format': 80, 'data': 80, 'results': 100, 'speed': 120,
+         'costs': 80, 'from-pytorch': 80, 'code': 60}  # fmt: skip
+OF_CONFIG = ('jaxcifar.main', 'jaxcifar.preview', 'jaxcifar.doctor')
+SMALL = (
+    '--config.epochs=1 --config.batch_size=16 --config.devices=1 --config.model.shortcut= --config.augment=crop(1)+flip '
+    '--config.log.tensorboard=False --config.data.validation_size=16 --config.eval.batch_size=20'
+)
+
+
+@pytest.mark.parametrize('name', LINES)
+def test_a_page_has_one_job_and_no_more_lines_than_that(name):
+    path = ROOT / ('README.md' if name == 'README' else f'docs/{name}.md')
+    assert len(path.read_text().splitlines()) <= LINES[name]
+
+
+def test_every_page_is_in_the_readme():
+    assert {p.stem for p in ROOT.glob('docs/*.md')} == LINES.keys() - {'README'}
+    readme = (ROOT / 'README.md').read_text()
+    assert not [name for name in LINES.keys() - {'README'} if f'(docs/{name}.md)' not in readme]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r'^#+ (.+)$', pages.FENCE.sub('', text), re.M)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+def test_links_lead_somewhere():
+    count = 0
+    for path in PAGES:
+        for link in re.findall(r'\]\(([^)\s]+)\)', pages.FENCE.sub('', path.read_text())):
+            if link.startswith('https://'):
+                continue
+            file, _, anchor = link.partition('#')
+            target = path.parent / file if file else path
+            assert target.exists(), f'{path.name}: {link}'
+            assert not anchor or anchor in anchors(target.read_text()), f'{path.name}: {link}'
+            count += 1
+    assert count > 50
+
+
+class Understood(Exception):
+    """Raised in place of what a command does."""
+
+
+@pytest.fixture
+def at_the_top(monkeypatch):
+    """Run from the top of the checkout, with an environment that changes nothing."""
+    monkeypatch.chdir(ROOT)
+    for variable in ('JAXCIFAR_DATA', 'MODEL_TYPE', 'EXPERT_ID', 'EPOCHS'):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def understand(command: pages.Command, monkeypatch):
+    """Let a program read its command line and do nothing else."""
+    words = command.words
+    if command.module in OF_CONFIG:
+        if words and '--help' not in words:
+            _, words = which_host([*words])
+            config, _ = parse([command.module, '--workdir=runs/x', *words])
+            finalize(config)
+        return
+    name = command.module
+    is_package = hasattr(importlib.import_module(name), '__path__')
+    main = importlib.import_module(f'{name}.__main__' if is_package else name).__dict__.get('main')
+    if main is None or not words:  # pytest and configs; a program that a sentence names
+        return
+    parameters = inspect.signature(main).parameters
+    if parameters and 'argv' not in parameters:
+        inspect.signature(main).bind(*words)
+        return
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, args=None, namespace=None):
+        original(self, args, namespace)
+        raise Understood
+
+    monkeypatch.setattr('argparse.ArgumentParser.parse_args', parse_args)
+    monkeypatch.setattr('sys.argv', [name, *words])
+    with pytest.raises(Understood):
+        main()
+    monkeypatch.setattr('argparse.ArgumentParser.parse_args', original)
+
+
+def test_every_command_is_understood(at_the_top, monkeypatch):
+    commands = [c for c in pages.all_commands() if c.module not in ('pytest', 'venv')]
+    for command in commands:
+        try:
+            understand(command, monkeypatch)
+        except (SystemExit, TypeError, errors.UserError) as error:
+            pytest.fail(f'{command.page}: {command.module} {" ".join(command.words)}: {error}')
+    assert len(commands) > 60
+
+
+def test_every_change_of_a_field_is_understood(at_the_top):
+    """What tables say to add to a command, or to give to --config."""
+    texts = [(p.name, text) for p in PAGES for text in pages.inline(p.read_text()) if '…' not in text]
+    changes = [(n, t) for n, t in texts if re.match(r'--config\b.+=|--config |configs/\w+\.py[: ]', t)]
+    changes = [(n, t) for n, t in changes if not re.search('FIELD|NETWORK|MODEL|FILE|ARGUMENT|mine.py', t)]
+    for name, text in changes:
+        words = shlex.split(f'--config {text}' if text.startswith('configs/') else text)
+        base = ['--config=configs/base.py'] * ('--config' not in words)
+        try:
+            parse(['main', *base, '--workdir=runs/x', *words])
+        except errors.UserError as error:
+            pytest.fail(f'{name}: {text}: {error}')
+    assert len(changes) > 80
+
+
+@pytest.fixture(scope='module')
+def workshop(small_npz, tail_npz, tmp_path_factory):
+    """A folder in which the pages' commands are run, with the configs and a picture."""
+    folder = tmp_path_factory.mktemp('pages')
+    (folder / 'configs').symlink_to(ROOT / 'configs')
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / 'cat.png')
+    return folder, {'small': small_npz, 'tail': tail_npz}
+
+
+@pytest.fixture
+def run(workshop, tiny_networks, monkeypatch, at_the_top):
+    """Run commands of a page; trainings are shrunk, and done once for all pages."""
+    folder, data = workshop
+    monkeypatch.chdir(folder)
+
+    def shrunk(command: pages.Command):
+        config, workdir = parse(['main', *command.words])
+        if workdir.exists():
+            return
+        networks = '+'.join(['linear', 'tiny'][: 1 + config.network.count('+')])
+        tail = config.split.startswith('long_tail')
+        words = [f'--config.network={networks}', f'--config.dataset=npz:{data["tail" if tail else "small"]}']
+        words += ['--config.long_tail.imbalance=5'] * tail + SMALL.split()
+        config, workdir = parse(['main', *command.words, *words])
+        assert train(config, workdir)['epoch'] == 1
+
+    def one(command: pages.Command):
+        if command.module == 'jaxcifar.main':
+            return shrunk(command)
+        name = command.module + '.__main__' * (command.module in ('jaxcifar.report', 'jaxcifar.export'))
+        monkeypatch.setattr('sys.argv', [command.module, *command.words])
+        return importlib.import_module(name).main()
+
+    return lambda commands: [one(command) for command in commands]
+
+
+def test_the_first_runs_commands_work(run, capsys):
+    run([c for c in pages.in_blocks('first-run') if c.module not in ('jaxcifar.preview', 'jaxcifar.doctor')])
+    said = capsys.readouterr().out
+    assert '"accuracy"' in said and 'cat.png' in said and 'report.html' in said
+
+
+def test_the_mutual_pages_commands_work(run, capsys):
+    run([c for c in pages.in_blocks('mutual') if c.module.startswith('jaxcifar')])
+    assert 'improvement' in capsys.readouterr().out
+
+
+def test_experts_and_their_fusion_work(run, capsys):
+    run(pages.in_blocks('experts-and-fusion')[:2])
+    assert 'fused' in capsys.readouterr().out
+
+
+def test_the_long_tail_pages_commands_work(run, workshop):
+    run([c for c in pages.in_blocks('long-tail') if c.module.startswith('jaxcifar')])
+    assert (workshop[0] / 'runs/long_tail/rejection.json').exists()
+
+
+def test_what_the_export_page_loads_is_a_classifier(run, dataset):
+    run([pages.in_blocks('first-run')[0], *pages.in_blocks('export')])
+    names = {'images': dataset.x_test}
+    exec(pages.python('export', 'jaxcifar.load'), names)
+    np.testing.assert_allclose(names['probabilities'].sum(1), 1, rtol=1e-5)
+    assert names['model'].logits(dataset.x_test).shape == (1, 40, 4)
+    assert isinstance(names['model'], type(jaxcifar.load('runs/resnet20')))
+
+
+def ternary_kernel(rng, shape, scales: int) -> np.ndarray:
+    """Return float32 of three values, or of three a channel; with scales=2 of its own for each sign."""
+    codes = rng.integers(-1, 2, shape)
+    positive, negative = rng.uniform(0.1, 1, (2, shape[-1] if scales > 2 else 1))
+    negative = negative if scales == 2 else positive
+    return (codes * np.where(codes > 0, positive, negative)).astype(np.float32)
+
+
+@pytest.mark.parametrize(('packing', 'rest'), [('trits', 'float32'), ('2bit', 'float16')])
+@pytest.mark.parametrize('fold', [False, True])
+def test_the_decoder_of_the_page_reads_packed_files(packing, rest, fold, tmp_path):
+    rng = np.random.default_rng(0)
+    kernels = {f'conv{n}': {'kernel': ternary_kernel(rng, (3, 3, 2, 7), n)} for n in (1, 2, 3)}
+    norm, stats = (
+        {a: np.float32(rng.uniform(1, 2, 7)) for a in names} for names in (('scale', 'bias'), ('mean', 'var'))
+    )
+    variables = {'params': {**kernels, 'bn1': norm}, 'batch_stats': {'bn1': stats}}
+    packed_file.write(tmp_path / 'file', {'name': 'x'}, variables, packing, rest, fold)
+    names: dict = {}
+    exec(pages.python('packed-format', 'def decode'), names)
+    header, arrays = names['decode']((tmp_path / 'file').read_bytes())
+    assert (header['about'], header['rest'], header['folded']) == ({'name': 'x'}, rest, fold)
+    assert [kind for _, _, kind, *_ in header['tensors']].count(packing) == 3
+    _, same = packed_file.read(tmp_path / 'file')
+    expected = flatten_dict(packed.to_dense(same), sep='/')
+    assert expected.keys() - arrays.keys() == (
+        {f'batch_stats/bn1/{leaf}' for leaf in stats} if fold else set()
+    )
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(expected[name], array)
