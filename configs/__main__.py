@@ -8,7 +8,9 @@ from jaxcifar.config.command_line import documented_fields
 
 MARKS = re.compile(r' *\[(K|resumable|auto[^]]*)\]')
 RUN = 'The run'
-LEGEND = '[K]: one number, or one a member (`.1,.2`). resumable: may change between a run and its continuation.'
+LEGEND = (
+    '[K]: one number, or one a member (`.1,.2`). resumable: may change between a run and its continuation.'
+)
 
 
 def examples() -> list[str]:
@@ -38,8 +40,14 @@ def page() -> str:
     groups = tables()
     links = [f'[{name}](#{name.lower().replace(" ", "-")})' for name in ('The configs', *groups)]
     lines = ['# Configs, and every field of a run', '', '```bash']
-    lines += ['python -m jaxcifar.main --config configs/quickstart.py --workdir runs/x --config.epochs=3', '```']
-    lines += ['', 'A config is a file that sets fields. `--config.FIELD=VALUE` changes one on the command line.']
+    lines += [
+        'python -m jaxcifar.main --config configs/quickstart.py --workdir runs/x --config.epochs=3',
+        '```',
+    ]
+    lines += [
+        '',
+        'A config is a file that sets fields. `--config.FIELD=VALUE` changes one on the command line.',
+    ]
     lines += ['This page is made by `python -m configs > configs/README.md`.', '', ' · '.join(links)]
     lines += ['', '## The configs', *examples(), '', '## How to read the tables', '', LEGEND]
     lines += ['auto: filled in after the command line, from what stands behind it.']

@@ -26,8 +26,9 @@ LINES = {'README': 120, 'first-run': 90, 'how-it-works': 110, 'networks': 60, 'a
          'costs': 80, 'from-pytorch': 80, 'code': 60}  # fmt: skip
 OF_CONFIG = ('jaxcifar.main', 'jaxcifar.preview', 'jaxcifar.doctor')
 SMALL = (
-    '--config.epochs=1 --config.batch_size=16 --config.devices=1 --config.model.shortcut= --config.augment=crop(1)+flip '
-    '--config.log.tensorboard=False --config.data.validation_size=16 --config.eval.batch_size=20'
+    '--config.epochs=1 --config.batch_size=16 --config.devices=1 --config.augment=crop(1)+flip '
+    '--config.model.shortcut= --config.log.tensorboard=False --config.data.validation_size=16 '
+    '--config.eval.batch_size=20'
 )
 
 
