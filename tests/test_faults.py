@@ -158,7 +158,7 @@ def damaged_source(workdir, reference):
 REFUSED = {
     another_config: ('batch_size was 24, now 16', 'optimizer.lr was 0.05, now 0.1'),
     other_images: ('images', 'are not those that'),
-    damaged_config: ('config.json is damaged',),
+    damaged_config: ('config.json is not a jaxcifar file',),
     damaged_best_weights: ('best/0_resnet8/', 'is damaged'),
     below_a_file: ('below_a_file',),
     no_such_step: ('resume_from', '[20, 24], not 3'),

@@ -24,6 +24,7 @@ from jaxcifar.export import write as export
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
 from jaxcifar.report.tables import report
+from jaxcifar.runs import evaluation, session
 from jaxcifar.runs.metrics import class_groups
 from jaxcifar.runs.resolve import finalize
 
@@ -306,12 +307,18 @@ def test_the_report_shows_groups_calibration_and_rejection(run, tmp_path, monkey
     (workdir / 'rejection.json').unlink()
 
 
-def test_the_standard_protocol_has_no_calibration_images(tail_npz, tmp_path):
+def test_the_standard_protocol_has_no_calibration_images(tail_npz, tmp_path, monkeypatch):
+    loads, shapes = [], []
+    load, see = session.load_dataset, evaluation.normalise
+    monkeypatch.setattr(session, 'load_dataset', lambda *a: (loads.append(a), load(*a))[1])
+    monkeypatch.setattr(evaluation, 'normalise', lambda x, *a: (shapes.append(x.shape), see(x, *a))[1])
     c = long_tail_config.get_config('standard')
     c.dataset, c.long_tail.imbalance, c.data.root = f'npz:{tail_npz}', 5.0, str(tmp_path / 'data')
     c.network, c.loss, c.epochs, c.batch_size, c.devices = 'resnet8', 'balanced_softmax', 1, 32, 1
     c.data.drop_last, c.eval.batch_size = True, 160
     train(c, tmp_path)
+    # Calibration has the images and the compiled networks of the run.
+    assert len(loads) == 1 and len(shapes) == len(set(shapes)) > 1
     (which, report), *others = calibration_of(tmp_path).items()
     assert which == 'last' and not others and report['members'][0]['temperature'] == 1
     z = np.load(tmp_path / 'outputs/logits/tail_lt_if5_standard/0_resnet8/test.npy')

@@ -190,7 +190,7 @@ def _declare() -> Group:
     c.checkpoint = Group()
     c.checkpoint.every_epochs = whole(1, 1)  # how often the whole state is saved [resumable]
     c.checkpoint.every_steps = whole(0)  # … and within an epoch; 0 is off [resumable]
-    c.checkpoint.keep = whole(2, 2)  # how many of the newest states are kept, at least 2 [resumable]
+    c.checkpoint.keep = whole(2, 1)  # newest states that are kept; 1 has none to fall back on [resumable]
 
     c.log = Group()
     c.log.every_steps = whole(0)  # rows of training metrics within an epoch; 0 is off [resumable]

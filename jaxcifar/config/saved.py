@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxcifar.config.fields import get_config
+from jaxcifar.config.fields import check_values, get_config
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json
@@ -69,9 +69,12 @@ def load(path: Path) -> ConfigDict:
     if fields is None:
         raise UserError(f'{path.parent} is not a workdir: it has no {path.name}')
     try:
-        return from_dict(fields)
+        config = from_dict(fields)
+        check_values(config)
+        return config
     except UserError as error:
-        raise UserError(f'{path}: {error}') from None
+        remedy = 'put back the file that was written'
+        raise UserError(f'{path} is not a jaxcifar file ({error}): {remedy}') from None
 
 
 def _tuples(node: dict) -> dict:

@@ -118,10 +118,10 @@ def read_json_or_set_aside(path: Path, **needed: type) -> dict | None:
         return None
 
 
-def set_aside(path: Path, why: str):
+def set_aside(path: Path, why: str, then: str = 'it is made again'):
     """Move a file into the folder `damaged` beside it, and say so on stderr; of several hosts the first."""
     if _writes:
         folder = path.parent / 'damaged'
         folder.mkdir(exist_ok=True)
         os.replace(path, folder / path.name)
-        print(f'warning: {why}; it is in {folder} now, and is made again', file=sys.stderr)
+        print(f'warning: {why}: moved to {folder}, and {then}', file=sys.stderr)

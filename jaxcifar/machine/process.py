@@ -12,13 +12,19 @@ import jax
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import Preempted, UserError
 
+LOCK = '.lock'  # in a workdir: who trains there
+
 
 @contextlib.contextmanager
 def locked(workdir: Path):
-    """Make the workdir and hold it; `UserError` while another process does."""
+    """Make the workdir and hold it; raises `UserError` while another process does.
+
+    Where nothing has been written in the end, nothing is left.
+    """
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     taken = False
-    with open(workdir / '.lock', 'a') as file:
+    with open(workdir / LOCK, 'a') as file:
         try:
             if hosts.is_first():  # for all
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -31,7 +37,24 @@ def locked(workdir: Path):
         file.truncate(0)
         file.write(f'{os.getpid()}\n')
         file.flush()
-        yield
+        try:
+            yield
+        except BaseException:
+            if hosts.is_first():
+                _leave_no_stub(workdir, made)
+            raise
+
+
+def _leave_no_stub(workdir: Path, made: list[Path]):
+    """Remove the folders that were `made` for a run, and its lock, unless there is anything else in them."""
+    if [path for path in workdir.rglob('*') if not path.is_dir() and path != workdir / LOCK]:
+        return
+    (workdir / LOCK).unlink(missing_ok=True)
+    # The innermost come first. Of a folder that was there before, only ours.
+    within = sorted(workdir.rglob('*'), reverse=True) if made else [workdir / 'checkpoints']
+    with contextlib.suppress(OSError):
+        for folder in [*within, *made]:
+            folder.rmdir()
 
 
 def keep_compiled(folder: str):

@@ -130,7 +130,7 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
 
 
 def count_flops(jaxpr: Jaxpr) -> float:
-    """Of all products and convolutions, two for a multiplication and a sum, on all devices together.
+    """Return FLOPs of all products and convolutions on all devices, two for a multiplication and a sum.
 
     XLA's own count knows nothing of what a GPU's libraries do. Of forms for several platforms, the dearest
     counts.
@@ -156,7 +156,7 @@ def _flops(eqn) -> float:
 
 
 def share_of_peak(flops_per_second: float) -> float | None:
-    """Fraction of a device's bfloat16 peak, None where it is not known."""
+    """Return the fraction of a device's bfloat16 peak, None where that is not known."""
     peak = PEAK.get(jax.devices()[0].device_kind)
     return flops_per_second / peak if peak else None
 
@@ -173,7 +173,7 @@ class Tracer:
         self._running = False
 
     def before(self, step: int):
-        """Called before each step."""
+        """Begin the trace where its first step comes next."""
         if step == self._first < self._end:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # keeps the trace small and the timings true
@@ -181,7 +181,7 @@ class Tracer:
             self._running = True
 
     def after(self, step: int, results):
-        """Called after each step with what it returned."""
+        """End the trace where its last step is done; `results` is what that returned."""
         if self._running and step + 1 >= self._end:
             jax.block_until_ready(results)
             self.stop()
@@ -197,7 +197,7 @@ class Tracer:
 
 
 def top_operations(folder: Path, count: int = 15) -> list[str]:
-    """A table of the operations that took the most device time, from the newest trace in `folder`."""
+    """Return a table of the operations with the most device time, from the newest trace in `folder`."""
     newest = max(folder.rglob('*.xplane.pb'), key=lambda p: p.stat().st_mtime)
     data = jax.profiler.ProfileData.from_file(str(newest))
     seconds: Counter = Counter()

@@ -35,17 +35,17 @@ class Checkpoints:
     """The whole states of one run.
 
     Saving is asynchronous: the arrays are copied off the devices, and written while training goes
-    on. A step is complete when it is sealed; older ones are deleted after that. Two are kept at least,
-    or there would be none to fall back on.
+    on. A step is complete when it is sealed; older ones are deleted after that. Where one alone is kept,
+    there is none to fall back on when it is damaged.
     """
 
     def __init__(self, workdir: Path, keep: int):
         self.folder = (workdir / 'checkpoints').absolute()
         self._damaged = self.folder.parent / 'damaged'
         self._replaced = self.folder.parent / 'replaced'
-        self._keep = max(keep, 2)
+        self._keep = keep
         self._saving = 0
-        self.set_aside: list[int] = []  # damaged steps that were found
+        self.set_aside: list[int] = []  # steps whose files were damaged
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -56,7 +56,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
-        """Complete checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         return sorted(s for s in self._manager.all_steps() if self._file(s, SEAL).exists())
 
     def save(self, step: int, state: TrainState, meta: dict):
@@ -71,7 +71,7 @@ class Checkpoints:
         meta = {**meta, 'sums': sums, 'shapes': _shapes(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)), meta=ocp.args.JsonSave(meta))
         again = step in self._manager.all_steps()
-        if again:  # it was saved in mid-evaluation: kept until the new one is whole
+        if again:  # It was saved in mid-evaluation, and is kept until the new one is whole.
             self._set_aside(step, self._replaced)
         self._saving = step
         self._manager.save(step, args=args)
@@ -80,18 +80,18 @@ class Checkpoints:
             shutil.rmtree(self._replaced, ignore_errors=not hosts.is_first())
 
     def _seal(self):
-        """Called when a checkpoint's items are written and before it gets its name."""
+        """Write the sums of a checkpoint whose items are written, before it gets its name."""
         folder = next(self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'))
         items = [p for item in ('state', 'meta') for p in (folder / item).rglob('*') if p.is_file()]
         sums = json.dumps({str(p.relative_to(folder)): sha256(p) for p in items})
         write_text(folder / SEAL, sums)
 
     def wait(self):
-        """Until all saves are on disk; raises what went wrong with them."""
+        """Wait until all saves are on disk; raises what went wrong with them."""
         self._manager.wait_until_finished()
 
     def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict]:
-        """(state, meta) of a step, with the structure and on the devices of the state `like`."""
+        """Return (state, meta) of a step, with the structure and on the devices of the state `like`."""
         self._check(step)
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self._manager.restore(step, args=args)['meta']
@@ -112,7 +112,7 @@ class Checkpoints:
         return like.replace(**restored).replace(sums=sums), meta
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict] | None:
-        """The newest state that is whole, or None where there is none.
+        """Return the newest state that is whole, or None where there is none.
 
         A damaged one is set aside with a line on stderr, and the one before it is taken. Only for the
         process that trains: what another left behind that was killed while saving is cleared away.
@@ -159,7 +159,7 @@ class Checkpoints:
         self._manager = self._open()
 
     def _put_back(self):
-        """What `save` had set aside when the process was killed."""
+        """Put back what `save` had set aside when the process was killed."""
         for path in self._replaced.glob('[0-9]*'):
             if not self._file(int(path.name)).exists():
                 os.replace(path, self._file(int(path.name)))
@@ -174,7 +174,7 @@ class Checkpoints:
 
 
 def _fields(state: TrainState) -> dict:
-    """What is written: states without a coupling's head are as they were before there was any."""
+    """Return what is written: states without a coupling's head are as they were before there was any."""
     return {name: tree for name, tree in vars(state).items() if name != 'head' or tree is not None}
 
 

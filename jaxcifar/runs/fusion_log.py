@@ -20,12 +20,12 @@ LOSSES = ('loss_global', 'loss_individual', 'loss_total', 'alpha')
 
 
 def file_name(config: ConfigDict) -> str:
-    """'resnet18_multiplicative_training_log.csv'"""
+    """Return the file's name, such as 'resnet18_multiplicative_training_log.csv'."""
     return f'{config.network}_{config.fusion.rule}_training_log.csv'
 
 
 def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
-    """Make the file again. Losses, accuracies (fractions) are means over an epoch's training images.
+    """Make the file again. Losses and accuracies (fractions) are means over an epoch's training images.
 
     train_loss is the whole loss, val_* are those of the fused prediction; learning rates, of the first
     member and of the head's parts, are those of the epoch's last step.
@@ -64,7 +64,7 @@ def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
 
 
 def _of_head(config: ConfigDict, fused: dict[str, str], learning_rates: Callable) -> str:
-    """The global head's learning rate, which is on the schedule of the fusion module's."""
+    """Return the global head's learning rate, which is on the schedule of the fusion module's."""
     if config.fusion.lr:
         return f'{float(fused["lr"]) * config.fusion.lr_head / config.fusion.lr:.8g}'
     return f'{learning_rates(int(fused["step"]) - 1)[-1]:.8g}'

@@ -3,8 +3,6 @@
 metrics.csv holds nothing that depends on the clock, so that it can be compared byte for byte.
 """
 
-import csv
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,37 +16,12 @@ from jaxcifar.machine import hosts
 from jaxcifar.runs.metrics import group_names
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.session import Session
+from jaxcifar.runs.tables import Table, take_up
 
 METRICS = ('loss', 'accuracy', 'top5', 'ece', 'lr', 'best', 'patience')
 COLUMNS = ('epoch', 'step', 'member', 'split', 'checkpoint', *METRICS)
+ROW = set(COLUMNS[:5])  # what a row is about
 TIMING = ('epoch', 'step', 'seconds', 'images_per_second', 'timestamp')
-
-
-class Table:
-    """A CSV file that rows are appended to; it keeps the columns that it began with."""
-
-    def __init__(self, path: Path, columns: tuple[str, ...]):
-        self._file = path.open('a+', newline='')
-        self._file.seek(0)
-        self.columns = next(csv.reader(self._file), None) or columns
-        self._file.seek(0, os.SEEK_END)
-        self._writer = csv.DictWriter(self._file, self.columns, lineterminator='\n')
-        if self._file.tell() == 0:
-            self._writer.writeheader()
-
-    def write(self, **row):
-        """Append a row; what is missing stays empty."""
-        self._writer.writerow({k: _format(row.get(k)) for k in self.columns})
-
-    def flush(self) -> int:
-        """Put all rows on disk; returns the file's length in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
-
-    def close(self):
-        """Close the file."""
-        self._file.close()
 
 
 class Events:
@@ -69,7 +42,7 @@ class Events:
         self._write(step=step + 1, session_log=start)
 
     def write(self, step: int, scalars: dict[str, float]):
-        """A point of each curve."""
+        """Write a point of each curve."""
         values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
         self._write(step=step, summary=self._summary(value=values))
 
@@ -89,12 +62,12 @@ class Silence:
     """A `Logger` of the hosts that do not write."""
 
     def write(self, *_, **__):
-        """Nothing."""
+        """Write nothing."""
 
     write_timing = close = write
 
     def flush(self) -> int:
-        """The first host knows better."""
+        """Return no length: the first host knows it."""
         return 0
 
 
@@ -106,34 +79,28 @@ def open_logger(session: Session, workdir: Path, progress: Progress):
     return Logger(session.config, workdir, session.outputs, progress.step, progress.metrics_length, groups)
 
 
-def _format(value) -> str:
-    if value is None:
-        return ''
-    return f'{value:.8g}' if isinstance(value, float) else str(value)
-
-
 class Logger:
     """The tables and event files of a run whose members are `names`.
 
-    `length` is how much of metrics.csv the run that is continued had written, None for all of it;
-    `groups` are further columns of it.
+    `length` is how much of metrics.csv the run that is continued had written at `step`; `groups` are
+    further columns of it.
     """
 
     def __init__(
-        self, config: ConfigDict, workdir: Path, names: list[str], step: int, length: int | None,
+        self, config: ConfigDict, workdir: Path, names: list[str], step: int, length: int,
         groups: tuple[str, ...] = (),
     ):  # fmt: skip
         self._names = names
-        path = workdir / 'metrics.csv'
-        if length is not None and path.exists():
-            os.truncate(path, min(length, path.stat().st_size))
-        self._metrics = Table(path, (*COLUMNS, *columns(config), *groups))
-        self._timing = Table(workdir / 'timing.csv', TIMING)
+        metrics, timing = workdir / 'metrics.csv', workdir / 'timing.csv'
+        take_up(metrics, ROW, length, step)
+        take_up(timing, {'epoch', 'step', 'seconds'})
+        self._metrics = Table(metrics, (*COLUMNS, *columns(config), *groups))
+        self._timing = Table(timing, TIMING)
         self._events = Events(workdir / 'tensorboard', step) if config.log.tensorboard else None
         self._wandb = _wandb(config, workdir) if config.log.wandb != 'disabled' else None
 
     def write(self, epoch: float, step: int, split: str, row: dict[str, np.ndarray], checkpoint='last'):
-        """A line a member of {metric: [K]}; TensorBoard and WandB get those of the last weights."""
+        """Write a line a member of {metric: [K]}; TensorBoard and WandB get those of the last weights."""
         values = {k: np.asarray(v).tolist() for k, v in row.items()}
         scalars: dict[str, float] = {}
         for i, name in enumerate(self._names):
@@ -148,7 +115,7 @@ class Logger:
             self._wandb.log({**scalars, 'epoch': epoch, 'step': step})
 
     def write_timing(self, epoch: int, step: int, seconds: float, images_per_second: float):
-        """A row of timing.csv, which is never taken back."""
+        """Write a row of timing.csv, which is never taken back."""
         now = datetime.now(UTC).isoformat(timespec='seconds')
         self._timing.write(epoch=epoch, step=step, seconds=round(seconds, 3),
                           images_per_second=round(images_per_second, 1), timestamp=now)  # fmt: skip

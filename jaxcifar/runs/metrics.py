@@ -11,7 +11,7 @@ MANY, FEW = 100, 20  # training images: more than these make 'many', fewer than 
 def summarise(
     log_p: np.ndarray, labels: np.ndarray, class_counts: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Metrics of one network from log-probabilities [N,C] and labels [N], in float64.
+    """Return metrics of one network from log-probabilities [N,C] and labels [N], in float64.
 
     accuracy and top5 are fractions, nll is in nats, ece the expected calibration error with 15
     equal-width bins of confidence (Guo et al. 2017, eq. 3). Of equal classes the first ranks higher.
@@ -34,7 +34,7 @@ def summarise(
 def compare_fused(
     logits: np.ndarray, names: list[str], labels: np.ndarray, class_counts: np.ndarray | None = None
 ) -> dict:
-    """A fused prediction, the last of logits [K+1,N,C], beside what the K members give without it.
+    """Return the scores of a fused prediction, the last of logits [K+1,N,C], and of what it has to beat.
 
     The best member is the best on these very images, which is hard on the fused one. `beats_mean` says
     whether that has a higher accuracy than both means; p_value is the larger of those of McNemar's test.
@@ -57,17 +57,17 @@ def compare_fused(
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
-    """Two-sided p-value of two networks being equally often right on the same images, [N] bool each.
+    """Return the p-value of two networks being equally often right on the same images, [N] bool each.
 
-    Exact (McNemar 1947, with the binomial distribution). It knows of the chance in which images are
-    tested, not of that in training.
+    Two-sided and exact (McNemar 1947, with the binomial distribution). It knows of the chance in which
+    images are tested, not of that in training.
     """
     only = int((a & ~b).sum()), int((b & ~a).sum())
     return float(min(1.0, 2 * bdtr(min(only), sum(only), 0.5)))
 
 
 def verdict(found: dict) -> str:
-    """'beats the mean of the experts (p = 0.003)', from what `compare_fused` found."""
+    """Return 'beats the mean of the experts (p = 0.003)', from what `compare_fused` returned."""
     p = found.get('p_value')
     better = 'beats' if p is None or p < CHANCE else 'is no more than by chance above'
     text = f'{better if found["beats_mean"] else "does NOT beat"} the mean of the experts'
@@ -75,14 +75,14 @@ def verdict(found: dict) -> str:
 
 
 def class_recalls(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """The share of each class's images that are right, [C]; NaN of a class without images."""
+    """Return the share of each class's images that are right, [C]; NaN of a class without images."""
     images = np.bincount(labels, minlength=classes)
     with np.errstate(invalid='ignore'):
         return np.bincount(labels, correct, classes) / images
 
 
 def class_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Which classes [C] are in each group, by their training images; groups without any are left out.
+    """Return the classes of each group, [C] bool, by their training images; empty groups are left out.
 
     many: more than 100, medium: 20 to 100, few: fewer than 20 (Liu et al. 2019). head and tail are
     the halves of the classes with more and with fewer images.
@@ -99,12 +99,12 @@ def class_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def group_names(class_counts: np.ndarray | None) -> tuple[str, ...]:
-    """What `group_recalls` returns for labels of every class, nothing without a long tail."""
+    """Return the keys of `group_recalls` for labels of every class; none without a long tail."""
     return () if class_counts is None else ('mean_recall', *class_groups(class_counts))
 
 
 def group_recalls(correct: np.ndarray, labels: np.ndarray, class_counts: np.ndarray) -> dict[str, float]:
-    """Mean recall of all classes (mean_recall) and of the groups of them that are among the labels.
+    """Return the mean recall of all classes (mean_recall) and of the groups that are among the labels.
 
     Every class counts alike, so that it is the accuracy on a balanced test set whatever this one is.
     """
@@ -115,13 +115,13 @@ def group_recalls(correct: np.ndarray, labels: np.ndarray, class_counts: np.ndar
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """Σ_b |B_b|/N · |accuracy(B_b) - confidence(B_b)| over bins (lower, upper]."""
+    """Return Σ_b |B_b|/N · |accuracy(B_b) - confidence(B_b)| over bins (lower, upper]."""
     gaps = np.bincount(_bin(confidence, bins), correct - confidence, bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> dict[str, list]:
-    """A reliability diagram: of each bin the images, and their sums of confidence and of hits."""
+    """Return a reliability diagram: of each bin the images, and their sums of confidence and of hits."""
     index = _bin(confidence, bins)
     columns = {'images': None, 'confidence': confidence, 'correct': correct}
     return {name: np.bincount(index, weights, bins).tolist() for name, weights in columns.items()}
@@ -132,17 +132,17 @@ def _bin(confidence: np.ndarray, bins: int) -> np.ndarray:
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """log softmax over the classes in float64."""
+    """Return log softmax over the classes in float64."""
     return log_softmax(logits.astype(np.float64), -1)
 
 
 def mean_of_probabilities(log_p: np.ndarray) -> np.ndarray:
-    """The ensemble of [K,N,C] log-probabilities: log of the members' mean probability, [N,C]."""
+    """Return the ensemble of [K,N,C] log-probabilities: log of the members' mean probability, [N,C]."""
     return logsumexp(log_p, 0) - np.log(len(log_p))
 
 
 def mean_and_std(members: list[dict]) -> tuple[dict, dict]:
-    """Over members; the standard deviation is the sample's, and 0 for one member."""
+    """Return (mean, standard deviation) over members; the latter is the sample's, and 0 for one member."""
     values = {k: np.array([m[k] for m in members]) for k in members[0]}
     ddof = min(1, len(members) - 1)
     mean = {k: float(v.mean()) for k, v in values.items()}

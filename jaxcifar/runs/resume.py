@@ -23,6 +23,7 @@ from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.selection import Selection
 from jaxcifar.runs.session import Session, prepare
+from jaxcifar.runs.twins import warn_of_twins
 from jaxcifar.runs.weights import BestWeights
 
 FITTED = 2000  # training images that networks fit their first variables to
@@ -69,10 +70,34 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
         result = None if progress.pending else results.read(workdir, progress.step)
         if result is not None:  # its rows came after the checkpoint
             progress.metrics_length = result['metrics_length']
+    if keeper.saved is None:
+        warn_of_twins(session, state)
+    if result is None or progress.goes_on(session):
+        reason = lost_best(keeper.best, session, progress)
+        if reason:
+            raise UserError(
+                f'{reason}: put it back, or go on from here with --config.resume_from={workdir} in a new '
+                '--workdir, where the best weights are chosen among the epochs to come'
+            )
     if not keeper.checkpoints.set_aside:  # or the restore has already printed it
         _warn_of_losses(workdir, progress)
     keeper.best.forget_after(progress.step)
     return state, progress, result
+
+
+def lost_best(best: BestWeights, session: Session, progress: Progress) -> str | None:
+    """Return what is wrong with the best weights of the epochs that were chosen, None where nothing is."""
+    for k, member in enumerate(session.names):
+        step = int(progress.selection.best_epoch[k]) * progress.epoch_steps
+        # The parts of a head are kept whenever the members are.
+        for name in [member, *head_parts(session.config)] if step else ():
+            if step not in best.steps(name):
+                return f'{best.folder / name / f"{step}.npz"}, the best weights so far, is gone'
+            try:
+                best.load(name, step)
+            except UserError as error:
+                return str(error).partition('; use')[0]
+    return None
 
 
 def _begin(session: Session) -> TrainState:
@@ -102,7 +127,8 @@ def _check_clock(progress: Progress, session: Session):
 
 def _warn_of_losses(workdir: Path, progress: Progress):
     """Say on stderr that checkpoints are gone which this run once had written."""
-    stamps = [int(path.stem) for path in (workdir / 'best').glob('*/[0-9]*.npz')]
+    best = BestWeights(workdir)
+    stamps = [step for member in best.folder.glob('*') for step in best.steps(member.name)]
     # The best weights of an epoch come before its checkpoint: one epoch ahead is nothing unusual.
     last = max(stamps, default=0) - progress.epoch_steps
     if max(last, results.last_step(workdir)) > progress.step:
@@ -137,16 +163,22 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
         if old[field] != now[field]:
             raise UserError(f'resume_from: {source} has {field}={old[field]}, not {now[field]}')
     seen_alike = all(old[field] == now[field] for field in SAME_VIEW)
+    lost = seen_alike and lost_best(BestWeights(source), session, Progress.from_json(meta, session))
     if hosts.is_first():
-        shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
-        if seen_alike:
+        if lost:
+            print(f'warning: {lost}; they are chosen among the epochs to come', file=sys.stderr)
+        if (source / 'metrics.csv').exists():
+            shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
+        if seen_alike and not lost:
             _copy_best(source, workdir, config, meta['step'])
     hosts.wait('copied')
-    return state, meta if seen_alike else {**meta, 'selection': Selection.start(config.members).to_json()}
+    if seen_alike and not lost:
+        return state, meta
+    return state, {**meta, 'selection': Selection.start(config.members).to_json()}
 
 
 def _copy_best(source: Path, workdir: Path, config: ConfigDict, step: int):
-    """The best weights of each member, and of a head, up to this step."""
+    """Copy the best weights of each member, and of a head, up to this step."""
     for member in [*member_names(config), *head_parts(config)]:
         stamps = [s for s in BestWeights(source).steps(member) if s <= step]
         if stamps:

@@ -17,7 +17,7 @@ class Selection:
 
     @classmethod
     def start(cls, members: int) -> 'Selection':
-        """Before the first evaluation."""
+        """Return the selection before the first evaluation."""
         return cls(np.full(members, -1.0), np.zeros(members, int), np.zeros(members, int))
 
     def update(self, accuracy: np.ndarray, epoch: int, config: ConfigDict) -> np.ndarray:
@@ -38,12 +38,12 @@ class Selection:
         return better
 
     def active(self, config: ConfigDict) -> np.ndarray:
-        """Members that go on, [K] bool."""
+        """Return which members go on, [K] bool."""
         limit = config.early_stopping.patience
         return self.patience < limit if limit else np.ones(len(self.best), bool)
 
     def diverged(self, values, config: ConfigDict) -> np.ndarray:
-        """Of those members, the ones with a number in their tree of `values` that is not finite, [K].
+        """Return which of those members have a number in their tree of `values` that is not finite, [K].
 
         Or [K+1] with a fused prediction, which goes on as long as they do.
         """
@@ -51,14 +51,14 @@ class Selection:
         return np.resize(self.active(config), len(finite)) & ~np.array(finite)
 
     def columns(self, outputs: int) -> dict[str, np.ndarray]:
-        """What metrics.csv shows: a number for each output, the fused one's being the members'."""
+        """Return what metrics.csv shows: a number for each output, the fused one's being the members'."""
         return {name: np.resize(getattr(self, name), outputs) for name in ('best', 'patience')}
 
     def to_json(self) -> dict:
-        """Lists, exact."""
+        """Return lists of exact numbers."""
         return {k: v.tolist() for k, v in vars(self).items()}
 
     @classmethod
     def from_json(cls, data: dict) -> 'Selection':
-        """What `to_json` gave."""
+        """Return the selection that `to_json` gave."""
         return cls(**{k: np.array(v) for k, v in data.items()})

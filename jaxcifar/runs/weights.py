@@ -63,7 +63,7 @@ class BestWeights:
 
     def steps(self, member: str) -> list[int]:
         """The stamps of a member's files, oldest first."""
-        return sorted(int(p.stem) for p in (self.folder / member).glob('[0-9]*.npz'))
+        return sorted(int(p.stem) for p in (self.folder / member).glob('*.npz') if p.stem.isdecimal())
 
     def forget_after(self, step: int):
         """Delete what a run wrote that has gone back to `step` and may fare differently from there."""

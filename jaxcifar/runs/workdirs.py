@@ -1,5 +1,7 @@
 """What a workdir says of its run besides metrics: config, data and where it ran."""
 
+import hashlib
+import json
 import platform
 import shlex
 import sys
@@ -12,10 +14,12 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
+from jaxcifar.config.values import flatten
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
+from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import read_json, read_json_or_set_aside, write_json, write_text
+from jaxcifar.machine.files import read_json, read_json_or_set_aside, reading, write_json, write_text
 from jaxcifar.machine.profile import share_of_peak
 from jaxcifar.machine.versions import PACKAGES, git_commit, installed
 from jaxcifar.runs.session import Session
@@ -26,8 +30,12 @@ CONFIG, DATASET, RUN = 'config.json', 'dataset.json', 'run.json'
 def check_config(workdir: Path, config: ConfigDict):
     """Raise `UserError` where the workdir holds a run that this config cannot continue."""
     path = workdir / CONFIG
-    if path.exists() and _has_checkpoint(workdir):
+    if not _has_checkpoint(workdir):
+        return
+    if path.exists():
         saved.refuse_changes(saved.load(path), config, workdir)
+    else:
+        _refuse_unless(_last_session(workdir).get('config_sha256') == _sum(config), path, 'config')
 
 
 def described(workdir: Path) -> Dataset:
@@ -35,12 +43,16 @@ def described(workdir: Path) -> Dataset:
 
     It has what networks need: classes, image_size, mean and std. Raises `UserError` without the file.
     """
-    about = read_json(workdir / DATASET)
+    path = workdir / DATASET
+    about = read_json(path, name=str, image_size=int, mean=list, std=list, classes=list)
     if about is None:
         raise UserError(f'{workdir} has no {DATASET}, which a run writes when it starts')
-    images, labels = np.empty((0, about['image_size'], about['image_size'], 3), np.uint8), np.empty(0, int)
-    statistics = tuple(about['mean']), tuple(about['std'])
-    return Dataset(about['name'], images, labels, images, labels, tuple(about['classes']), *statistics)
+    with reading(path):
+        shape = 0, about['image_size'], about['image_size'], 3
+        images, labels = np.empty(shape, np.uint8), np.empty(0, int)
+        mean, std = (tuple(map(float, about[name])) for name in ('mean', 'std'))
+        classes = tuple(map(str, about['classes']))
+    return Dataset(about['name'], images, labels, images, labels, classes, mean, std)
 
 
 def check_dataset(workdir: Path, session: Session):
@@ -48,18 +60,42 @@ def check_dataset(workdir: Path, session: Session):
 
     Every command asks this before it uses a run's images.
     """
-    before = read_json(workdir / DATASET) if _has_checkpoint(workdir) else None
-    dataset, split = session.dataset, session.split
-    if before is not None and before['sha256'] != dataset.fingerprint():
+    if not _has_checkpoint(workdir):
+        return
+    dataset, split, path = session.dataset, session.split.fingerprint(), workdir / DATASET
+    before = read_json(path, sha256=str)
+    if before is None:
+        sums = [dataset.fingerprint(), split]
+        _refuse_unless(_last_session(workdir).get('data_sha256') == sums, path, 'data set')
+        return
+    if before['sha256'] != dataset.fingerprint():
         raise UserError(
             f'the images of {dataset.name} are not those that {workdir} was trained on: '
             f'put the files back, or choose a new --workdir'
         )
-    if before is not None and before.get('split', split.fingerprint()) != split.fingerprint():
+    if before.get('split', split) != split:
         raise UserError(
             f'the split of {dataset.name} is not that of {workdir}: put back the index files in the data '
             'folder, or the version of scikit-learn, or choose a new --workdir'
         )
+
+
+def _refuse_unless(same: bool, path: Path, what: str):
+    """Let a run go on without its file `path` where run.json shows that the `what` is the same."""
+    if not same:
+        raise UserError(
+            f'{path} is gone, and {RUN} does not show that this is the {what} of the run: put the file back, '
+            'or choose a new --workdir'
+        )
+    if hosts.is_first():
+        print(f'warning: {path} is gone; {RUN} shows that the {what} is the same', file=sys.stderr)
+
+
+def _sum(config: ConfigDict) -> str:
+    """Return the sha256 of the fields that a continued run may not change, in hex."""
+    fields = flatten(saved.to_dict(config))
+    fixed = {name: value for name, value in fields.items() if not saved.is_resumable(name)}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def _has_checkpoint(workdir: Path) -> bool:
@@ -95,6 +131,9 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
         'devices': [f'{d.platform}:{d.id} {d.device_kind}' for d in jax.devices()],
         'python': platform.python_version(),
         'packages': {name: installed(name) for name in PACKAGES},
+        # They tell whether a run may go on that has lost the files above.
+        'config_sha256': _sum(config),
+        'data_sha256': [description['sha256'], description.get('split')],
     }
     run['sessions'].append(session)
     write_json(workdir / RUN, run)
@@ -126,3 +165,8 @@ def _sessions(workdir: Path) -> dict:
     """Return run.json; a damaged one is set aside, and the list of sessions begins anew."""
     run = read_json_or_set_aside(workdir / RUN, sessions=list) or {'sessions': []}
     return {**run, 'sessions': [session for session in run['sessions'] if isinstance(session, dict)]}
+
+
+def _last_session(workdir: Path) -> dict:
+    """Return what run.json says of the newest session, {} where it says nothing."""
+    return (_sessions(workdir)['sessions'] or [{}])[-1]

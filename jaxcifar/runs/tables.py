@@ -1,0 +1,93 @@
+"""CSV files that rows are appended to, and taken up again when a run goes on."""
+
+import csv
+import io
+import os
+import sys
+from pathlib import Path
+
+from jaxcifar.machine.files import set_aside, write_text
+
+LOST = '\ufffd'  # Unicode's sign for bytes that are no text
+
+
+class Table:
+    """A CSV file that rows are appended to; it keeps the columns that it began with."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]):
+        self._file = path.open('a+', newline='')
+        self._file.seek(0)
+        self.columns = next(csv.reader(self._file), None) or columns
+        self._file.seek(0, os.SEEK_END)
+        self._writer = csv.DictWriter(self._file, self.columns, lineterminator='\n')
+        if self._file.tell() == 0:
+            self._writer.writeheader()
+
+    def write(self, **row):
+        """Append a row; what is missing stays empty."""
+        self._writer.writerow({k: _format(row.get(k)) for k in self.columns})
+
+    def flush(self) -> int:
+        """Put all rows on disk; returns the file's length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self):
+        """Close the file."""
+        self._file.close()
+
+
+def _format(value) -> str:
+    if value is None:
+        return ''
+    return f'{value:.8g}' if isinstance(value, float) else str(value)
+
+
+def take_up(path: Path, needed: set[str], length: int | None = None, step: int = sys.maxsize):
+    """Leave in a table what a run had written at `step`, when it was `length` bytes long; None is all of it.
+
+    needed: columns without which it is none of ours, and set aside. Where bytes are missing, the rows up to
+    the step that are whole stay, and a line on stderr says so.
+    """
+    data = path.read_bytes() if path.exists() else b''
+    length = data.rfind(b'\n') + 1 if length is None else length
+    kept, header = data[:length], _rows(data.partition(b'\n')[0])
+    if kept and not (header and needed <= set(header[0])):
+        why = f'{path} is not a jaxcifar file (expected columns {", ".join(sorted(needed))})'
+        set_aside(path, why, 'its rows begin anew')
+    elif len(kept) < length or (kept and not _is_whole(kept)):
+        _mend(path, kept, step)
+        print(f'warning: {path} has lost rows; the run goes on with those that are left', file=sys.stderr)
+    elif data:
+        os.truncate(path, length)
+
+
+def _rows(data: bytes) -> list[list[str]]:
+    """Return the cells of a table; bytes that are no text become a sign that no cell of ours has."""
+    text = data.decode(errors='replace').replace('\0', LOST)
+    try:
+        return list(csv.reader(io.StringIO(text, newline='')))
+    except csv.Error:
+        return []
+
+
+def _is_whole(data: bytes) -> bool:
+    """Return whether all lines are ended, are text, and have the header's number of cells."""
+    rows = _rows(data)
+    alike = len({len(row) for row in rows}) == 1
+    return data.endswith(b'\n') and alike and not any(LOST in cell for row in rows for cell in row)
+
+
+def _mend(path: Path, data: bytes, step: int):
+    """Write the table again, of its whole rows up to the step."""
+    header, *rows = _rows(data[: data.rfind(b'\n') + 1]) or [[]]
+
+    def belongs(row: list[str]) -> bool:
+        readable = len(row) == len(header) and not any(LOST in cell for cell in row)
+        at = row[header.index('step')] if readable else ''
+        return at.isascii() and at.isdigit() and int(at) <= step
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([header, *filter(belongs, rows)] if header else [])
+    write_text(path, text.getvalue())

@@ -1,0 +1,75 @@
+"""Members that nothing tells apart: a population of them is one network, trained several times."""
+
+import hashlib
+import sys
+
+import jax
+import numpy as np
+
+from jaxcifar.config.members import member_kinds, member_losses, member_seeds, per_member
+from jaxcifar.engine.couplings import COUPLINGS, has_head
+from jaxcifar.engine.state import TrainState
+from jaxcifar.machine import hosts
+from jaxcifar.runs.session import Session
+
+NUMBERS = ('label_smoothing', 'tau', 'optimizer.lr', 'optimizer.weight_decay')  # a member may have its own
+
+
+def warn_of_twins(session: Session, state: TrainState):
+    """Say on stderr which members begin as one network and see the same, and what makes them differ."""
+    for members in twins(session, state):
+        if hosts.is_first():
+            names = ', '.join(session.names[k] for k in members)
+            stay = '' if has_head(session.config) else ', and so stay equal to the bit'
+            print(
+                f'warning: {names} are one network: they begin with the same weights and see the same images'
+                f'{stay}; to make them differ, set {_remedy(session, members)}',
+                file=sys.stderr,
+            )
+
+
+def twins(session: Session, state: TrainState) -> list[list[int]]:
+    """Return the members, two or more together, that nothing tells apart from this state on."""
+    config = session.config
+    # Members that take turns see each other as they are after the others' update.
+    in_turn = config.update_order == 'sequential' and config.coupling != 'none'
+    if config.members == 1 or in_turn:
+        return []
+    weights = session.population.disassemble(tuple(zip(state.params, state.stats, state.opt)))
+    numbers = list(zip(*(per_member(config, field) for field in NUMBERS)))
+    alike: dict[tuple, list[int]] = {}
+    for k, tree in enumerate(weights):
+        kind = member_kinds(config)[k], member_losses(config)[k], numbers[k]
+        alike.setdefault((kind, _digest(tree), _sees(session, k)), []).append(k)
+    return [members for members in alike.values() if len(members) > 1]
+
+
+def _sees(session: Session, k: int) -> tuple:
+    """Return what tells apart what member `k` sees of the images, and how its units are dropped."""
+    config, order = session.config, session.order
+    images = order.indices(0)[k].tobytes() if order.own else b''
+    drawn = (order.own or config.augment_each) and config.augment != 'none'
+    dropped = config.model.dropout or config.model.drop_path
+    return images, member_seeds(config)[k] if drawn or dropped else None
+
+
+def _digest(tree) -> bytes:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.digest()
+
+
+def _remedy(session: Session, members: list[int]) -> str:
+    """Return the settings with which the members would differ."""
+    config = session.config
+    seeds = {member_seeds(config)[k] for k in members}
+    differ = [] if len(seeds) == len(members) else ['a seed for each (seed=1,2,…)']
+    if config.init_from or config.resume_from:
+        if not COUPLINGS[config.coupling].same_images:
+            differ.append('data.order=member (their own order and augmentation)')
+        elif config.augment != 'none':
+            differ.append('augment_each=True (their own augmentation)')
+        else:
+            differ.append('a file for each member in init_from')
+    return ' and '.join(differ)

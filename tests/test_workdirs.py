@@ -1,0 +1,280 @@
+"""Files of a run that are lost, damaged or of another run: said in one line, and mended where that can be."""
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar.evaluate import evaluate
+from jaxcifar.loop import train
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.profile import Compiled
+from jaxcifar.models import NETWORKS
+from jaxcifar.runs.progress import Progress
+from jaxcifar.runs.resolve import finalize
+from jaxcifar.runs.session import prepare
+from tests.conftest import small_config, small_images
+from tests.processes import checkpoints, contents
+from tests.steps import Linear
+
+
+@pytest.fixture(scope='module', autouse=True)
+def linear():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, 'linear', Linear)
+        yield
+
+
+def configured(npz: Path, **fields):
+    """Two members that compile in no time, over 96 images in steps of 40, 40 and 16."""
+    c = small_config(npz)
+    c.network, c.members, c.batch_size, c.epochs, c.augment = 'linear', 2, 40, 2, 'flip'
+    c.data.validation = 'test'
+    c.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+    return c
+
+
+@pytest.fixture(scope='module')
+def done(small_npz, tmp_path_factory):
+    """The workdir of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp('done') / 'run'
+    train(configured(small_npz), workdir)
+    return workdir
+
+
+@pytest.fixture
+def run(done, tmp_path, capsys):
+    """A copy of it."""
+    capsys.readouterr()
+    return shutil.copytree(done, tmp_path / 'run')
+
+
+def warnings(capsys) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def cut(path: Path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def put(old: bytes, new: bytes):
+    """What replaces the first `old` in a file."""
+    return lambda path: path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+
+# Rows.
+
+ROWS_LOST = {
+    'the file': Path.unlink,
+    'its end': cut,
+    'a row': put(b'1,3,1_linear,train,', b''),
+    'its text': put(b'1,3,1_linear,train,', b'1,3,1_\xffinear,train,'),
+    'the first line': put(b'epoch,step', b'epoch;step'),
+}
+
+
+@pytest.mark.parametrize('damage', ROWS_LOST)
+def test_lost_rows_are_said_and_later_ones_are_whole(damage, run, small_npz, capsys):
+    before = (run / 'metrics.csv').read_text().splitlines()
+    ROWS_LOST[damage](run / 'metrics.csv')
+    result = train(configured(small_npz, epochs=3), run)
+    (line,) = warnings(capsys)
+    assert line.startswith('warning: ') and f'{run}/metrics.csv' in line
+    lines = (run / 'metrics.csv').read_text().splitlines()
+    assert lines[0] == before[0] and result['metrics_length'] == (run / 'metrics.csv').stat().st_size
+    rows = list(csv.DictReader(lines))
+    assert {len(row) for row in rows} == {len(before[0].split(','))}
+    assert [row['member'] for row in rows if row['epoch'] == '3' and row['split'] == 'train'] == [
+        '0_linear',
+        '1_linear',
+    ]
+    kept = [line for line in lines if line in before]
+    assert len(kept) == {'a row': len(before) - 1, 'its text': len(before) - 1}.get(damage, len(kept))
+    assert (run / 'damaged' / 'metrics.csv').exists() == (damage == 'the first line')
+
+
+def test_a_table_of_the_clock_with_a_wrong_first_line_begins_anew(run, small_npz, capsys):
+    put(b'epoch', b'ep')(run / 'timing.csv')
+    train(configured(small_npz, epochs=3), run)
+    (line,) = warnings(capsys)
+    assert 'timing.csv is not a jaxcifar file' in line
+    assert (run / 'timing.csv').read_text().startswith('epoch,step,seconds')
+
+
+# What a run can make again.
+
+
+@pytest.mark.parametrize('content', ['{"step": ', '[]', 'null', '{"step": 6}', '[' * 10**5, '\xff'])
+@pytest.mark.parametrize('name', ['results.json', 'run.json'])
+def test_what_can_be_made_again_stops_no_run(name, content, run, done, small_npz, capsys):
+    (run / name).write_bytes(content.encode('latin1'))
+    train(configured(small_npz), run)
+    said = warnings(capsys)
+    if name == 'results.json':
+        assert len(said) == 1 and 'results.json is not a jaxcifar file' in said[0]
+        assert contents(run, name, 'metrics.csv', 'best/*/*') == contents(
+            done, name, 'metrics.csv', 'best/*/*'
+        )
+        assert (run / 'damaged' / name).read_bytes() == content.encode('latin1')
+    else:  # the run is finished, and asks for nothing
+        train(configured(small_npz, epochs=3), run)
+        (line,) = warnings(capsys)
+        assert 'run.json is not a jaxcifar file' in line
+        assert len(json.loads((run / name).read_text())['sessions']) == 1
+
+
+# What it cannot.
+
+
+def doors(workdir: Path, npz: Path):
+    """Ways to use a run's images."""
+    return lambda: evaluate(workdir, None, 'test', False), lambda: train(configured(npz, epochs=3), workdir)
+
+
+def test_without_its_config_a_run_goes_on_only_as_it_was(run, small_npz, capsys):
+    (run / 'config.json').unlink()
+    with pytest.raises(UserError, match=r'config\.json is gone, and run\.json does not show'):
+        train(configured(small_npz, epochs=3, optimizer__lr=0.01), run)
+    assert train(configured(small_npz, epochs=3), run)['epoch'] == 3  # epochs may change
+    assert 'config.json is gone; run.json shows that the config is the same' in capsys.readouterr().err
+    assert (run / 'config.json').exists()
+
+
+def test_without_its_dataset_file_a_run_takes_no_other_images(run, small_npz, tmp_path, capsys):
+    (run / 'dataset.json').unlink()
+    assert evaluate(run, None, 'test', flip=False)['step']
+    assert 'dataset.json is gone' in capsys.readouterr().err
+    (run / 'run.json').unlink()
+    for door in doors(run, small_npz):
+        with pytest.raises(UserError, match=r'dataset\.json is gone, and run\.json does not show'):
+            door()
+
+
+def test_every_door_asks_for_the_images_of_the_run(small_npz, tmp_path):
+    npz = shutil.copy(small_npz, tmp_path / 'own.npz')
+    train(configured(npz, epochs=1), tmp_path / 'run')
+    (x, y), (x_test, y_test) = small_images(), small_images(40, seed=2)
+    np.savez(npz, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    for door in doors(tmp_path / 'run', npz):
+        with pytest.raises(UserError, match='are not those that'):
+            door()
+
+
+@pytest.mark.parametrize('content', ['{"optimizer": null}', '[]', '{"members": "many"}', '\xff', '{"a": 1}'])
+def test_a_config_of_another_kind_is_a_line(content, run, small_npz):
+    (run / 'config.json').write_bytes(content.encode('latin1'))
+    for door in doors(run, small_npz):
+        with pytest.raises(UserError, match=r'config\.json is not a jaxcifar file'):
+            door()
+
+
+@pytest.mark.parametrize('epochs', [2, 3])
+def test_lost_best_weights_are_noticed_at_the_start_and_chosen_anew(epochs, run, small_npz, tmp_path, capsys):
+    (run / 'results.json').unlink()  # or a run of two epochs would be finished
+    shutil.rmtree(run / 'best' / '0_linear')
+    (run / 'best' / '1_linear' / '6 copy.npz').touch()
+    before = contents(run, '**/*')
+    with pytest.raises(
+        UserError, match=r'best/0_linear/\d\.npz, the best weights so far, is gone: .*resume_from'
+    ):
+        train(configured(small_npz, epochs=epochs), run)
+    assert contents(run, '**/*') == before
+    result = train(configured(small_npz, epochs=epochs, resume_from=str(run)), tmp_path / 'new')
+    (line,) = warnings(capsys)
+    assert 'is gone; they are chosen among the epochs to come' in line
+    assert list(result['mean']) == (['last', 'best'] if epochs == 3 else ['last'])
+
+
+def test_one_checkpoint_is_kept_where_one_is_asked_for(small_npz, tmp_path):
+    train(configured(small_npz, checkpoint__keep=1), tmp_path)
+    assert checkpoints(tmp_path) == [6]
+
+
+# Runs that are refused.
+
+
+def test_a_refused_run_leaves_nothing(small_npz, tmp_path):
+    refused: list[dict] = [
+        {'init_from': str(tmp_path / 'nothing')},
+        {'resume_from': str(tmp_path / 'nothing')},
+        {'batch_size': 100, 'data__drop_last': True},
+        {'dataset': 'npz:nowhere.npz'},
+    ]
+    for fields in refused:
+        with pytest.raises(UserError):
+            train(configured(small_npz, **fields), tmp_path / 'new' / 'run')
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / 'mine').mkdir()
+    with pytest.raises(UserError):
+        train(configured(small_npz, **refused[0]), tmp_path / 'mine')
+    assert list(tmp_path.rglob('*')) == [tmp_path / 'mine']
+
+
+# Members that are one network.
+
+
+def test_members_that_nothing_tells_apart_are_said_with_a_remedy_that_helps(
+    done, small_npz, tmp_path, capsys
+):
+    train(configured(small_npz, members=1, epochs=1), tmp_path / 'one')
+    source = str(tmp_path / 'one')
+    pairs: list[tuple[dict, dict, str]] = [
+        ({'init_from': source}, {'data__order': 'member'}, 'set data.order=member'),
+        ({'init_from': source, 'coupling': 'mutual'}, {'augment_each': True}, 'set augment_each=True'),
+        ({'seed': (1, 1)}, {'seed': (1, 2)}, 'set a seed for each'),
+        (
+            {'init_from': source, 'seed': (1, 1)},
+            {'seed': (1, 2), 'data__order': 'member'},
+            'seed=1,2,…) and data.order=member',
+        ),
+    ]
+    capsys.readouterr()
+    for i, (alike, remedy, words) in enumerate(pairs):
+        result = train(configured(small_npz, epochs=1, **alike), tmp_path / f'alike{i}')
+        (line,) = warnings(capsys)
+        assert line.startswith('warning: 0_linear, 1_linear are one network: ') and words in line
+        assert result['members'][0]['last'] == result['members'][1]['last']
+        result = train(configured(small_npz, epochs=1, **{**alike, **remedy}), tmp_path / f'differ{i}')
+        assert warnings(capsys) == []
+        assert result['members'][0]['last'] != result['members'][1]['last']
+
+
+# What is between two steps.
+
+
+def test_progress_is_what_a_checkpoint_keeps(small_npz):
+    session = prepare(finalize(configured(small_npz)))
+    progress = Progress.start(session)
+    progress.step, progress.lr = 5, np.array([0.1, 0.2], np.float32)
+    kept = json.loads(json.dumps(progress.to_json()))
+    assert list(kept) == ['step', 'pending', 'epoch_steps', 'selection', 'metrics_length', 'lr']
+    assert Progress.from_json(kept, session).to_json() == kept
+    older = {k: v for k, v in kept.items() if k not in ('lr', 'epoch_steps')}
+    assert Progress.from_json(older, session).to_json() == {**kept, 'lr': None}
+
+
+def test_a_shape_that_is_expected_compiles_before_it_comes():
+    said: list[str] = []
+    traced: list[tuple] = []
+
+    def step(state, batch):
+        traced.append(batch['x'].shape)
+        return state + batch['x'].sum(), batch['x'] * 2
+
+    compiled = Compiled(jax.jit(step), said.append)
+    batch = {'x': jnp.ones((4, 3))}
+    state, _ = compiled(jnp.zeros(()), batch)
+    for rows in 2, 9:  # once is enough
+        like = jax.ShapeDtypeStruct((rows, 3), jnp.float32, sharding=batch['x'].sharding)
+        compiled.expect(state, [{'x': like}])
+    compiled.leave()
+    assert traced == [(4, 3), (2, 3)] and len(said) == 1
+    state, row = compiled(state, {'x': jnp.ones((2, 3))})
+    assert (float(state), row.shape) == (18, (2, 3)) and len(traced) == len(said) == 2
+    assert 'images (2, 3)' in said[1] and compiled.waited < compiled.seconds
