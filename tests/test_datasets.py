@@ -177,6 +177,7 @@ def test_other_files_are_not_npz(tmp_path):
     np.save(tmp_path / 'one.npy', np.zeros(3))
     assert 'not a whole .npz file' in message(f'npz:{tmp_path}/one.npy')
     assert 'no such file' in message(f'npz:{tmp_path}/none.npz')
+    assert '~nobody-here/none.npz: no such file' in message('npz:~nobody-here/none.npz')
 
 
 def image_tree(folder, classes='ab', count=10):

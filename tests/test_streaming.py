@@ -154,6 +154,8 @@ def test_a_run_taken_up_in_mid_epoch_ends_the_same(run, tmp_path, capsys):
     """40 images in batches of 16: step 4 is the first of the second epoch; with workers from there."""
     config, workdir, _, lines = run
     assert '3 of 64 images could not be read and were replaced' in lines
+    assert any(line.startswith('8 of 64 images were converted to 8-bit RGB (grey 8)') for line in lines)
+    assert f'{config.dataset[7:]}: train/ is the training part, val/ is the test part' in lines
     again = config.copy_and_resolve_references()
     again.resume_from, again.data.workers = f'{workdir}@4', 2
     train(again, tmp_path)

@@ -6,6 +6,7 @@
 """
 
 import hashlib
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def load_dataset(name: str, root: str | Path, image_size: int = 32) -> Dataset:
     key = f'{kind}:PATH' if path else name
     if key not in DATASETS:
         raise errors.unknown('dataset', name, DATASETS)
-    return DATASETS[key](name, Path(root).expanduser(), image_size)
+    return DATASETS[key](name, Path(os.path.expanduser(root)), image_size)
 
 
 def _digits(name: str, root: Path, image_size: int) -> Dataset:
@@ -141,7 +142,7 @@ def _cifar(name: str, root: Path, image_size: int) -> Dataset:
 
 def _npz(name: str, root: Path, image_size: int) -> Dataset:
     """Read the user's own x_train, y_train and, if there, x_test, y_test and classes."""
-    path = Path(name.partition(':')[2]).expanduser()
+    path = _path(name)
     try:
         arrays, others = read_npz(path)
         notes = (f'{path}: not used: {", ".join(others)}',) if others else ()
@@ -202,7 +203,7 @@ def _stream(name: str, root: Path, image_size: int) -> Dataset:
 
 
 def _path(name: str) -> Path:
-    return Path(name.partition(':')[2]).expanduser()
+    return Path(os.path.expanduser(name.partition(':')[2]))  # Path's own raises for an unknown ~user
 
 
 def _listed(path: Path) -> tuple[Layout, dict[str, Listing]]:

@@ -6,6 +6,7 @@ of it is a function of labels and of `config.experts`, so that an expert's image
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def count_rows(paths: str) -> int:
 
 def _read_files(paths: str) -> list[np.ndarray]:
     names = paths.split(',')
-    files = [_read(Path(name.strip()).expanduser()) for name in names]
+    files = [_read(Path(os.path.expanduser(name.strip()))) for name in names]
     if len(files) == 1:
         return files[0]
     for name, rows in zip(names, files):

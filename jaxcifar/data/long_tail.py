@@ -93,7 +93,7 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
     the seed, the class counts, and the sha256 of the images and of every file. Raises `UserError` where
     files are not what the manifest says, or the manifest is of other images or numbers.
     """
-    folder = Path(config.data.root).expanduser() / 'splits'
+    folder = Path(os.path.expanduser(config.data.root)) / 'splits'
     folder /= f'{folder_name(config)}_seed{config.long_tail.seed}'
     made_from = {
         'protocol': config.split,
@@ -103,9 +103,8 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
         'seed': config.long_tail.seed,
     }
     if not (folder / 'manifest.json').exists():
-        _write(
-            folder, dataset, made_from, parts(dataset.y_train, dataset.y_test, dataset.num_classes, config)
-        )
+        drawn = parts(dataset.y_train, dataset.y_test, dataset.num_classes, config)
+        _write(folder, dataset, made_from, drawn)
     return _read(folder, made_from)
 
 
@@ -136,6 +135,7 @@ def _write(folder: Path, dataset, made_from: dict, drawn: dict[str, np.ndarray])
 def _read(folder: Path, made_from: dict) -> dict[str, np.ndarray]:
     """Read the index files that the manifest vouches for; `UserError` where they are others."""
     remedy = 'put back what was there, or delete the folder to have it made anew'
+    name = 'manifest'
     try:
         manifest = json.loads((folder / 'manifest.json').read_text())
         for key, value in made_from.items():
@@ -147,8 +147,9 @@ def _read(folder: Path, made_from: dict) -> dict[str, np.ndarray]:
             if hashlib.sha256(text).hexdigest() != manifest['parts'][name]['sha256']:
                 raise ValueError(f'{name}.json does not match its sha256')
             rows[name] = np.array(json.loads(text))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         reason = f'{name}.json is missing' if isinstance(error, FileNotFoundError) else error
+        reason = f'{error} is missing in it' if isinstance(error, KeyError) else reason
         raise UserError(f'{folder}/manifest.json: {reason}; {remedy}') from None
     return rows
 
