@@ -97,7 +97,7 @@ def get_config(argument: str = ''):
 
 
 def _environment(name: str) -> str:
-    """A variable of the environment, which is said on stderr where it is set."""
+    """Return a variable of the environment, and name it on stderr where it is set."""
     value = os.environ.get(name, '')
     if value:
         print(f'configs/expert.py: {name}={value} of the environment', file=sys.stderr)
@@ -106,5 +106,5 @@ def _environment(name: str) -> str:
 
 def _number(name: str, value: str) -> int:
     if not value.isdecimal():
-        raise UserError(f'{name}={value} in the environment is not a whole number')
+        raise UserError(f'{name} in the environment must be a whole number, got {value}')
     return int(value)

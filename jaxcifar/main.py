@@ -15,7 +15,7 @@ from jaxcifar.machine.command import run_command
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     sys.path[:0] = ['', str(ROOT)]  # config files find each other from the current folder, and ours
     if {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
         print(usage(str(__doc__)))

@@ -33,7 +33,7 @@ POINTS = np.linspace(0.01, 1, 100)  # coverages at which curves are kept
 
 
 def group_errors(wrong, weights, group):
-    """Coverage [n] and errors [G,n] of the n most confident images, n = 1…N; 0 without any of a group.
+    """Return coverage [n] and errors [G,n] of the n most confident images, n = 1…N; 0 without any of a group.
 
     All in the order of falling confidence: wrong [N] bool, weights [N] of sum 1, group [N] of 0…G-1.
     """
@@ -46,7 +46,7 @@ def group_errors(wrong, weights, group):
 
 
 def risk_coverage(confidence, wrong, weights, group) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(coverage [M], {risk: [M]}) at the M thresholds that tell images apart, from the highest down.
+    """Return (coverage [M], {risk: [M]}) at the M thresholds that tell images apart, from the highest down.
 
     error: of all answers; balanced and worst: the mean and the largest of the groups' errors.
     """
@@ -62,12 +62,12 @@ def risk_coverage(confidence, wrong, weights, group) -> tuple[np.ndarray, dict[s
 
 
 def area(coverage: np.ndarray, risk: np.ndarray) -> float:
-    """∫ risk d(coverage) from 0 to 1: the risk at each threshold, times the coverage that it adds."""
+    """Return ∫ risk d(coverage) from 0 to 1: the risk at each threshold, times the coverage that it adds."""
     return float(np.sum(risk * np.diff(coverage, prepend=0.0)))
 
 
 def prior_weights(labels: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
-    """[N] of sum 1, in which every class weighs as its share of the training images, `class_counts` [C]."""
+    """Return [N] of sum 1: classes weigh as their shares of the training images, `class_counts` [C]."""
     weights = (class_counts / np.maximum(np.bincount(labels, minlength=len(class_counts)), 1))[labels]
     return weights / weights.sum()
 
@@ -75,7 +75,7 @@ def prior_weights(labels: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
 def bootstrap(
     confidence, wrong, labels, group, weights, samples: int, seed: int = 0
 ) -> dict[str, list[float]]:
-    """95 % percentile intervals of the areas, from resampling each class's images with replacement."""
+    """Return 95 % percentile intervals of the areas, from resampling each class's images with replacement."""
     rng, order = np.random.default_rng(seed), np.argsort(labels, kind='stable')
     images = np.bincount(labels)[labels[order]]
     first = np.searchsorted(labels[order], labels[order])
@@ -90,13 +90,13 @@ def bootstrap(
 
 
 def tail_classes(class_counts: np.ndarray) -> np.ndarray:
-    """[C] bool: classes of at most 20 training images, or the smaller half where all or none are that."""
+    """Return [C] bool: classes of at most 20 training images, or the smaller half if all or none are."""
     tail = class_counts <= TAIL
     return tail if 0 < tail.sum() < len(tail) else class_groups(class_counts)['tail']
 
 
 def evaluate_rule(log_p: np.ndarray, labels: np.ndarray, group: np.ndarray, weights, samples: int) -> dict:
-    """Areas, intervals and curves of Chow's rule: log-probabilities [N,C]; labels, groups, weights [N]."""
+    """Return areas, intervals and curves of Chow's rule: log_p [N,C]; labels, groups, weights [N]."""
     confidence, wrong = np.exp(log_p.max(1)), log_p.argmax(1) != labels
     coverage, risks = risk_coverage(confidence, wrong, weights, group)
     intervals = bootstrap(confidence, wrong, labels, group, weights, samples)
@@ -108,7 +108,7 @@ def evaluate_rule(log_p: np.ndarray, labels: np.ndarray, group: np.ndarray, weig
 
 
 def reject(workdir: Path, samples: int = 1000) -> dict:
-    """Apply Chow's rule to a calibrated run's exported logits; returns what rejection.json holds.
+    """Apply Chow's rule to a calibrated run's exported logits; return what rejection.json holds.
 
     Raises `UserError` where there are none.
     """

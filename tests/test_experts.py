@@ -175,7 +175,7 @@ def test_command_line_then_environment_then_network_then_recipe(
 @pytest.mark.parametrize(('argument', 'environment', 'words'), [
     ('resnet19', {}, "did you mean 'resnet18'"),
     ('resnet18,resnet34', {}, "takes one network, got 'resnet18' and 'resnet34': leave one out"),
-    ('', {'EPOCHS': 'many'}, 'EPOCHS=many in the environment is not a whole number'),
+    ('', {'EPOCHS': 'many'}, 'EPOCHS in the environment must be a whole number, got many'),
     ('', {'EXPERT_ID': '4'}, r'split=overlap: expected member_ids from 0 to 3'),
 ])  # fmt: skip
 def test_mistakes_of_the_expert_config(argument, environment, words, monkeypatch):

@@ -1,4 +1,4 @@
-"""The command line of a run, --config FILE[:ARGUMENT] --workdir FOLDER --config.FIELD=VALUE, and its help."""
+"""Read a run's command line, --config FILE --workdir FOLDER --config.FIELD=VALUE, and show its help."""
 
 import argparse
 import ast
@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import fields as config_fields
+from jaxcifar.config.old_flags import translated
 from jaxcifar.machine.errors import UserError, unknown
 from jaxcifar.machine.text import show
 
@@ -33,7 +34,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     if len(rest) > 1:
         raise UserError(f'{rest[1]!r} is not a flag; changes are written --config.field=value')
     if config is None or workdir is None:
-        raise UserError('--config and --workdir are needed; see python -m jaxcifar.main --help')
+        raise UserError('--config and --workdir must both be given; see python -m jaxcifar.main --help')
     if not isinstance(config, ConfigDict):
         raise UserError(f"the config file's get_config() must return a ConfigDict, got {show(config)}")
     return config, Path(workdir)
@@ -57,23 +58,24 @@ def _explain(error: Exception, argv: list[str]) -> UserError:
     if 'get_config() takes 0 positional arguments' in text:
         return UserError('this config takes no argument: leave out the colon and what is behind it')
     if 'earlier failure to load' in text:  # neither a file that is there nor one called .py
-        return UserError('--config is not a config file; see python -m jaxcifar.main --help')
+        return UserError('--config must be a config file; python -m jaxcifar.main --help lists ours')
     if 'parsing config file' in text:  # a traceback, whose last line says what the file did
         return UserError(f'the config file fails: {show(text.strip().splitlines()[-1], 200)}')
     return UserError(show(text or type(error).__name__, 300))
 
 
 def _misspelt_flag(argv: list[str]) -> UserError | None:
-    """Return the error for the first flag that is a field's name, or nearly."""
+    """Return the error for a field that is none, for flags of other programs, or for a field as a flag."""
     fields = config_fields.FIELDS
-    for argument in argv[1:]:
-        flag = argument.removeprefix('--').partition('=')[0]
-        field = flag.removeprefix('config.')
-        if field != flag and field not in fields:
+    flags = [a.removeprefix('--').partition('=')[0] for a in argv[1:] if a.startswith('--')]
+    for field in (flag.removeprefix('config.') for flag in flags if flag.startswith('config.')):
+        if field not in fields:
             return unknown('field', field, fields)
+    if old := translated(argv[1:]):
+        return old
+    for flag in flags:
         meant = [f'--config.{f}' for f in fields if flag in (f, f.rpartition('.')[2])]
-        meant = meant or ['--config.network'] * (flag == 'model')
-        if argument.startswith('--') and meant:
+        if meant:
             return UserError(f'--{flag} is not a flag; did you mean {" or ".join(meant)}?')
     return None
 

@@ -1,4 +1,4 @@
-"""What a config says of each of its K members: network, name, seed, and its own numbers."""
+"""Read from a config what is said of each of its K members: network, name, seed, and its own numbers."""
 
 import copy
 from numbers import Number

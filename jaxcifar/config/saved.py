@@ -1,4 +1,4 @@
-"""Configs as a workdir keeps them: to JSON and back, and what a continued run may change."""
+"""Keep configs in a workdir: to JSON and back, and what a continued run may change."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the value of a field may be, and the tree that values are kept in."""
+"""Declare and check what the value of a field may be."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -78,7 +78,7 @@ def run_words(main: Callable):
 
 
 def _hook(fault):
-    """Python's own, but for what tensorstore's threads still say when a save has failed and raised."""
+    """Report a fault, but for what tensorstore's threads still say when a save has failed and raised."""
     if str(fault.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(fault)
 

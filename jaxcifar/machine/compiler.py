@@ -1,4 +1,4 @@
-"""What the compiler is told, by kind of device; chosen by measurement (`experiments.bench.options`)."""
+"""Options of the compiler by kind of device, chosen by measurement (`experiments.bench.options`)."""
 
 from functools import cache
 
@@ -16,13 +16,13 @@ OPTIONS: dict[str, dict[str, str]] = {
 
 @cache
 def compiler_options() -> dict[str, str]:
-    """For `jax.jit(compiler_options=…)`: those of the default backend that this version of XLA knows."""
+    """Return what `jax.jit(compiler_options=…)` takes: options that this version of XLA knows."""
     wanted = OPTIONS.get(jax.default_backend(), {})
     return {name: value for name, value in wanted.items() if knows(name, value)}
 
 
 def knows(name: str, value: str) -> bool:
-    """Whether the compiler takes this option."""
+    """Return whether the compiler takes this option."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
@@ -31,6 +31,6 @@ def knows(name: str, value: str) -> bool:
 
 
 def describe() -> str:
-    """The options in short, for a line of the log."""
+    """Return the options in short, for a line of the log."""
     told = [f'{name.removeprefix("xla_")}={value}' for name, value in compiler_options().items()]
     return ', '.join(told) or 'as it comes'

@@ -1,4 +1,4 @@
-"""What goes wrong in ways a user can mend: one clear line instead of a traceback."""
+"""Errors that a user can mend: one clear line instead of a traceback."""
 
 import difflib
 import re

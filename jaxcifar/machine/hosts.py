@@ -61,28 +61,28 @@ def _own_gpus() -> list[int]:
 
 
 def alone() -> bool:
-    """Whether this process is the only one."""
+    """Return whether this process is the only one."""
     return jax.process_count() == 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this process is the one that writes."""
     return jax.process_index() == 0
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether it is so on any host; all must ask."""
+    """Return whether it is so on any host; all must ask."""
     return flag if alone() else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def wait(name: str):
-    """Until all hosts are here; `name` is the place."""
+    """Wait until all hosts are here; `name` is the place."""
     if not alone():
         multihost_utils.sync_global_devices(name)
 
 
 class Stop:
-    """Whether SIGTERM came to any of the hosts; all must ask equally often, and agree on when."""
+    """Whether SIGTERM came to any of the hosts. All must ask equally often, and they agree on when."""
 
     def __init__(self):
         self._asked = 0
@@ -93,7 +93,7 @@ class Stop:
 
 
 def put(tree, sharding: Sharding):
-    """Arrays that every host has -> on the devices."""
+    """Return arrays that every host has as arrays on the devices."""
     if alone():
         return jax.device_put(tree, sharding)
 
@@ -105,12 +105,12 @@ def put(tree, sharding: Sharding):
 
 
 def fetch(tree):
-    """Arrays on the devices -> whole numpy arrays on every host; all must call it."""
+    """Return arrays on the devices as whole numpy arrays on every host; all must call it."""
     return jax.device_get(tree) if alone() else multihost_utils.process_allgather(tree, tiled=True)
 
 
 def share(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """What this host's devices hold of an array with these leading axes: one box of it."""
+    """Return what this host's devices hold of an array with these leading axes: one box of it."""
     if alone():
         return tuple(slice(n) for n in shape)
     indices: Iterable = sharding.addressable_devices_indices_map(shape).values()
@@ -126,7 +126,7 @@ def _volume(box) -> int:
 
 
 def assemble(batch, sharding: Sharding):
-    """Every host's `share` of a batch -> the batch, on the devices of all."""
+    """Join every host's `share` of a batch: return the batch, on the devices of all."""
     if alone():
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -1,4 +1,4 @@
-"""Memory in huge pages. Imports nothing large, for a process asks for them before anything else."""
+"""Ask for memory in huge pages. This file imports nothing large: a process asks before anything else."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ VARIABLE, TUNABLE = 'GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1'
 
 
 def wish() -> dict[str, str]:
-    """The environment in which glibc asks Linux for huge pages; empty where that changes nothing.
+    """Return the environment in which glibc asks Linux for huge pages; empty where that changes nothing.
 
     XLA takes a step's temporary memory from the system anew each time. In pages of 4 kB, handing it out
     takes the kernel up to a fifth of a CPU's step.
@@ -30,5 +30,5 @@ def restart_in_huge_pages():
 
 
 def describe() -> str:
-    """For a line of the log."""
+    """Return in which pages memory comes, for a line of the log."""
     return 'in huge pages' if TUNABLE in os.environ.get(VARIABLE, '') else 'in pages of the system'

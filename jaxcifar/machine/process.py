@@ -1,4 +1,4 @@
-"""This process and others: one at a time in a workdir, and the signal to leave it."""
+"""Keep processes apart: one at a time in a workdir, and the signal to leave it."""
 
 import contextlib
 import fcntl
@@ -33,7 +33,9 @@ def locked(workdir: Path):
         except OSError:  # a file system without locks
             pass
         if hosts.anywhere(taken):
-            raise UserError(f'another process is training in {workdir}')
+            raise UserError(
+                f'another process is training in {workdir}: choose another --workdir, or wait for it'
+            )
         file.truncate(0)
         file.write(f'{os.getpid()}\n')
         file.flush()
@@ -65,32 +67,32 @@ def keep_compiled(folder: str):
 
 
 class Terminated(threading.Event):
-    """Set by SIGTERM. Before there is anything to save, the signal ends the run then and there."""
+    """An event that SIGTERM sets. Before there is anything to save, the signal ends the run at once."""
 
     can_save = False
 
     def handle(self, *_):
-        """The signal handler."""
+        """Handle the signal."""
         self.set()
         if not self.can_save:
             raise Preempted('stopped before the first step; the same command starts again')
 
 
 class TerminatedAnywhere(Terminated):
-    """Set on all hosts between the same two steps, when SIGTERM came to one of them."""
+    """An event that is set on all hosts between the same two steps, when SIGTERM came to one of them."""
 
     def __init__(self):
         super().__init__()
         self._stop = hosts.Stop()
 
     def is_set(self) -> bool:
-        """To be asked equally often on all hosts."""
+        """Return whether it is set; all hosts must ask equally often."""
         return self._stop()
 
 
 @contextlib.contextmanager
 def signals():
-    """A `Terminated`; the handlers before it are put back afterwards.
+    """Provide a `Terminated`; the handlers before it are put back afterwards.
 
     Ctrl-C gets a handler too, though Python's own does the same: where it stands, asyncio, within
     orbax, puts one in its place that can lose the interrupt.

@@ -1,4 +1,4 @@
-"""What is installed, and the commit of this checkout."""
+"""Ask what is installed, and for the commit of this checkout."""
 
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +9,7 @@ PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'm
 
 
 def git_commit() -> str:
-    """This checkout's commit, '+changes' behind it where files differ, but for results; '' outside of git."""
+    """Return the commit, with '+changes' where files other than results differ; '' outside git."""
 
     def git(*args: str) -> str:
         here = str(Path(__file__).parent)
@@ -27,7 +27,7 @@ def git_commit() -> str:
 
 
 def installed(package: str) -> str:
-    """A package's version, '' where it is not installed."""
+    """Return a package's version, '' where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

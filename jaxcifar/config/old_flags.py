@@ -1,0 +1,90 @@
+"""Flags of the programs that trained these networks before, and how their meaning is written here."""
+
+import re
+import shlex
+
+from jaxcifar.machine.errors import OTHERS_CALL_IT, UserError
+
+# flag -> what is written instead; {} is its value.
+FLAGS = {
+    'model': '--config.network={}',
+    'models': '--config.network={}',
+    'dataset': '--config.dataset={}',
+    'epochs': '--config.epochs={}',
+    'batch_size': '--config.batch_size={}',
+    'lr': '--config.optimizer.lr={}',
+    'momentum': '--config.optimizer.momentum={}',
+    'wd': '--config.optimizer.weight_decay={}',
+    'weight_decay': '--config.optimizer.weight_decay={}',
+    'scheduler': '--config.schedule.name={}',
+    'step_size': '--config.schedule.step_size={}',
+    'gamma': '--config.schedule.gamma={}',
+    'label_smoothing': '--config.label_smoothing={}',
+    'expert_id': '--config.member_ids={}',
+    'num_nodes': '--config.members={}',
+    'fusion_type': '--config.fusion.rule={}',
+    'seed': '--config.seed={}',
+    'workers': '--config.data.workers={}',
+    'early_stopping': '--config.early_stopping.patience=40',
+    'early_stopping_patience': '--config.early_stopping.patience={}',
+    'save_freq': '--config.checkpoint.every_epochs={}',
+    'log_interval': '--config.log.every_steps={}',
+    'checkpoint_dir': '--workdir={}',
+    'resume': '--config.init_from={}',
+}
+# Flags of augmentation are parts of one field, in this order.
+AUGMENTATIONS = {
+    'autoaugment': 'auto_augment',
+    'randaugment': 'randaugment(2,9)',
+    'cutmix': 'cutmix(1.0,.5)',
+    'cutmix_alpha': 'cutmix({},.5)',
+    'mixup': 'mixup(1.0,.5)',
+    'mixup_alpha': 'mixup({},.5)',
+}
+# What needs no flag here, and why.
+NEEDLESS = {
+    'no_wandb': 'log.wandb is disabled unless it is asked for',
+    'csv_log': 'WORKDIR/metrics.csv always has these numbers',
+    'log_dir': 'event files always lie in WORKDIR/tensorboard',
+}
+VALUES = {'none': 'constant', 'imagenet': 'imagenet:FOLDER'}
+
+
+def translated(arguments: list[str]) -> UserError | None:
+    """Return the error that spells old flags and their values anew, or None where there are none."""
+    old, words, augment, needless = [], dict[str, str](), dict[str, str](), dict[str, str]()
+    for flag, values in _flags(arguments):
+        name = flag.replace('-', '_')
+        value = '+'.join(VALUES.get(v, OTHERS_CALL_IT.get(re.sub('[-_]', '', v.lower()), v)) for v in values)
+        if name in NEEDLESS:
+            needless[f'--{flag}'] = NEEDLESS[name]
+        elif name in AUGMENTATIONS:
+            # A strength counts whether it comes before or after the flag that turns the augmentation on.
+            kind = name.removesuffix('_alpha')
+            if kind not in augment or kind != name:
+                augment[kind] = AUGMENTATIONS[name].format(value or '1.0')
+        elif name in FLAGS:
+            field, _, new = FLAGS[name].format(value or 'VALUE').partition('=')
+            if field not in words or '{}' in FLAGS[name]:
+                words[field] = f'{field}={new}'
+        else:
+            continue
+        old += [] if name in NEEDLESS else [f'--{flag}', *values]
+    if augment:
+        terms = [augment[kind] for kind in AUGMENTATIONS if kind in augment]
+        words['augment'] = f'--config.augment={"+".join(["crop(4)", "flip", *terms])}'
+    answers = [f'write {shlex.join(words.values())} for {shlex.join(old)}'] if words else []
+    answers += [f'leave out {flag}: {why}' for flag, why in needless.items()]
+    return UserError(f'flags are other ones here: {"; ".join(answers)}') if answers else None
+
+
+def _flags(arguments: list[str]) -> list[tuple[str, list[str]]]:
+    """Return the flags of a command line, without --, and their values: behind = or in the words after."""
+    flags: list[tuple[str, list[str]]] = []
+    for word in arguments:
+        if word.startswith('--'):
+            name, equals, value = word.removeprefix('--').partition('=')
+            flags.append((name, [value] if equals else []))
+        elif flags:
+            flags[-1][1].append(word)
+    return flags
