@@ -2,6 +2,7 @@
 
 The same command again resumes; a finished run says so. Change a field with --config.FIELD=VALUE,
 for example --config.optimizer.lr=.05 or, one number a member, --config.optimizer.lr=.1,.05
+--help lists all fields, --help FIELD one of them.
 
 On several hosts each runs the command, with --coordinator HOST:PORT (of the first) --processes N
 --process I (from 0) added; under Slurm's srun without. They must see the same workdir.
@@ -17,8 +18,8 @@ from jaxcifar.machine.command import run_command
 def main():
     """Run the command line."""
     sys.path[:0] = ['', str(ROOT)]  # config files find each other from the current folder, and ours
-    if {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
-        print(usage(str(__doc__)))
+    if asked := {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
+        print(usage(str(__doc__), sys.argv[1 + sys.argv.index(asked.pop()) :]))
         return
     place, argv = which_host(sys.argv)
     config, workdir = parse(argv)

@@ -179,6 +179,18 @@ def test_help_names_the_configs_and_every_field(monkeypatch, capsys):
         assert word in text
 
 
+def test_help_of_fields_says_what_they_take(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['main', '--help', 'eval', 'optimizer.lr', 'precision'])
+    main.main()
+    text = capsys.readouterr().out
+    assert 'eval.batch_size = 500  (a whole number, from 1)\n      images a step in evaluation' in text
+    assert 'optimizer.lr = 0.1  (a number, or one for each member, from 0)' in text
+    assert "precision = 'float32'  (float32 | bfloat16)" in text and 'optimizer.momentum' not in text
+    monkeypatch.setattr('sys.argv', ['main', '--help', 'optimizer.lrr'])
+    with pytest.raises(UserError, match=r"did you mean 'optimizer\.lr'"):
+        main.main()
+
+
 def test_a_saved_config_comes_back_whole(tmp_path):
     c = resolve.finalize(shipped('quickstart'))
     (tmp_path / 'config.json').write_text(json.dumps(saved.to_dict(c)))

@@ -104,15 +104,31 @@ def _shipped() -> list[str]:
     return [f'configs/{p.name}' for p in sorted((ROOT / 'configs').glob('[!_]*.py')) if p.stem != 'base']
 
 
-def usage(doc: str) -> str:
-    """Return what --help prints: the command, the shipped configs, and every field with its comment."""
+def usage(doc: str, words: list[str]) -> str:
+    """Return what --help prints: the command, the shipped configs, and every field with what it takes.
+
+    words: behind --help, fields or groups of fields that alone are printed. Raises `UserError` for others.
+    """
+    fields = {}
+    for name, default, comment in documented_fields():
+        takes = config_fields.FIELDS[name].described()
+        fields[name] = f'  {name} = {default}{f"  ({takes})" if takes else ""}\n      {comment}'
+    if words:
+        wanted = [word.removeprefix('--').removeprefix('config.') for word in words]
+        for word in wanted:
+            if not any(f'{name}.'.startswith(f'{word}.') for name in fields):
+                raise unknown('field', word, fields)
+        of_words = [n for n in fields if any(f'{n}.'.startswith(f'{word}.') for word in wanted)]
+        return '\n'.join(fields[name] for name in of_words)
     lines = [doc, 'Configs:']
     for name in _shipped():
         doc = ast.get_docstring(ast.parse((ROOT / name).read_text())) or ''
         lines.append(f'  {name:24}{doc.splitlines()[0]}')
-    lines += ['', 'Fields (jaxcifar/config/fields.py):']
-    lines += [f'  {field} = {default}\n      {comment}' for field, default, comment in documented_fields()]
-    return '\n'.join(lines)
+    lines += [
+        '',
+        'Fields (jaxcifar/config/fields.py); --help FIELD prints one, --help GROUP those of a group:',
+    ]
+    return '\n'.join([*lines, *fields.values()])
 
 
 def documented_fields() -> Iterator[tuple[str, str, str]]:

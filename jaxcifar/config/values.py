@@ -51,6 +51,15 @@ class Field:
         """Return the words for what is accepted: 'a whole number'."""
         return SHAPES[self.shape].format(one=TYPES[self.type])
 
+    def described(self) -> str:
+        """Return what is accepted in full: 'a number, from 0 to 1'; '' of text, which its comment explains."""
+        if self.type is str:
+            return ' | '.join(self.choices)
+        if self.type is bool:
+            return self.expected()
+        end = '' if self.high in (INTEGER, FLOAT) else f' to {self.high:,}'
+        return f'{self.expected()}, from {self.low:,}{end}'
+
     def check(self, name: str, value):
         """Raise `UserError` unless the field called `name` may have this value."""
         several = self.shape and isinstance(value, (tuple, list))
