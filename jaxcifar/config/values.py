@@ -52,7 +52,7 @@ class Field:
         return SHAPES[self.shape].format(one=TYPES[self.type])
 
     def described(self) -> str:
-        """Return what is accepted in full: 'a number, from 0 to 1'; '' of text, which its comment explains."""
+        """Return what is accepted in full: 'a number, from 0 to 1'; '' of text, which its comment tells."""
         if self.type is str:
             return ' | '.join(self.choices)
         if self.type is bool:
