@@ -37,7 +37,7 @@ TO_FILE = {
     'deleted metrics': 'metrics.csv', 'deleted config': 'config.json', 'damaged results': 'results.json'
 }  # fmt: skip
 HARMS = (*TO_PROCESS, *TO_CHECKPOINT, *TO_FILE)
-LONGEST = 2.0  # seconds from a run's first file until a process comes to harm
+SHORTEST, LONGEST = 2.0, 64.0  # seconds from a run's first file until a process comes to harm, at most
 
 
 class Harmed:
@@ -46,6 +46,7 @@ class Harmed:
     def __init__(self, folder: Path, seed: int):
         self.folder, self.rng = folder, random.Random(seed)
         self.workdir, self.reference = folder / 'run', folder / 'reference'
+        self._patience = SHORTEST
         self.refused = 0  # harms that a line on stderr refused, and that were put right as it says
         self.lost_rows = False  # whether the program has said that rows of metrics.csv are gone
         rng = np.random.default_rng(0)
@@ -94,7 +95,7 @@ class Harmed:
             return self._harm_file(harm)
         if harm in TO_CHECKPOINT:
             self._harm_checkpoint(harm)
-        process = self.start(self.workdir)
+        before, process = self.saved(), self.start(self.workdir)
         try:
             self._wait(process, harm)
             if harm == 'full disk':
@@ -106,6 +107,8 @@ class Harmed:
         except ProcessLookupError:
             pass
         _, err = process.communicate()
+        # Where processes come to nothing, as on a busy machine, they are given longer.
+        self._patience = SHORTEST if self.saved() > before else min(2 * self._patience, LONGEST)
         status = process.returncode
         good = {'full disk': (0, 1), 'sigterm': (0, EXIT_PREEMPTED)}.get(harm, (0, -signal.SIGKILL))
         if status not in good or (status == 1 and NO_SPACE not in err):
@@ -168,7 +171,7 @@ class Harmed:
         begun, before = time.time(), self.saved()
         while process.poll() is None:
             if not until and sessions.exists() and sessions.stat().st_mtime > begun:
-                until = time.monotonic() + self.rng.uniform(0, LONGEST)
+                until = time.monotonic() + self.rng.uniform(0, self._patience)
             if harm == 'kill in a save' and until and any(self.workdir.glob('checkpoints/*tmp*')):
                 return
             stamps = [int(path.stem) for path in self.workdir.glob('best/*/[0-9]*.npz')]
