@@ -13,6 +13,7 @@ from configs import base
 from jaxcifar import main
 from jaxcifar.config import fields as fields_module
 from jaxcifar.config import saved
+from jaxcifar.config.command_line import which_host
 from jaxcifar.config.fields import PER_MEMBER
 from jaxcifar.config.members import member_seeds
 from jaxcifar.config.values import flatten
@@ -169,6 +170,33 @@ def test_a_misspelt_field_in_a_config_file_is_named(parse, tmp_path):
     path.write_text('\n'.join([*lines, ' return c']))
     with pytest.raises(UserError, match="unknown field 'epoch'; did you mean 'epochs'"):
         parse(f'--config {path} --workdir x')
+
+
+@pytest.mark.parametrize('changes', [
+    '--config.coupling=fusion --config.update_order=sequential --config.members=2 --config.split=fusion '
+    '--config.data.validation=none',
+    '--config.dataset=stream:x --config.data.loader=device',
+    '--config.dataset=imagenet:x --config.steps_per_call=4',
+    '--config.update_order=sequential --config.optimizer.accumulate=2',
+    '--config.data.validation=none --config.early_stopping.patience=3',
+    '--config.optimizer.rescale=True',
+])  # fmt: skip
+def test_what_an_error_says_to_set_mends_it(parse, changes):
+    with pytest.raises(UserError) as caught:
+        parse(S + changes)
+    field, value = re.search(r'set ([\w.]+)=([\w.]+)', str(caught.value)).groups()
+    parse(f'{S}{changes} --config.{field}={value}')
+
+
+@pytest.mark.parametrize(('flags', 'words'), [
+    ('--processes 0', '--processes must be at least 1, got 0'),
+    ('--coordinator a:1 --processes 2 --process 2', '--process must be from 0 to 1, got 2'),
+    ('--coordinator host --processes 2', '--coordinator must be HOST:PORT, got host'),
+    ('--processes 2 --process 1', '--processes needs --coordinator'),
+])  # fmt: skip
+def test_hosts_that_cannot_be_are_refused(flags, words):
+    with pytest.raises(UserError, match=words):
+        which_host(['main', *flags.split()])
 
 
 def test_help_names_the_configs_and_every_field(monkeypatch, capsys):

@@ -433,7 +433,7 @@ def test_members_begin_with_the_weights_of_pytorch_files(fused, dataset, tmp_pat
 
 
 @pytest.mark.parametrize(('changes', 'words'), [
-    ({'update_order': 'sequential'}, 'update_order must be simultaneous for coupling=fusion'),
+    ({'update_order': 'sequential'}, 'coupling=fusion has one forward pass for all members'),
     ({'network': 'tiny+linear+tiny+tiny'}, 'equally many features, not 0_tiny: 6, 1_linear: 3, 2_tiny: 6'),
     ({'fusion.rule': 'TransformerBase', 'fusion.heads': 4}, '6 features of tiny do not split over'),
     ({'fusion.rule': 'multiplicativ'}, "did you mean 'multiplicative'"),

@@ -41,12 +41,21 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
 
 
 def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return what the flags say of several hosts, and the other arguments."""
+    """Return what the flags say of several hosts, and the other arguments; `UserError` for what cannot be."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--coordinator', default='')
     parser.add_argument('--processes', type=int, default=1)
     parser.add_argument('--process', type=int, default=0)
-    return parser.parse_known_args(argv)
+    place, others = parser.parse_known_args(argv)
+    if place.processes < 1:
+        raise UserError(f'--processes must be at least 1, got {place.processes}')
+    if not 0 <= place.process < place.processes:
+        raise UserError(f'--process must be from 0 to {place.processes - 1}, got {place.process}')
+    if place.coordinator and not re.fullmatch(r'.+:\d+', place.coordinator):
+        raise UserError(f'--coordinator must be HOST:PORT, got {show(place.coordinator)}')
+    if place.processes > 1 and not place.coordinator:
+        raise UserError('--processes needs --coordinator HOST:PORT, that of process 0')
+    return place, others
 
 
 def _explain(error: Exception, argv: list[str]) -> UserError:

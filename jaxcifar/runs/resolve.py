@@ -48,8 +48,7 @@ EXPRESSIONS: dict[str, Callable[[str], Any]] = {
 CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
     (
         lambda c: couplings.has_head(c) and c.update_order == 'sequential',
-        'update_order must be simultaneous for coupling={coupling}, whose forward pass is one; '
-        'got {update_order}',
+        'coupling={coupling} has one forward pass for all members: set update_order=simultaneous',
     ),
     (
         lambda c: couplings.has_head(c) and None in (c.fusion.lr, c.fusion.lr_head),
