@@ -4,6 +4,7 @@ import argparse
 import importlib
 import inspect
 import re
+import runpy
 import shlex
 
 import numpy as np
@@ -177,6 +178,13 @@ def test_the_first_runs_commands_work(run, capsys):
 def test_the_mutual_pages_commands_work(run, capsys):
     run([c for c in pages.in_blocks('mutual') if c.module.startswith('jaxcifar')])
     assert 'improvement' in capsys.readouterr().out
+
+
+def test_the_picture_is_small_and_drawn_from_a_run(run):
+    assert all(path.stat().st_size < 150_000 for path in ROOT.glob('docs/*.png'))
+    run(pages.in_blocks('mutual')[:1])
+    runpy.run_path(str(ROOT / 'docs/picture.py'))['main']('runs/mutual', 'drawn.png')
+    assert len(np.unique(np.asarray(Image.open('drawn.png')))) > 50
 
 
 def test_experts_and_their_fusion_work(run, capsys):
