@@ -10,27 +10,20 @@ and shapes are torchvision's, which the layers of `jaxcifar.models` carry with `
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from jaxcifar.config.fields import get_config
 from jaxcifar.config.members import member_names
-from jaxcifar.data.datasets import load_dataset
-from jaxcifar.engine.population import Population, make_mesh
-from jaxcifar.engine.state import init_state
-from jaxcifar.formats import foreign
+from jaxcifar.engine.state import Weights, init_state
 from jaxcifar.formats.state_dict import to_torch
 from jaxcifar.machine import process
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import write_atomically
-from jaxcifar.models import build
-from jaxcifar.runs import resolve, workdirs
+from jaxcifar.runs import workdirs
 from jaxcifar.runs.checkpoint import Checkpoints
 from jaxcifar.runs.logs import Logger
 from jaxcifar.runs.selection import Selection
-from jaxcifar.runs.weights import load_trained
-
-BY_CLASSES = {10: 'cifar10', 100: 'cifar100'}
+from jaxcifar.runs.session import Session
+from jaxcifar.runs.trained import TrainedFile, open_trained
+from jaxcifar.runs.weights import CALIBRATED
 
 
 def import_weights(path: Path, workdir: Path, network: str | None = None, dataset: str | None = None,
@@ -42,39 +35,21 @@ def import_weights(path: Path, workdir: Path, network: str | None = None, datase
     optimizer: whose fresh state the checkpoint has: that of the training that goes on from it.
     options: of the network, as for `build`.
     """
-    weights = foreign.read(path)
-    if network is None:
-        network, options = weights.network()
-    classes = weights.classes() or 10
-    variables = weights.fit(build(network, classes, **options).shapes(), network)
-    dataset = dataset or BY_CLASSES.get(classes)
-    if dataset is None:
-        raise UserError(f'{path} tells {classes} classes apart: name their --dataset')
-    config = _make_config(network, dataset, image_size, optimizer, options)
-    data = load_dataset(config.dataset, config.data.root, config.data.image_size)
-    if data.num_classes != classes:
-        raise UserError(f'{path} tells {classes} classes apart, {dataset} has {data.num_classes}')
+    changes = {'optimizer.name': optimizer, 'data.image_size': image_size}
+    trained = TrainedFile(path, dataset, network, options, changes)
+    trained.config.devices = 1
+    session = trained.with_images()
+    weights = trained.restore(session.population).weights
     with process.locked(workdir):
-        if (workdir / 'config.json').exists():
+        if (workdir / workdirs.CONFIG).exists():
             raise UserError(f'{workdir} holds a run: choose a new --workdir')
-        _write_workdir(workdir, config, data, variables)
+        _write_workdir(workdir, session, weights)
 
 
-def _make_config(network: str, dataset: str, image_size, optimizer: str, options: dict) -> ConfigDict:
-    config = get_config()
-    config.network, config.dataset, config.optimizer.name = network, dataset, optimizer
-    config.model.update(options)
-    config.data.image_size, config.devices = image_size, 1
-    config.data.validation = 'none'  # nothing was chosen: `last` is what evaluation takes
-    config.log.tensorboard = False
-    return resolve.finalize(config)
-
-
-def _write_workdir(workdir: Path, config: ConfigDict, dataset, variables):
-    """All that a run of no steps would have written, the config last."""
-    population = Population(config, dataset.num_classes, dataset.image_size, make_mesh(config))
-    params, stats = (population.assemble([variables[kind]]) for kind in ('params', 'batch_stats'))
-    state = init_state(config, population).replace(params=params, stats=stats)
+def _write_workdir(workdir: Path, session: Session, weights: Weights):
+    """Write all that a run of no steps would have written, the config last."""
+    config = session.config
+    state = init_state(config, session.population).replace(params=weights.params, stats=weights.stats)
     logger = Logger(config, workdir, member_names(config), 0, 0)
     meta = {
         'step': 0,
@@ -87,31 +62,32 @@ def _write_workdir(workdir: Path, config: ConfigDict, dataset, variables):
     checkpoints.save(0, state, meta)
     checkpoints.wait()
     checkpoints.close()
-    workdirs.record(workdir, config, dataset, params)
+    workdirs.record(workdir, config, session.dataset, weights.params)
 
 
-def export_weights(workdir: Path, path: Path, member: int | None = None, which: str | None = None):
-    """Write one member's weights as a state_dict; `which` is best, last or a step, as in evaluation.
+def export_weights(workdir: Path, path: Path, member: int | None = None, checkpoint: str | None = None):
+    """Write one member's weights as a state_dict; `checkpoint` is best, last or a step, as in evaluation.
 
     They are those that its network sees: of a ternary one the ternary ones, not the floats behind them.
     """
     import torch
 
-    if which == 'calibrated':
+    if checkpoint == CALIBRATED:
         raise UserError('a state_dict has no temperature: use jaxcifar.export, or --checkpoint best')
-    config, members, *_ = load_trained(workdir, which, shown=True)
-    ids = list(config.member_ids)
+    trained = open_trained(workdir, checkpoint)
+    ids = list(trained.config.member_ids)
     if member is None and len(ids) == 1:
         member = ids[0]
     if member not in ids:
-        raise UserError(f'{workdir} has {", ".join(member_names(config))}: choose by --member, one of {ids}')
-    params, stats = members[ids.index(member)]
-    state = to_torch({'params': params, 'batch_stats': stats})
+        raise UserError(
+            f'{workdir} has {", ".join(member_names(trained.config))}: choose by --member, one of {ids}'
+        )
+    state = to_torch(trained.members()[ids.index(member)])
     write_atomically(path, lambda file: torch.save(state, file))
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = command_parser('jaxcifar.torch_weights', __doc__)
     parser.add_argument('--workdir', type=Path, required=True)
     into = parser.add_argument_group('into a workdir')

@@ -34,7 +34,8 @@ from jaxcifar.runs import fusion_log, results
 from jaxcifar.runs.init_from import begin_from, warn_of_seen
 from jaxcifar.runs.metrics import compare_fused, verdict
 from jaxcifar.runs.resolve import finalize
-from jaxcifar.runs.weights import BestWeights, load_trained
+from jaxcifar.runs.trained import open_trained
+from jaxcifar.runs.weights import BestWeights
 from tests.processes import assert_same
 from tests.steps import Run, distance
 
@@ -313,9 +314,9 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     found = train(c, workdir)
 
     # The experts began as the experts' run had them; three epochs at these rates hardly move them.
-    began = load_trained(tmp_path / 'experts').members
-    ended = load_trained(workdir, 'last').members
-    assert 0 < distance([p for p, _ in began], [p for p, _ in ended]) < 0.01
+    began = open_trained(tmp_path / 'experts').members(shown=False)
+    ended = open_trained(workdir, 'last').members(shown=False)
+    assert 0 < distance([m['params'] for m in began], [m['params'] for m in ended]) < 0.01
 
     # The table: on the test images once, and by evaluation the same.
     table = found['fusion']['best']['test']

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxcifar import preview
-from jaxcifar.evaluate import evaluate
+from jaxcifar.evaluate import evaluate, improve_on
 from jaxcifar.export.write import export
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
@@ -76,7 +76,7 @@ def test_evaluate_gives_the_results_of_the_run(run):
     for member, expected in zip(best['members'], results['members']):
         assert member['accuracy'] == pytest.approx(expected['best']['validation_accuracy'])
     assert evaluate(workdir, '12', 'train', flip=True)['images'] == 80
-    beside = evaluate(workdir, 'best', 'test', flip=False, baseline=workdir)['members']
+    beside = improve_on(evaluate(workdir, 'best', 'test')['members'], workdir)
     mean = results['mean']['best']['accuracy']  # of members of one network
     for member in beside:
         assert member['improvement'] == pytest.approx(member['accuracy'] - mean, abs=1e-6)

@@ -51,9 +51,16 @@ def to_dict(config: ConfigDict) -> dict:
 
 
 def from_dict(fields: dict) -> ConfigDict:
-    """Return a config from what `to_dict` made of it; fields that are newer than that have their defaults."""
+    """Return a config from what `to_dict` made of it; fields that are newer than that have their defaults.
+
+    Raises `UserError` where it cannot be of a run: a value that no field may have, or no members.
+    """
     merged = _merge(to_dict(get_config()), fields)
-    return ConfigDict(json.loads(json.dumps(merged), object_hook=_tuples))
+    config = ConfigDict(json.loads(json.dumps(merged), object_hook=_tuples))
+    check_values(config)
+    if not config.member_ids or len(config.member_ids) != config.members:
+        raise UserError(f'expected members={config.members} as member_ids, got {config.member_ids}')
+    return config
 
 
 def _merge(defaults: dict, fields: dict) -> dict:
@@ -69,9 +76,7 @@ def load(path: Path) -> ConfigDict:
     if fields is None:
         raise UserError(f'{path.parent} is not a workdir: it has no {path.name}')
     try:
-        config = from_dict(fields)
-        check_values(config)
-        return config
+        return from_dict(fields)
     except UserError as error:
         remedy = 'put back the file that was written'
         raise UserError(f'{path} is not a jaxcifar file ({error}): {remedy}') from None

@@ -11,9 +11,11 @@ import jaxcifar
 from jaxcifar.config import saved
 from jaxcifar.config.values import flatten
 from jaxcifar.formats.portable import HEAD, FusedHead, Portable
-from jaxcifar.machine.files import read_json
-from jaxcifar.runs import results
+from jaxcifar.machine.files import read_json, reading
+from jaxcifar.machine.text import percent
+from jaxcifar.runs import results as runs_results
 from jaxcifar.runs.metrics import mean_and_std
+from jaxcifar.runs.weights import CALIBRATED
 
 # The fields that say what was done, in the order of the card.
 RECIPE = ('network', 'loss', 'split', 'coupling', 'view', 'epochs', 'batch_size', 'augment', 'optimizer.name',
@@ -23,40 +25,38 @@ RECIPE = ('network', 'loss', 'split', 'coupling', 'view', 'epochs', 'batch_size'
 
 def make_card(
     workdir: Path,
-    which: str,
+    checkpoint: str,
     kind: str,
     members: list[Portable],
     files: list[dict],
     head: FusedHead | None = None,
 ) -> dict:
-    """The card of members of a run, exported to `files`: their name, format, bytes, check and speed."""
+    """Return the card of members of a run and the `files` that they went to, as `write` describes them."""
     config = saved.load(workdir / 'config.json')
-    run = (read_json(workdir / 'run.json') or {}).get('sessions', [{}])[-1]
-    fields = flatten(saved.to_dict(config))
-    found = _results(workdir)
-    images = {m['name']: m.get('train_images') for m in (found or {}).get('members', [])}
-    data = read_json(workdir / 'dataset.json')
-    kind_of_data, _, path = data['name'].partition(':')
-    data['name'] = f'{kind_of_data}:{Path(path).name}' if path else kind_of_data  # where it was is private
+    fields, session, results = flatten(saved.to_dict(config)), _last_session(workdir), _results(workdir)
+    names = [member.about['name'] for member in members]
+    with reading(workdir / 'results.json', 'delete it, and continue the run to have it made again'):
+        counts = {m['name']: m.get('train_images') for m in results['members']} if results else {}
+        seen = {name: None if count is None else int(count) for name, count in counts.items()}
+        accuracy = _accuracy(results, checkpoint, names, config, head is not None) if results else None
     return {
         'made_by': f'jaxcifar {jaxcifar.__version__}',
         'made': datetime.now(UTC).date().isoformat(),
         'format': kind,
-        'checkpoint': which,
-        'data': data,
+        'checkpoint': checkpoint,
+        'data': _data(workdir),
         'training': {
             **{name: fields[name] for name in RECIPE},
-            'commit': run.get('commit', ''),
-            'devices': run.get('devices', []),
-            'packages': run.get('packages', {}),
+            'commit': session.get('commit', ''),
+            'devices': session.get('devices', []),
+            'packages': session.get('packages', {}),
         },
-        'accuracy': found
-        and _accuracy(found, which, [member.about['name'] for member in members], config, head is not None),
+        'accuracy': accuracy,
         'members': [
             {
                 'name': member.about['name'],
                 'parameters': _parameters(member.variables['params']),
-                'train_images': images.get(member.about['name']),
+                'train_images': seen.get(member.about['name']),
                 **({'temperature': member.about['temperature']} if 'temperature' in member.about else {}),
                 **file,
             }
@@ -66,41 +66,63 @@ def make_card(
     }
 
 
+def _data(workdir: Path) -> dict:
+    """Return dataset.json without the folder in which the images were, which is private."""
+    path = workdir / 'dataset.json'
+    data = read_json(path)
+    with reading(path):
+        kind, _, file = data['name'].partition(':')
+        data['name'] = f'{kind}:{Path(file).name}' if file else kind
+        data['images']['train'], data['images']['test'], data['sha256'][:16]  # what the card needs
+    return data
+
+
+def _last_session(workdir: Path) -> dict:
+    """Return what run.json says of the last process, {} where it says nothing."""
+    with reading(workdir / 'run.json', 'delete it: a card does without'):
+        return dict(((read_json(workdir / 'run.json') or {}).get('sessions') or [{}])[-1])
+
+
 def _parameters(tree) -> int:
     return int(sum(np.size(leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def _results(workdir: Path) -> dict | None:
-    """results.json, None where there is none or the run has gone on since."""
-    steps = [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
-    return results.read(workdir, max(steps, default=0))
+    """Return results.json, None where there is none or the run has gone on since."""
+    steps = [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdecimal()]
+    needed = {'members': list, 'mean': dict, 'ensemble': dict, 'selection': str}
+    results = read_json(workdir / 'results.json', **needed)
+    return results if results and results.get('step') == max(steps, default=0) else None
 
 
-def _accuracy(found: dict, which: str, names: list[str], config: ConfigDict, fused: bool) -> dict | None:
-    """What results.json says of these members' weights on the test images, None where it does not."""
-    calibrated = which == 'calibrated'  # the chosen weights, whose predictions a temperature leaves alone
-    which = ('best' if 'best' in found['mean'] else 'last') if calibrated else which
-    scores = [m[which]['test'] for m in found['members'] if m['name'] in names and which in m]
-    if len(scores) != len(names):
+def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDict, fused: bool):
+    """Return what results.json says of these members' weights on the test images, None where it does not.
+
+    Mean and deviation are of the members that are exported.
+    """
+    calibrated = checkpoint == CALIBRATED  # the chosen weights: a temperature leaves predictions alone
+    which = ('best' if 'best' in results['mean'] else 'last') if calibrated else checkpoint
+    scores = {m['name']: m[which]['test'] for m in results['members'] if which in m}
+    if not scores.keys() >= set(names):
         return None
-    mean, std = mean_and_std(scores)
-    error_bar = len(scores) > 1 and results.alike(found) and 'fusion' not in found
-    together = len(found['members']) == len(names) > 1 and not calibrated
+    mean, std = mean_and_std([scores[name] for name in names])
+    error_bar = len(names) > 1 and runs_results.alike(results) and 'fusion' not in results
+    together = len(results['members']) == len(names) > 1 and not calibrated
     return {
         'split': 'test',
-        'selected_on': found['selection'],
+        'selected_on': results['selection'],
         'flip': config.eval.flip,
         'shift': config.eval.shift,
-        'members': {name: score['accuracy'] for name, score in zip(names, scores)},
+        'members': {name: scores[name]['accuracy'] for name in names},
         'mean': mean['accuracy'],
         'std': std['accuracy'] if error_bar else None,
-        'ensemble': found['ensemble'][which]['accuracy'] if together else None,
-        'fused': found['fusion'][which]['test']['fused']['accuracy'] if fused else None,
+        'ensemble': results['ensemble'][which]['accuracy'] if together else None,
+        'fused': results['fusion'][which]['test']['fused']['accuracy'] if fused else None,
     }
 
 
 def to_markdown(card: dict) -> str:
-    """The card for people, README.md of the folder."""
+    """Return the card for people, README.md of the folder."""
     data, recipe = card['data'], card['training']
     size = data['image_size']
     classes = ', '.join(data['classes'][:20]) + (', …' if len(data['classes']) > 20 else '')
@@ -165,26 +187,25 @@ with safe_open('{file}', 'np') as file:  # kernels [h,w,in,out]; file.metadata()
 
 
 def _percent(card: dict, name: str) -> str:
-    return f'{100 * card["accuracy"]["members"][name]:.2f} %' if card['accuracy'] else 'not measured'
+    return percent(card['accuracy']['members'][name]) if card['accuracy'] else 'not measured'
 
 
 def _summary(card: dict) -> str:
-    found = card['accuracy']
-    if found is None:
+    """Return the sentence that says what the weights are worth, on which images, and how they were chosen."""
+    scores = card['accuracy']
+    if scores is None:
         return f'Weights: {card["checkpoint"]}. No accuracy was measured of these.'
     kinds = {'none': 'of the last epoch', 'test': 'chosen on these TEST images'}
-    chosen = kinds.get(found['selected_on'], f'chosen on {found["selected_on"]}')
+    chosen = kinds.get(scores['selected_on'], f'chosen on {scores["selected_on"]}')
     chosen = kinds['none'] if card['checkpoint'] == 'last' else chosen
-    line = f'Test accuracy {100 * found["mean"]:.2f}'
-    line += '' if found['std'] is None else f' ± {100 * found["std"]:.2f}'
-    line += f' %, weights {chosen}'
-    if found['fused'] is not None:
-        line += f'; fused {100 * found["fused"]:.2f} %'
-    if found['ensemble'] is not None:
-        line += f'; the mean of their probabilities {100 * found["ensemble"]:.2f} %'
-    if found['flip'] or found['shift']:
-        mirrored = ' and of its mirror image' if found['flip'] else ''
-        moved = f', also moved by {found["shift"]} px,' if found['shift'] else ''
+    line = f'Test accuracy {percent(scores["mean"], scores["std"])}, weights {chosen}'
+    if scores['fused'] is not None:
+        line += f'; fused {percent(scores["fused"])}'
+    if scores['ensemble'] is not None:
+        line += f'; the mean of their probabilities {percent(scores["ensemble"])}'
+    if scores['flip'] or scores['shift']:
+        mirrored = ' and of its mirror image' if scores['flip'] else ''
+        moved = f', also moved by {scores["shift"]} px,' if scores['shift'] else ''
         line += f'; all with the logits of an image{mirrored}{moved} averaged'
     rounded = any(m['options'].get('fold') or m['options'].get('rest') == 'float16' for m in card['members'])
     line += '; measured before the numbers in these files were rounded (see check)' if rounded else ''
@@ -192,14 +213,14 @@ def _summary(card: dict) -> str:
 
 
 def _fused_row(card: dict) -> list[str]:
-    fused, found = card['fused'], card['accuracy']
+    fused, scores = card['fused'], card['accuracy']
     if not fused:
         return []
-    accuracy = f'{100 * found["fused"]:.2f} %' if found else 'not measured'
+    accuracy = percent(scores['fused']) if scores else 'not measured'
     return [f'| `{fused["file"]}` (all of them) | {fused["parameters"]:,} | | {accuracy} | | |']
 
 
 def _seen(card: dict) -> str:
-    """How many of the training images a member has seen, '' where that is not known."""
+    """Return how many of the training images a member has seen, '' where that is not known."""
     counts = sorted({m['train_images'] for m in card['members'] if m['train_images']})
     return f', of which a member saw {" or ".join(f"{n:,}" for n in counts)}' if counts else ''

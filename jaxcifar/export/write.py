@@ -14,11 +14,14 @@ import numpy as np
 
 from jaxcifar.config import saved
 from jaxcifar.export.card import make_card, to_markdown
-from jaxcifar.export.classifier import Classifier, from_workdir, load, released
+from jaxcifar.export.classifier import Classifier, choose, load
 from jaxcifar.formats import packed, packed_file
 from jaxcifar.formats.portable import CARD, HEAD, SUMS, Portable, write_safetensors, write_sums
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.machine.files import write_bytes, write_json, write_text
+from jaxcifar.runs.released import released
+from jaxcifar.runs.trained import TrainedRun, open_trained
+from jaxcifar.runs.weights import default_checkpoint
 
 IMAGES = 16  # of noise, that a file is tried with
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}  # of logits up to 1; of larger ones relative to the largest
@@ -109,7 +112,7 @@ def export(
     kind: str,
     output: Path | None = None,
     member: str = 'all',
-    which: str | None = None,
+    checkpoint: str | None = None,
     **options,
 ) -> Path:
     """Write a run's members to the folder `output` (WORKDIR/exports/FORMAT), and return it.
@@ -117,7 +120,7 @@ def export(
     Args:
       kind: a key of FORMATS.
       member: all, or one by its name or id.
-      which: best, last, calibrated or a step; None is best, or last where nothing was chosen.
+      checkpoint: best, last, calibrated or a step; None is best, or last where nothing was chosen.
       options: of the format; None is its default.
 
     Raises:
@@ -128,9 +131,11 @@ def export(
     for name in options.keys() - set(how.options):
         raise UserError(f'--{name} is not for --format {kind}')
     _require(*how.packages)
-    config = saved.load(workdir / 'config.json')
-    which = which or ('last' if config.data.validation == 'none' else 'best')
-    members, head = from_workdir(workdir, which, member)
+    trained = open_trained(workdir, checkpoint)
+    if not isinstance(trained, TrainedRun):
+        raise UserError(f'expected the workdir of a run to export, got {workdir}: it is an export already')
+    config, checkpoint = trained.config, checkpoint or default_checkpoint(trained.config)
+    members, head = choose(trained, member)
     head = head if kind == 'release' else None
     folder = (output or workdir / 'exports' / kind).resolve()
     _check_free(folder)
@@ -142,7 +147,7 @@ def export(
         together.coupling = config.coupling
         write_safetensors(new / HEAD, head.about, head.params)
     write_json(new / 'config.json', saved.to_dict(together))
-    card = make_card(workdir, which, kind, members, files, head)
+    card = make_card(workdir, checkpoint, kind, members, files, head)
     if kind == 'release':
         write_json(new / 'dataset.json', card['data'])
         if (workdir / 'metrics.csv').exists():

@@ -25,6 +25,7 @@ from jaxcifar.formats import packed, packed_file
 from jaxcifar.formats.foreign import is_foreign
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading, sha256, write_bytes, write_text
+from jaxcifar.machine.text import show
 from jaxcifar.models import Network, build
 
 SUMS = 'SHA256SUMS'  # as of `sha256sum -c`
@@ -170,21 +171,28 @@ def _check(path: Path, member: Portable):
     if missing:
         raise UserError(f'{path} is not a network of jaxcifar: it does not say its {missing[0]}')
     with reading(path, REMEDY):
-        _check_kinds(about)
-        member.config.member_ids[0]  # raises of a config of another kind
+        check_data(about)
+        if not np.isfinite(about.get('temperature', 1.0)) or not isinstance(about['name'], str):
+            raise ValueError('its name or temperature is of another type')
+        try:
+            member.config  # noqa: B018  a config of another kind raises
+        except UserError as error:
+            raise ValueError(error) from None
         difference = _difference(member.network().shapes(), member.variables)
     if difference:
         raise UserError(f'{path} does not hold a {about["network"]}: {difference}')
 
 
-def _check_kinds(about: dict):
-    """Raise `ValueError` where what a file says of its images is of another type."""
-    texts = [about['name'], about['network'], about['precision'], *about['classes']]
-    numbers = [about['image_size'], *about['mean'], *about['std'], about.get('temperature', 1.0)]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(about['classes'], list):
-        raise ValueError('name, network, precision and classes are not text')
-    if not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers) or len(numbers) != 8:
-        raise ValueError('image_size, mean, std and temperature are not numbers of three channels')
+def check_data(about: dict):
+    """Raise `ValueError` unless classes, image_size, mean and std can be those of a data set."""
+    classes, size, mean, std = (about[name] for name in OF_DATA)
+    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f'expected names as classes, got {show(classes)}')
+    if not (isinstance(size, int) and size > 0):
+        raise ValueError(f'expected a number of pixels as image_size, got {show(size)}')
+    for numbers in mean, std:
+        if len(numbers) != 3 or not np.isfinite(np.array(numbers, float)).all():
+            raise ValueError(f'expected three numbers as mean and std, got {show(numbers)}')
 
 
 def _difference(shapes, variables) -> str:

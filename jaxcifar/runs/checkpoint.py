@@ -143,7 +143,7 @@ class Checkpoints:
             for name, digest in json.loads(self._file(step, SEAL).read_text()).items():
                 if sha256(self._file(step, name)) != digest:
                     raise ValueError('other bytes than were written')
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             damage = f'{name}: {reason}'
         if hosts.anywhere(bool(damage)):

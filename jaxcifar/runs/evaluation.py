@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,21 +14,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxcifar.augment.pipeline import normalise
-from jaxcifar.config import saved
-from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images
-from jaxcifar.engine.couplings import make_head
+from jaxcifar.engine.couplings import has_head, make_head
 from jaxcifar.engine.head import join
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import Weights
 from jaxcifar.machine import hosts
 from jaxcifar.machine.compiler import compiler_options
-from jaxcifar.machine.errors import UserError
-from jaxcifar.runs import resolve
-from jaxcifar.runs.metrics import compare_fused, log_probabilities, mean_of_probabilities, summarise
-from jaxcifar.runs.session import Session, prepare
-from jaxcifar.runs.workdirs import check_dataset
+from jaxcifar.machine.errors import lookup
+from jaxcifar.runs.metrics import (
+    compare_fused,
+    log_probabilities,
+    mean_and_std,
+    mean_of_probabilities,
+    summarise,
+)
+from jaxcifar.runs.session import Session
+from jaxcifar.runs.trained import open_trained
 
 IN_FLIGHT = 4  # batches that the host may be ahead of the devices
 
@@ -111,16 +113,6 @@ def compare(names: list[str], logits: np.ndarray, images: Images) -> dict:
     return compare_fused(logits, names, images.labels, images.class_counts)
 
 
-def _as_trained(dataset: Dataset, trained_on: dict) -> Dataset:
-    """The data set normalised as that which networks learnt; `UserError` where it is of another kind."""
-    found = dataset.num_classes, dataset.image_size
-    wanted = len(trained_on['classes']), trained_on['image_size']
-    if found != wanted:
-        here, there = (f'{classes} classes of {size} pixels' for classes, size in (found, wanted))
-        raise UserError(f'{dataset.name} has {here}, and not {there}: name another --dataset')
-    return replace(dataset, mean=tuple(trained_on['mean']), std=tuple(trained_on['std']))
-
-
 class Scored(NamedTuple):
     """Weights, the step of each of the K members' weights, and logits by the names of the images."""
 
@@ -139,29 +131,32 @@ class Evaluation:
         self.session, self.poll = session, poll
         self.eval_step = make_eval_step(session.config, session.population, session.dataset)
 
+    def images(self, name: str) -> Images:
+        """Return the images called `name`: train, validation, test, or a part of the split."""
+        return lookup('split', dict(self.session.images), name)
+
     def logits(self, weights: Weights, name: str) -> np.ndarray:
-        """Logits of the images called `name`, [K,N,C], or [K+1,N,C] where the coupling has a head."""
-        images, session = self.session.images[name].images, self.session
+        """Return logits of the images called `name`, [K,N,C], or [K+1,N,C] where the coupling has a head."""
+        return self.predict(weights, self.images(name).images)
+
+    def predict(self, weights: Weights, images) -> np.ndarray:
+        """Return as `logits`, of uint8 images [N,H,W,3] or of files."""
+        session = self.session
         return predict_logits(self.eval_step, weights, images, session.config, session.mesh, self.poll)
 
+    def scores(self, logits: np.ndarray, name: str) -> dict:
+        """Return the metrics that `logits` of the images called `name` are worth.
 
-def open_evaluation(
-    workdir: Path,
-    flip: bool = False,
-    config: ConfigDict | None = None,
-    trained_on: dict | None = None,
-) -> Evaluation:
-    """Return the evaluation of a run, or by their `config` of exported networks.
+        members: K with their names; mean and std over them; ensemble; of a coupling with a head also fusion.
+        """
+        images, names = self.images(name), self.session.names
+        members, ensemble = evaluate_logits(logits[: len(names)], images)
+        mean, std = mean_and_std(members)
+        rows = [{'name': name, **scores} for name, scores in zip(names, members)]
+        fusion = {'fusion': compare(names, logits, images)} if has_head(self.session.config) else {}
+        return {'members': rows, 'mean': mean, 'std': std, 'ensemble': ensemble, **fusion}
 
-    trained_on: classes, image_size, mean and std of exported networks. Raises `UserError` where the images
-    are not those of the run.
-    """
-    of_run, config = config is None, config or saved.load(workdir / 'config.json')
-    config.eval.flip = config.eval.flip or flip
-    config.devices = None
-    config.data.root = config.data.root or resolve.data_root()
-    dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
-    session = prepare(config, _as_trained(dataset, trained_on) if trained_on else dataset)
-    if of_run:
-        check_dataset(workdir, session)
-    return Evaluation(session)
+
+def open_evaluation(path: Path) -> Evaluation:
+    """Return the evaluation of a run; `UserError` where the images here are not those of the run."""
+    return Evaluation(open_trained(path).with_images())

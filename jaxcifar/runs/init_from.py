@@ -22,10 +22,10 @@ from jaxcifar.data.splits import Split, make_split
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import TrainState
 from jaxcifar.engine.views import View, is_scale
-from jaxcifar.formats import foreign, packed, portable
+from jaxcifar.formats import foreign, portable
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json
-from jaxcifar.runs.weights import load_trained
+from jaxcifar.runs.trained import open_trained
 
 
 def begin_from(config: ConfigDict, population: Population, state: TrainState) -> TrainState:
@@ -64,22 +64,16 @@ def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
     """
     name, _, checkpoint = source.partition('@')
     path, member_ids = Path(name), config.member_ids
-    if portable.is_portable(path):
-        exported = portable.read(path)
-        here = [m for m in exported if m.config.member_ids[0] in member_ids]
-        return [packed.to_dense(m.variables) for m in (here if len(here) == len(member_ids) else exported)]
-    if path.is_dir():
-        config, members, *_ = load_trained(path, checkpoint or None, shown=config.view == 'none')
-        ids = config.member_ids
-        if set(member_ids) < set(ids):
-            members = [members[ids.index(i)] for i in member_ids]
-        return [{'params': params, 'batch_stats': stats} for params, stats in members]
-    if foreign.is_foreign(path):
+    if foreign.is_foreign(path) and not portable.is_portable(path):
         return [foreign.read(path).fit(shapes, network)]
-    raise UserError(
-        f'init_from: expected a workdir, an export, or a file ending in {", ".join(foreign.ENDINGS)}, '
-        f'got {source}'
-    )
+    if not path.exists():
+        raise UserError(
+            f'init_from: expected a workdir, an export, or a file ending in {", ".join(foreign.ENDINGS)}, '
+            f'got {source}, which is not there'
+        )
+    trained = open_trained(path, checkpoint or None)
+    members, ids = trained.members(shown=config.view == 'none'), trained.config.member_ids
+    return [members[ids.index(i)] for i in member_ids] if set(member_ids) < set(ids) else members
 
 
 def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):

@@ -6,22 +6,22 @@ WORKDIR/calibrated/MEMBER/STEP.npz  the same with the temperature that calibrate
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from jaxcifar.config import saved
 from jaxcifar.config.members import member_names
 from jaxcifar.engine.couplings import has_head, head_parts
-from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import Weights, eval_weights, init_state
+from jaxcifar.engine.views import is_scale
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import read_json, write_arrays
+from jaxcifar.machine.files import write_arrays
 from jaxcifar.runs.checkpoint import Checkpoints
+
+CALIBRATED = 'calibrated'
 
 
 class BestWeights:
@@ -41,29 +41,37 @@ class BestWeights:
         write_arrays(self._file(member, step), tree)
 
     def load(self, member: str, upto: float = math.inf) -> tuple[dict, dict, int]:
-        """(params, batch statistics, step) of the newest stamp not after step `upto`."""
-        tree, stamp = self._read(member, upto)
+        """Return (params, batch statistics, step) of the newest stamp not after step `upto`."""
+        tree, stamp = self._read(member, upto, 'params')
         return tree['params'], tree.get('batch_stats', {}), stamp
 
     def temperature(self, member: str) -> float:
-        """What was saved with the newest weights."""
-        return float(self._read(member, math.inf)[0]['temperature'])
+        """Return what was saved with the newest weights."""
+        return float(self._read(member, math.inf, 'temperature')[0]['temperature'])
 
-    def _read(self, member: str, upto: float) -> tuple[dict, int]:
+    def _read(self, member: str, upto: float, needed: str) -> tuple[dict, int]:
         stamps = [s for s in self.steps(member) if s <= upto]
         if not stamps:
             before = '' if upto == math.inf else f' of step {upto} or before'
-            raise UserError(f'{self.folder / member} holds no {self.folder.name} weights{before}')
+            raise UserError(
+                f'{self.folder / member} holds no {self.folder.name} weights{before}: put them back, or use '
+                '--checkpoint last'
+            )
         path = self._file(member, stamps[-1])
         try:
-            with np.load(path) as file:
-                return unflatten_dict(dict(file), sep='/'), stamps[-1]
+            with path.open('rb') as file:  # which numpy leaves open where it is damaged
+                tree = unflatten_dict(dict(np.load(file)), sep='/')
+            if needed not in tree:
+                raise ValueError(f'it has no {needed}')
         except Exception as error:  # zip, zlib and numpy each have their own
-            raise UserError(f'{path} is damaged: {error}; use --checkpoint last') from None
+            reason = ' '.join(str(error).split())
+            raise UserError(f'{path} is damaged: {reason}; use --checkpoint last') from None
+        return tree, stamps[-1]
 
     def steps(self, member: str) -> list[int]:
-        """The stamps of a member's files, oldest first."""
-        return sorted(int(p.stem) for p in (self.folder / member).glob('*.npz') if p.stem.isdecimal())
+        """Return the stamps of a member's files, oldest first; other names are none of ours."""
+        files = (self.folder / member).glob('[0-9]*.npz')
+        return sorted(int(path.stem) for path in files if path.stem.isdecimal())
 
     def forget_after(self, step: int):
         """Delete what a run wrote that has gone back to `step` and may fare differently from there."""
@@ -83,86 +91,74 @@ class BestWeights:
         return self.folder / member / f'{step}.npz'
 
 
-def load_weights(config: ConfigDict, population: Population, workdir: Path, which: str | None):
-    """(`Weights`, step) of `last`, `best` or a step; each member's own best step for `best`.
+def load_weights(config: ConfigDict, population: Population, workdir: Path, checkpoint: str | None):
+    """Return (`Weights`, step) of the checkpoint called best, last, calibrated or by its step.
 
-    None is `best`, or `last` where nothing was chosen.
+    None is best, or last where nothing was chosen. Of the first two the steps are [K], each member's own.
     """
-    which = which or ('last' if config.data.validation == 'none' else 'best')
-    like = init_state(config, population)
+    checkpoint = checkpoint or default_checkpoint(config)
+    if checkpoint == CALIBRATED:
+        if has_head(config):
+            raise UserError('a fused run calibrates its members alone; use --checkpoint best')
+        return _load_files(config, population, BestWeights(workdir, CALIBRATED))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
         steps = checkpoints.steps()
         if not steps:
             raise UserError(f'{workdir} has no checkpoint yet')
-        if which == 'best':
+        if checkpoint == 'best':
             return load_best(config, population, workdir, steps[-1])
-        if which != 'last' and which not in map(str, steps):
-            raise UserError(f'{workdir} has no checkpoint {which!r}; it has best, last, {steps}')
-        step = steps[-1] if which == 'last' else int(which)
-        return eval_weights(checkpoints.restore(like, step)[0]), step
+        if checkpoint != 'last' and checkpoint not in map(str, steps):
+            raise UserError(f'{workdir} has no checkpoint {checkpoint!r}; it has best, last, {steps}')
+        step = steps[-1] if checkpoint == 'last' else int(checkpoint)
+        return eval_weights(checkpoints.restore(init_state(config, population), step)[0]), step
     finally:
         checkpoints.close()
 
 
+def default_checkpoint(config: ConfigDict) -> str:
+    """Return the name of the weights that stand for a run: best, or last where nothing was chosen."""
+    return 'last' if config.data.validation == 'none' else 'best'
+
+
 def load_best(config: ConfigDict, population: Population, workdir: Path, upto: int):
-    """(`Weights`, steps [K]) of every member's best weights not after step `upto`."""
+    """Return (`Weights`, steps [K]) of every member's best weights not after step `upto`."""
     if config.data.validation == 'none':
         raise UserError('data.validation=none chose no best weights; use --checkpoint last')
     hosts.wait('best weights')  # the first has written them
-    best = BestWeights(workdir)
-    params, stats, steps = zip(*(best.load(m, upto) for m in member_names(config)))
-    head = {part: best.load(part, upto)[0] for part in head_parts(config)} or None
-    return assemble(population, params, stats, head), list(steps)
+    return _load_files(config, population, BestWeights(workdir), upto)
+
+
+def load_temperatures(config: ConfigDict, workdir: Path, checkpoint: str | None) -> np.ndarray:
+    """Return what the members' logits are to be divided by, [K]: 1 but for the calibrated checkpoint."""
+    if checkpoint != CALIBRATED:
+        return np.ones(config.members)
+    return np.array([BestWeights(workdir, CALIBRATED).temperature(name) for name in member_names(config)])
 
 
 def assemble(population: Population, params, stats, head=None) -> Weights:
-    """K members' trees and a head's on the host -> weights on the devices."""
+    """Return K members' trees and a head's on the host as weights on the devices."""
     placed = head and hosts.put(head, population.sharding())
     return Weights(population.assemble(params), population.assemble(stats), placed)
 
 
-def load_calibrated(config: ConfigDict, population: Population, workdir: Path):
-    """(`Weights`, steps [K], temperatures [K]) that `jaxcifar.calibrate` left behind."""
-    if has_head(config):
-        raise UserError('a fused run calibrates its members alone; use --checkpoint best')
-    weights = BestWeights(workdir, 'calibrated')
+def _load_files(config: ConfigDict, population: Population, files: BestWeights, upto: float = math.inf):
     names = member_names(config)
-    params, stats, steps = zip(*(weights.load(name) for name in names))
-    temperatures = np.array([weights.temperature(name) for name in names])
-    return assemble(population, params, stats), list(steps), temperatures
+    params, stats, steps = zip(*(files.load(name, upto) for name in names))
+    for name, shapes, p, s in zip(names, population.shapes(), params, stats):
+        _check_shapes(files.folder / name, {'params': p, 'batch_stats': s}, shapes)
+    head = {part: files.load(part, upto)[0] for part in head_parts(config)}
+    return assemble(population, params, stats, head or None), list(steps)
 
 
-class Trained(NamedTuple):
-    """A run's weights on the host.
-
-    members: K (params, batch statistics); head: params of the coupling's, None where it has none;
-    temperatures: [K], what logits are to be divided by.
-    """
-
-    config: ConfigDict
-    members: list[tuple[dict, dict]]
-    head: Any
-    temperatures: np.ndarray
-
-
-def load_trained(workdir: Path, which: str | None = None, shown: bool = False) -> Trained:
-    """`which` is as in `load_weights`, or calibrated.
-
-    shown: members as their networks see them, instead of what they are made of.
-    """
-    config, description = saved.load(workdir / 'config.json'), read_json(workdir / 'dataset.json')
-    if description is None:
-        raise UserError(f'{workdir} has no dataset.json, which a run writes when it starts')
-    config.devices = 1 if hosts.alone() and not shown else None  # several hosts take part with all
-    shape = len(description['classes']), description['image_size']
-    population = Population(config, *shape, make_mesh(config))
-    temperatures = np.ones(config.members)
-    if which == 'calibrated':
-        weights, _, temperatures = load_calibrated(config, population, workdir)
-    else:
-        weights, _ = load_weights(config, population, workdir, which)
-    # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
-    params = jax.jit(population.show)(weights.params) if shown else weights.params
-    members = population.disassemble(tuple(zip(params, weights.stats)))
-    return Trained(config, members, hosts.fetch(weights.head), temperatures)
+def _check_shapes(path: Path, variables: dict, shapes):
+    """Raise `UserError` unless these are variables of a network; a view may have added its scales."""
+    expected = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep='/').items()}
+    given = {name: leaf.shape for name, leaf in flatten_dict(variables, sep='/').items()}
+    given = {n: shape for n, shape in given.items() if n in expected or not is_scale(n.rpartition('/')[2])}
+    name = min((n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n)), default='')
+    if name:
+        raise UserError(
+            f'{path} holds weights of another network: expected {name} {expected.get(name)}, '
+            f'got {given.get(name)}; use --checkpoint last'
+        )

@@ -17,6 +17,7 @@ from jaxcifar.config import saved
 from jaxcifar.config.values import flatten
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
+from jaxcifar.formats.portable import check_data
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, read_json_or_set_aside, reading, write_json, write_text
@@ -48,6 +49,7 @@ def described(workdir: Path) -> Dataset:
     if about is None:
         raise UserError(f'{workdir} has no {DATASET}, which a run writes when it starts')
     with reading(path):
+        check_data(about)
         shape = 0, about['image_size'], about['image_size'], 3
         images, labels = np.empty(shape, np.uint8), np.empty(0, int)
         mean, std = (tuple(map(float, about[name])) for name in ('mean', 'std'))

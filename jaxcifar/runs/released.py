@@ -1,0 +1,55 @@
+"""A run's members as they leave it: with all that is needed to run them, and nothing of a machine."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxcifar.config import saved
+from jaxcifar.config.members import alone, member_names
+from jaxcifar.data.datasets import Dataset
+from jaxcifar.engine.fusion import NAME
+from jaxcifar.formats.portable import FusedHead, Portable
+
+# Fields that name what is on the machine of whoever trained.
+PRIVATE = ('resume_from', 'init_from', 'compile_cache', 'files.train', 'files.validation',
+           'log.wandb_group', 'log.wandb_name')  # fmt: skip
+
+
+def portable_member(config: ConfigDict, k: int, dataset: Dataset, variables: dict) -> Portable:
+    """Return the member `k` of a run with its variables as the network sees them."""
+    one = alone(config, k)
+    about = {
+        'name': member_names(config)[k],
+        'network': one.network,
+        'options': {name: value for name, value in one.model.items() if value != ''},
+        'precision': one.precision,
+        'classes': list(dataset.classes),
+        'image_size': dataset.image_size,
+        'mean': list(dataset.mean),
+        'std': list(dataset.std),
+        'config': saved.to_dict(released(one)),
+    }
+    return Portable(about, variables)
+
+
+def portable_head(config: ConfigDict, members: list[Portable], params: dict) -> FusedHead:
+    """Return the coupling's head on all members of a run."""
+    classes = len(members[0].about['classes'])
+    sizes = [member.network().feature_size() for member in members]
+    fusion = saved.to_dict(config)['fusion']
+    return FusedHead({'name': NAME, 'classes': classes, 'feature_sizes': sizes, 'fusion': fusion}, params)
+
+
+def released(config: ConfigDict) -> ConfigDict:
+    """Return the config for weights that are what the networks get, without what belongs to a machine."""
+    config = ConfigDict(saved.to_dict(config))
+    kind, _, path = config.dataset.partition(':')
+    with config.ignore_type():
+        config.dataset = f'{kind}:{Path(path).name}' if path else kind
+        config.view, config.coupling, config.ema, config.devices = 'none', 'none', 0.0, 1
+        config.data.root, config.data.workers = None, 0
+        if config.split == 'file' or config.data.validation == 'file':
+            config.split, config.data.validation = 'shared', 'none'
+        for field in PRIVATE:
+            config.update_from_flattened_dict({field: ''})
+    return config

@@ -1,0 +1,241 @@
+"""One door to trained networks: those of a run, of an export, or of a file that others saved.
+
+Commands compute on all devices that there are, however many a run was trained on: its last bits depend on
+their number, and a run's own evaluation takes as many.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcifar.config import saved
+from jaxcifar.config.fields import get_config
+from jaxcifar.data.cifar import CIFAR
+from jaxcifar.data.datasets import Dataset, load_dataset
+from jaxcifar.engine.population import Population
+from jaxcifar.engine.state import Weights
+from jaxcifar.formats import foreign, portable
+from jaxcifar.formats.portable import FusedHead, Portable
+from jaxcifar.machine import hosts
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import reading
+from jaxcifar.models import build
+from jaxcifar.runs import resolve, workdirs
+from jaxcifar.runs.released import portable_head, portable_member
+from jaxcifar.runs.session import Session, prepare
+from jaxcifar.runs.weights import CALIBRATED, assemble, load_temperatures, load_weights
+
+BY_CLASSES = {len(names.split()): name for name, (names, *_) in CIFAR.items()}
+
+
+def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None = None) -> 'Trained':
+    """Return the trained networks at a path; nothing is read but what they are.
+
+    path: a workdir, a folder or a file of `jaxcifar.export`, or a file of PyTorch or safetensors.
+    checkpoint: of a run, as for `load_weights`. dataset: where the images are here, of networks whose
+    config does not say it. Raises `UserError` where there is nothing of the kind.
+    """
+    if not path.exists():
+        raise UserError(f'{path}: no such file or folder')
+    if path.is_dir() and not portable.is_portable(path):
+        if dataset:
+            raise UserError(f'--dataset is for exported networks; {path} is a run, and its config says which')
+        return TrainedRun(path, checkpoint)
+    if checkpoint:
+        raise UserError(f'{path} holds one set of weights: leave out --checkpoint {checkpoint}')
+    return TrainedExport(path, dataset) if portable.is_portable(path) else TrainedFile(path, dataset)
+
+
+class Restored(NamedTuple):
+    """Weights on the devices, and what belongs to them.
+
+    steps: the step, or one a member, None where it is not known; temperatures: [K], what logits are to be
+    divided by.
+    """
+
+    weights: Weights
+    steps: int | list[int] | None
+    temperatures: np.ndarray
+
+    def calibrate(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits [K,N,C] divided by the temperatures; a fused prediction behind them has none."""
+        factors = np.ones(len(logits))
+        factors[: len(self.temperatures)] = self.temperatures
+        return logits / factors[:, None, None]
+
+
+class Trained:
+    """Trained networks that are ready to be put on devices.
+
+    Attributes:
+      config: of all of them together, for all devices.
+      described: classes, image_size, mean and std, in a data set without images.
+    """
+
+    described: Dataset
+
+    def __init__(self, path: Path, config: ConfigDict):
+        self.path, self.config = path, config
+        config.devices = None
+
+    @cached_property
+    def session(self) -> Session:
+        """The networks without any images."""
+        return self._prepare(self.described)
+
+    def with_images(self) -> Session:
+        """Return the session with the images of the config; `UserError` where they are not the networks'."""
+        data = self.config.data
+        data.root = data.root or resolve.data_root()
+        dataset = load_dataset(self.config.dataset, data.root, data.image_size)
+        return self._prepare(self._accept(dataset))
+
+    def restore(self, population: Population) -> Restored:
+        """Return the weights for a population of these networks."""
+        raise NotImplementedError
+
+    def members(self, shown: bool = True) -> list[dict]:
+        """Return K members' {'params': …, 'batch_stats': …} on the host.
+
+        shown: as the networks see them, instead of what these are made of.
+        """
+        return self._on_host(self.restore(self.session.population).weights, shown)
+
+    def portables(self) -> tuple[list[Portable], FusedHead | None]:
+        """Return the members as others get them, and the head of a fused run."""
+        weights, _, temperatures = self.restore(self.session.population)
+        trees = enumerate(self._on_host(weights, shown=True))
+        members = [portable_member(self.config, k, self.described, variables) for k, variables in trees]
+        if self.calibrated:
+            for member, temperature in zip(members, temperatures):
+                member.about['temperature'] = float(temperature)
+        if weights.head is None:
+            return members, None
+        return members, portable_head(self.config, members, hosts.fetch(weights.head))
+
+    calibrated = False  # whether the temperatures belong to the weights
+
+    def _accept(self, dataset: Dataset) -> Dataset:
+        """Return the data set as these networks see it; `UserError` where it is of another kind."""
+        return dataset
+
+    def _prepare(self, dataset: Dataset) -> Session:
+        with reading(self.path / workdirs.CONFIG):  # names of what there is not, in a config that was changed
+            return prepare(self.config, dataset)
+
+    def _on_host(self, weights: Weights, shown: bool) -> list[dict]:
+        population = self.session.population
+        # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
+        params = jax.jit(population.show)(weights.params) if shown else weights.params
+        trees = population.disassemble(tuple(zip(params, weights.stats)))
+        return [{'params': params, 'batch_stats': stats} for params, stats in trees]
+
+
+class TrainedRun(Trained):
+    """The networks of a workdir."""
+
+    def __init__(self, path: Path, checkpoint: str | None):
+        super().__init__(path, saved.load(path / workdirs.CONFIG))
+        self.checkpoint, self.calibrated = checkpoint, checkpoint == CALIBRATED
+
+    @cached_property
+    def described(self) -> Dataset:  # type: ignore[override]
+        with reading(self.path / workdirs.DATASET):
+            return workdirs.described(self.path)
+
+    def with_images(self) -> Session:
+        session = super().with_images()
+        workdirs.check_dataset(self.path, session)
+        return session
+
+    def restore(self, population: Population) -> Restored:
+        weights, steps = load_weights(self.config, population, self.path, self.checkpoint)
+        return Restored(weights, steps, load_temperatures(self.config, self.path, self.checkpoint))
+
+
+class TrainedExport(Trained):
+    """The networks of a folder or a file of `jaxcifar.export`."""
+
+    def __init__(self, path: Path, dataset: str | None):
+        self._members, self._head = portable.read(path), portable.read_head(path)
+        super().__init__(path, portable.config_of(path, self._members))
+        self.config.dataset = dataset or self.config.dataset
+        about = self._members[0].about
+        self.described = _without_images(self.config.dataset, *(about[name] for name in portable.OF_DATA))
+
+    def restore(self, population: Population) -> Restored:
+        weights = assemble(population, *portable.dense(self._members), self._head and self._head.params)
+        temperatures = [1.0 if self._head else m.about.get('temperature', 1.0) for m in self._members]
+        return Restored(weights, None, np.array(temperatures))
+
+    def portables(self) -> tuple[list[Portable], FusedHead | None]:
+        return self._members, self._head
+
+    def _accept(self, dataset: Dataset) -> Dataset:
+        known = self.described
+        here, there = (f'{d.num_classes} classes of {d.image_size} pixels' for d in (dataset, known))
+        if here != there:
+            raise UserError(f'{dataset.name} has {here}, and not {there}: name another --dataset')
+        return replace(dataset, mean=known.mean, std=known.std)
+
+
+class TrainedFile(Trained):
+    """The network whose weights somebody else saved: told by its tensors, where it is not named.
+
+    dataset: by default the CIFAR of as many classes. options: of the network. changes: fields of the config.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        dataset: str | None,
+        network: str | None = None,
+        options: Mapping | None = None,
+        changes: Mapping | None = None,
+    ):
+        weights = foreign.read(path)
+        if network is None:
+            network, options = weights.network()
+        options, classes = dict(options or {}), weights.classes() or 10
+        self._variables = weights.fit(build(network, classes, **options).shapes(), network)
+        dataset = dataset or BY_CLASSES.get(classes)
+        if dataset is None:
+            raise UserError(f'{path} tells {classes} classes apart: name their --dataset')
+        config = get_config()
+        config.network, config.dataset = network, dataset
+        config.model.update(options)
+        config.data.validation = 'none'  # nothing was chosen: `last` is what evaluation takes
+        config.log.tensorboard = False
+        config.update_from_flattened_dict(dict(changes or {}))
+        super().__init__(path, resolve.finalize(config))
+        self.classes = classes
+
+    @cached_property
+    def described(self) -> Dataset:  # type: ignore[override]
+        if self.config.dataset not in CIFAR:
+            return self.with_images().dataset
+        names, mean, std = CIFAR[self.config.dataset]
+        return _without_images(self.config.dataset, names.split(), 32, mean, std)
+
+    def restore(self, population: Population) -> Restored:
+        weights = assemble(population, [self._variables['params']], [self._variables['batch_stats']])
+        return Restored(weights, None, np.ones(1))
+
+    def _accept(self, dataset: Dataset) -> Dataset:
+        if dataset.num_classes != self.classes:
+            raise UserError(
+                f'{self.path} tells {self.classes} classes apart, {dataset.name} has {dataset.num_classes}: '
+                'name another --dataset'
+            )
+        return dataset
+
+
+def _without_images(name: str, classes, image_size: int, mean, std) -> Dataset:
+    images, labels = np.empty((0, image_size, image_size, 3), np.uint8), np.empty(0, int)
+    return Dataset(name, images, labels, images, labels, tuple(classes), tuple(mean), tuple(std))
