@@ -107,6 +107,7 @@ class Harmed:
         except ProcessLookupError:
             pass
         _, err = process.communicate()
+        self.lost_rows |= 'metrics.csv' in err  # the harm may have been an earlier one
         # Where processes come to nothing, as on a busy machine, they are given longer.
         self._patience = SHORTEST if self.saved() > before else min(2 * self._patience, LONGEST)
         status = process.returncode

@@ -8,7 +8,17 @@ import threading
 import numpy as np
 import pytest
 
-from experiments import fusion_4gpu, long_tail_table, mutual_table, record, results, run, sweep, ternary_table
+from experiments import (
+    fusion_4gpu,
+    harms,
+    long_tail_table,
+    mutual_table,
+    record,
+    results,
+    run,
+    sweep,
+    ternary_table,
+)
 from experiments.sweep import Run
 from jaxcifar import main
 from jaxcifar.machine.errors import UserError
@@ -243,3 +253,20 @@ def test_zeros_of_each_layer_are_kept(monkeypatch, tmp_path):
     record.append([tmp_path])
     (row,) = kept['sparsity']
     assert (row['network'], row['layer'], row['members'], row['zeros']) == ('resnet8', 'conv2/kernel', 2, 0.5)
+
+
+def test_a_refused_harm_is_put_right_as_its_line_says(tmp_path):
+    run = harms.Harmed(tmp_path, 0)
+    run.workdir.mkdir()
+    path = run.workdir / 'config.json'
+    run._put_right('deleted config', path, b'{}', 'error: config.json is gone: put the file back, or …\n')
+    assert path.read_bytes() == b'{}' and run.refused == 1
+    run._put_right('deleted config', path, b'', 'error: config.json is gone; choose a new --workdir\n')
+    assert not run.workdir.exists() and run.refused == 2
+    for line in (
+        'error: config.json is gone',
+        'Traceback\nerror: config.json: put it back',
+        'error: put it back',
+    ):
+        with pytest.raises(UserError, match=r'way out|one line'):
+            run._put_right('deleted config', path, b'', line)

@@ -18,6 +18,7 @@ from experiments.results import ON_GPU
 TOGETHER = not ON_GPU  # whether the processes of all ways are alive at once
 PASSES, ROUNDS, SECONDS = (2, 4, 0.5) if ON_GPU else (1, 7, 1)  # of a turn, some
 PAUSE = 0 if ON_GPU else 0.3  # seconds in which the spinning threads of the one before go to sleep
+PATIENCE = 150  # seconds until a way must be built where time is short: max-autotune may take longer
 DEVICE = 'experiments.bench.steps:device'
 OURS, LINEN = 'experiments.bench.steps:ours', 'experiments.bench.steps:linen'
 TORCH = 'experiments.bench.torch_steps:pytorch'
@@ -106,7 +107,7 @@ def take_group(job: Job, group: dict[str, Measured], folder: Path, plan: Plan) -
             make, options = WAYS[way]
             own = folder / way.replace(' ', '_')  # a C++ compiler's words end at a blank
             left = plan.until - time.monotonic()
-            limit = max(left, 1) if left < float('inf') else None
+            limit = min(max(left, 1), PATIENCE) if left < float('inf') else None
             options = {'network': job.network, 'batch': job.batch, **options}
             worker = stack.enter_context(Worker(make, own, limit, **options))
             try:  # before the next is started, which would slow its compiler
