@@ -15,6 +15,7 @@ class Display:
     def __init__(self, sweep: Sweep, follow: bool):
         self._states = {run.name: '' for run in sweep.runs}
         self._follow, self._lock = follow, threading.RLock()
+        # A log file gets lines; a terminal gets one table that is redrawn.
         console = Console()
         self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
 

@@ -42,6 +42,7 @@ def get_sweep(argument: str = '') -> Sweep:
     """Return the sweep; `argument`: WORDS, networks joined by + and rules joined by +, between commas."""
     words = [word for word in argument.split(',') if word]
     grids: dict[str, list[str]] = {'networks': [], 'rules': []}
+    # A word is known by what it names, so words may come in any order.
     for word in words:
         names = word.split('+')
         if set(names) <= set(NETWORKS):
@@ -59,6 +60,7 @@ def get_sweep(argument: str = '') -> Sweep:
         pairs = list(PAIRS.items())
     size: dict[str, Any] = {'dataset': f'npz:{small_cifar10(50_000)}', 'devices': 1} if short else {}
     runs: list[Run] = []
+    # Each network's experts are trained once, however many rules fuse them.
     for network in dict.fromkeys(network for network, _ in pairs):
         runs += before_fusion(network, {**size, **SHORT, 'epochs': EPOCHS} if short else {})
     recipes = ('', 'strong') if 'strong' in words else ('',)

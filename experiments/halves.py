@@ -25,6 +25,7 @@ SHEET, WIDE = 400, 20  # images of a sheet, and in its rows
 def to_sheet(images: np.ndarray) -> np.ndarray:
     """Return uint8 [n,H,W,3] as the bytes of one lossless picture, rows of WIDE images."""
     n, height, width, channels = images.shape
+    # The last row is filled up with black, which costs a picture nothing.
     rows = -(-n // WIDE)
     whole = np.zeros((rows * WIDE, *images.shape[1:]), np.uint8)
     whole[:n] = images
@@ -52,6 +53,7 @@ def split(path: Path, folder: Path) -> list[Path]:
     small = {name: array for name, array in arrays.items() if name not in ('x_train', 'x_test')}
     small |= {'digest': np.array(_digest(arrays)), 'side': np.array(arrays['x_train'].shape[1])}
     halves, count = [dict(small), dict(small)], 0
+    # Sheets go to the halves in turn, so both come to about the same size.
     for part in ('x_train', 'x_test'):
         for start in range(0, len(arrays[part]), SHEET):
             halves[count % 2][f'{part} {start}'] = to_sheet(arrays[part][start : start + SHEET])
@@ -78,6 +80,7 @@ def join(halves: list[Path], path: Path):
             if f'{part} {start}' in arrays
         ]
         images[part] = np.concatenate(sheets or [np.zeros((0, side, side, 3), np.uint8)])
+    # A half of another set, or one half twice, gives other images: never use them.
     if _digest(images) != str(arrays['digest']):
         raise UserError(f'expected two halves of one set, got others: {", ".join(map(str, halves))}')
     others = {name: array for name, array in arrays.items() if ' ' not in name and name != 'digest'}
@@ -87,11 +90,13 @@ def join(halves: list[Path], path: Path):
 def collect(carried: Path, data: Path) -> list[str]:
     """Keep what has been carried in the data folder; return the names of all sets that are whole there."""
     data.mkdir(parents=True, exist_ok=True)
+    # What arrives is kept at once, since the next call replaces it.
     for path in carried.glob('*-[01].npz'):
         shutil.copyfile(path, data / path.name)
     for first in data.glob('*-0.npz'):
         name = first.name.removesuffix('-0.npz')
         second, whole = data / f'{name}-1.npz', data / f'{name}.npz'
+        # The set is joined as soon as its second half is there, in whatever order they came.
         if second.exists() and not whole.exists():
             join([first, second], whole)
     return sorted(path.stem for path in data.glob('*.npz') if not path.stem.endswith(('-0', '-1')))

@@ -93,6 +93,7 @@ class Harmed:
         """Start a process and do it or its files the harm; return whether it came to its end before."""
         if harm in TO_FILE:
             return self._harm_file(harm)
+        # A damaged checkpoint must be noticed by the next process, which is then killed as usual.
         if harm in TO_CHECKPOINT:
             self._harm_checkpoint(harm)
         before, process = self.saved(), self.start(self.workdir)
@@ -111,6 +112,7 @@ class Harmed:
         # Where processes come to nothing, as on a busy machine, they are given longer.
         self._patience = SHORTEST if self.saved() > before else min(2 * self._patience, LONGEST)
         status = process.returncode
+        # Any other exit status is a fault: of the program, or of this one.
         good = {'full disk': (0, 1), 'sigterm': (0, EXIT_PREEMPTED)}.get(harm, (0, -signal.SIGKILL))
         if status not in good or (status == 1 and NO_SPACE not in err):
             raise UserError(f'{harm} in {self.workdir}: exit status {status}: {err}')
@@ -127,6 +129,7 @@ class Harmed:
             path.write_bytes(self.rng.choice(damages))
         else:
             path.unlink(missing_ok=True)
+        # The next process must make the file again, warn of what is lost, or refuse.
         process = self.start(self.workdir)
         self._wait(process, harm)
         if harm != 'damaged results':
@@ -144,6 +147,7 @@ class Harmed:
         lines = [line for line in err.splitlines() if line.startswith('error: ')]
         if len(lines) != 1 or 'Traceback' in err or path.name not in lines[0]:
             raise UserError(f'{harm} in {self.workdir} must end in one line about {path.name}, got: {err}')
+        # The remedy in the line is applied by its words, as a user would.
         if re.search(r'\b(put|copy|bring)\b.*\bback\b|\brestore\b', lines[0]):
             path.write_bytes(kept)
         elif re.search(r'\b(new|empty) (--)?workdir\b|\bbegin anew\b', lines[0]):

@@ -30,6 +30,7 @@ def full() -> Sweep:
     """Return the whole table: weeks on a CPU, some hours on a GPU."""
     pair = 'resnet32+wideresnet28_2'
     runs = [alone(network, {}) for network in pair.split('+')]
+    # Nodes that teach each other are one sample, so each seed is a run of its own.
     for seed in SEEDS:
         runs += [together('resnet32', nodes, seed, {}) for nodes in (2, 3, 4)]
         runs.append(together(pair, 2, seed, {}))
@@ -72,6 +73,7 @@ def together(network: str, nodes: int, seed: int, size: dict) -> Run:
 def small_cifar10(images: int = IMAGES) -> Path:
     """Return a file of the first images of CIFAR-10, each pixel the mean of four."""
     path = Path('runs') / f'cifar10-16x16-{images}.npz'
+    # Made once, and shared by all runs and by other tables.
     if not path.exists():
         data = load_dataset('cifar10', os.environ.get('JAXCIFAR_DATA', 'data'))
         path.parent.mkdir(exist_ok=True)

@@ -62,11 +62,13 @@ class Loan:
     def take(self, name: str):
         """Run a step; raises `Preempted` where its time is over, and `UserError` where it fails."""
         step, start = STEPS[name], time.monotonic()
+        # A step has its share at most: what comes later is worth something too.
         until = start + min(self.left(), step.most)
         fields = {'workdir': shlex.quote(str(self.workdir)), 'seconds': f'{until - start:.0f}'}
         for command in (step.small if self.small else step.command).format(**fields).split(' && '):
             print(f'[{name}] python -m {command}', flush=True)
             status = self._run(name, shlex.split(command), until)
+            # Stopped, not failed: a training has saved, and rows that exist are kept.
             if status is None:
                 raise Preempted(f'{name} was stopped in time; the same command goes on there')
             if status:
@@ -100,6 +102,7 @@ class Loan:
         newest = max((path.stat().st_mtime for path in rows), default=0.0)
         if newest <= self._packed:
             return
+        # Small files only: a loan gives few megabytes back.
         files = [*rows, *self.logs.glob('*.log')]
         files += [path for kept in KEPT for path in self.workdir.glob(f'**/{kept}')]
         self.out.mkdir(parents=True, exist_ok=True)
@@ -159,6 +162,7 @@ def rehearse(args: argparse.Namespace, names: list[str]) -> list[str]:
         whole.parent.mkdir(parents=True, exist_ok=True)
         np.savez(whole, **arrays)  # type: ignore[arg-type]
         halves.split(whole, carried)
+    # As on the day: the first call brings one half of each set, the second the other.
     for call in range(2):
         args.carried = args.workdir / f'call{call}'
         args.carried.mkdir(exist_ok=True)

@@ -58,6 +58,7 @@ class Finished(NamedTuple):
 def read(workdir: Path) -> Finished:
     """Return what a finished run's files say; `UserError` where it is none."""
     config, found, run = (read_json(workdir / f'{name}.json') for name in ('config', 'results', 'run'))
+    # A run that was stopped has no results, and its row would be of another number.
     if not (config and found and run):
         raise UserError(f'expected a finished run in {workdir}, got a folder without its results.json')
     with open(workdir / 'timing.csv') as file:
@@ -95,6 +96,7 @@ def rows(workdir: Path) -> Iterator[dict]:
         'selection': found['selection'],
         'images_per_second': round(float(np.median(rates))),
     }
+    # One member has no spread, and its ensemble is itself.
     several, network = config['members'] > 1, config['network']
     # A ± of members that differ would look like an error bar.
     alike = several and not found.get('own_images') and 'fusion' not in found
@@ -119,6 +121,7 @@ def _rounded(scores: dict[str, float]) -> dict[str, float]:
 
 def sparsity_rows(workdir: Path) -> Iterator[dict]:
     """Yield the share of zeros in each ternary layer, mean over members."""
+    # A layer's share of zeros is the mean over the members of its network.
     layers: dict[tuple[str, ...], list[float]] = {}
     if (workdir / sparsity.FILE).exists():
         with open(workdir / sparsity.FILE) as file:
@@ -146,6 +149,7 @@ def long_tail_rows(workdir: Path) -> Iterator[dict]:
     if not calibration or 'long_tail' not in config.get('split', ''):
         return
     run, dataset = read(workdir), read_json(workdir / 'dataset.json')
+    # Areas of another step than the calibrated one are of other weights.
     rejected = read_json(workdir / 'rejection.json', {})
     areas = rejected['parts']['test'] if rejected.get('step') == calibration['step'] else {}
     # The chosen weights come first, where there are any.

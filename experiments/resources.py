@@ -77,6 +77,7 @@ def resources(sweep: Sweep, args: argparse.Namespace) -> Resources:
 def checked(fields: dict[str, Any]) -> Resources:
     """Return the resources of these fields; `UserError` where one cannot be."""
     fields = dict(fields)
+    # Numbers first: what follows counts with them.
     for name in LEAST.keys() & fields.keys():
         fields[name] = whole(_flag(name), fields[name], LEAST[name])
     for name in ('partition', 'account', 'memory', 'time', 'setup', 'gpus'):
@@ -86,6 +87,7 @@ def checked(fields: dict[str, Any]) -> Resources:
             raise UserError(f'{_flag(name)} must be a name as sbatch knows it, got {fields[name]!r}')
     options = fields.get('sbatch', ())
     fields['sbatch'] = tuple([options] if isinstance(options, str) else options)
+    # What is left is checked by reading it as the scripts will.
     ask = Resources(**fields)
     parse_gpus(ask.gpus)
     times(ask.memory, 1)

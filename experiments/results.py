@@ -42,6 +42,7 @@ def write_rows(path: Path, rows: Sequence[dict], columns: Sequence[str] = ()):
         with path.open() as file:
             if next(csv.reader(file)) != columns:
                 raise ValueError(f'{path} has other columns than {",".join(columns)}: move it away first')
+    # Appended, so that rows that are there are never rewritten.
     with path.open('a', newline='') as file:
         writer = csv.DictWriter(file, columns, extrasaction=extra, lineterminator='\n')
         if new:

@@ -54,6 +54,7 @@ class Runner:
     def run(self):
         """Train all runs, each when those that it comes after are finished."""
         waiting, going = list(enumerate(self.sweep.runs)), set[Future]()
+        # Threads only wait for processes; a run is submitted when all that it comes after is finished.
         with ThreadPoolExecutor(self.jobs) as pool:
             while waiting or going:
                 for number, run in list(waiting):
@@ -86,6 +87,7 @@ class Runner:
             say(f'finished before, {score(workdir)}')
             return
         status = 0 if has_ended(run, self.folder) else self._train(number, run)
+        # A run that was stopped is not tried again: somebody wants it to stop.
         for retry in range(self.retries):
             if status in (0, EXIT_PREEMPTED) or self.stopped:
                 break
@@ -172,6 +174,7 @@ def run_here(sweep: Sweep, folder: Path, jobs: int, retries: int, follow: bool):
 
 def collect(sweep: Sweep, folder: Path):
     """Keep the numbers of what jobs have finished, and write the results."""
+    # Jobs only train; their numbers are kept here, by one process.
     for run in sweep.runs:
         if not is_finished(run, folder) and has_ended(run, folder):
             keep(run, folder)
@@ -209,6 +212,7 @@ def main():
     jobs, retries = whole('--jobs', args.jobs, 1), whole('--retries', args.retries, 0)
     sweep = load(args.sweep)
     path, _, argument = args.sweep.partition(':')
+    # The folder's name is made of the argument, which may hold a path.
     name = '-'.join(filter(None, [Path(path).stem, argument]))
     folder = args.workdir or Path('runs') / re.sub(r'[^\w.+=,-]', '-', name)
     if args.test_only and not args.slurm:

@@ -100,6 +100,7 @@ def script(job: Job, folder: Path, ask: Resources) -> str:
         '',
         'train() {  # NUMBER NAME ARGUMENTS: what it prints is in NAME.log, and here behind its name',
         '    local number=$1 name=$2 line; shift 2',
+        # The line's prefix is printed by bash itself: in a pattern of sed, a name could act.
         f'    srun {_srun(ask)} {python} -u -m jaxcifar.main "$@" 2>&1 | tee -a "$folder/$name.log" |',
         '        while IFS= read -r line || [ -n "$line" ]; do',
         '            printf "[task-%s-%s] %s\\n" "$number" "$name" "$line"',
@@ -157,6 +158,7 @@ def _command(run: Run, folder: Path) -> str:
 
 def collector(sweep: str, folder: Path, ask: Resources) -> str:
     """Return the last job, which writes the results."""
+    # The last job needs neither a GPU nor the nodes that have them.
     kept = tuple(option for option in ask.sbatch if option.lstrip('-').partition('=')[0] in FOR_RESULTS)
     ask = ask._replace(gpus=0, cpus=1, nodes=1, memory='4G', time='30:00', sbatch=kept)
     command = [sys.executable, '-m', 'experiments.run', sweep, '--workdir', str(folder), '--collect']
@@ -185,6 +187,7 @@ def submission(todo: list[Job], folder: Path, packed: bool) -> str:
         '',
     ]
     for job in todo:
+        # In an array, a run waits for just those tasks that it comes after.
         needs = [
             f'${{{name}}}' + ('' if packed else f'_{i}') for name, i in map(place.__getitem__, job.after)
         ]

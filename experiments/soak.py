@@ -34,6 +34,7 @@ def differences(run: Harmed) -> list[str]:
     places = run.workdir, run.reference
     names = sorted({p.relative_to(place) for place in places for q in patterns for p in place.glob(q)})
     different = [str(name) for name in names if not _alike(run, name)]
+    # Checkpoints are compared by their arrays: orbax's own files hold times.
     checkpoint = f'checkpoints/{run.saved()}'
     ours, theirs = (_state(place / checkpoint) for place in places)
     if [leaf.tobytes() for leaf in ours] != [leaf.tobytes() for leaf in theirs]:
@@ -79,6 +80,7 @@ def main(harms: str = '200', seed: str = '0', minutes: str = 'inf'):
     with tempfile.TemporaryDirectory(prefix='soak-') as folder:
         run = Harmed(Path(folder), int(seed))
         run.finish(run.reference)
+        # A harm that came after the run's end did nothing, and does not count.
         while counts.total() < int(harms) and time.monotonic() - start < 60 * float(minutes):
             harm = run.choose()
             ended = run.do(harm)

@@ -32,6 +32,7 @@ def submit(sweep: Sweep, folder: Path, args: argparse.Namespace):
     ask, place = resources(sweep, args), folder.absolute() / 'slurm'
     if re.search(r'[\x00-\x1f]', str(place)):
         raise UserError(f'--workdir must be a path without control characters, got {str(folder)!r}')
+    # Everything is checked and written as text before the first file is made.
     todo = jobs(sweep, folder, ask.pack)
     if not todo:
         print(f'all of {folder} is finished; --collect makes the table')
@@ -49,6 +50,7 @@ def submit(sweep: Sweep, folder: Path, args: argparse.Namespace):
         return
     if shutil.which('sbatch') is None:
         raise UserError('there is no sbatch here; --dry-run writes the scripts only')
+    # sbatch's own check comes for all jobs before any is in the queue.
     for name in scripts:
         _call(f'{name}.sbatch', place, 'sbatch', '--test-only', f'{name}.sbatch')
     if args.test_only:
@@ -94,5 +96,6 @@ def _call(what: str, place: Path, *command: str) -> str:
     said = [re.sub(r'^(sbatch|allocation failure|error)\W+', '', line) for line in done.stderr.splitlines()]
     said = [re.sub(r'^(error|allocation failure)\W+', '', line).strip() for line in said]
     reason = next(filter(None, said), f'exit status {done.returncode}')
+    # The first remedy that fits sbatch's words; else the script itself must tell.
     helps = [remedy for word, remedy in REMEDIES.items() if word in ' '.join(said).lower()]
     raise UserError(f'sbatch refused {what}: {reason}; {(helps or [f"the script is in {place}"])[0]}')

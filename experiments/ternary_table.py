@@ -70,6 +70,7 @@ def recipes() -> Sweep:
     for row, changes in RECIPES.items():
         name = row.replace(',', '').replace(' ', '-')
         runs.append(Run(f'recipe-{name}', row, config, {**ALL_IMAGES, **SEEDS, **changes}))
+    # The teacher of floats sees the same images, and both learn from each other.
     pair = {'members': 2, 'view': 'none+ternary', 'coupling': 'mutual', 'mutual.temperature': 3}
     runs += [Run(f'recipe-taught-{s}', TAUGHT, config, {**ALL_IMAGES, **pair, 'seed': s}) for s in (1, 2, 3)]
     title = 'Ternary ResNet-18 on CIFAR-10 by TWN, 300 epochs where not said otherwise, last epoch'

@@ -40,6 +40,7 @@ CHOSEN = ('resnet18', 'resnet32', 'wideresnet28_10', 'densenet121', 'resnext29_8
 
 def cpu_batch(name: str) -> int:
     """Return the power of two from 16 to 128 whose step is some 100 GFLOP."""
+    # A step is about three forward passes: forward, and both gradients of each product.
     images = 100e9 / 3 / describe(name, CLASSES)['flops']
     return int(2 ** np.clip(np.log2(images).round(), 4, 7))
 
@@ -91,12 +92,14 @@ def main():
     if min(plan.passes, plan.rounds) < 1:
         raise UserError(f'--passes and --rounds must be at least 1, got {args.passes} and {args.rounds}')
     names = args.networks or CHOSEN
+    # All names are checked before minutes of measuring begin.
     for name in names:
         lookup('network', NETWORKS, name)
     # The device is asked in a process that ends: one that has asked keeps a GPU's memory.
     with tempfile.TemporaryDirectory() as folder, Worker(compare.DEVICE, Path(folder)) as worker:
         device = worker.answer()
     here, groups = results.here(device['kind']), []
+    # A GPU's step has to fill it; a CPU's must end within a second or so.
     sizes = args.batch or ('128,512' if ON_GPU else '')
     for name in names:
         for size in map(int, sizes.split(',')) if sizes else [cpu_batch(name)]:
@@ -104,6 +107,7 @@ def main():
             if rows := compare.rows_of(job, ways, plan):
                 groups.append(rows)
     Console(width=160).print(comparison.table(groups))
+    # The picture shows older rows of this machine too, so it does not shrink with --ways.
     if pictured := comparison.newest(results.read('bench'), here):
         comparison.draw(pictured)
     return None

@@ -33,10 +33,12 @@ def main(size: str = '128'):
     batch = jax.device_put(first_batch(dataset, int(size)))
     turns: dict[str, Turn] = {n: turn_of(build(n, dataset, int(size))) for n in NETWORKS}
     for name in (*MORE, *PRESETS):
+        # Compiled alone, while in training it is a part of the step and fused with it.
         augment = jax.jit(Augmentation(name, dataset.mean, dataset.std), compiler_options=compiler_options())
         turns[name] = partial(clock, partial(augment, jax.random.key(0), batch, np.int32(0)), CALLS)
     here, measured = results.here_pinned(), dict[str, Times]()
     print(f'{"batch of " + size:30} {"ms":>8}' + ''.join(f'{n:>10}' for n in NETWORKS))
+    # The networks have their turns first, so that their medians are known when shares are.
     for last, times in take_turns(turns, ROUNDS, warm=1):
         measured[last] = times
         if not set(NETWORKS) <= set(measured):

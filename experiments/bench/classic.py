@@ -27,6 +27,7 @@ class Pictures:
 
     def __init__(self, dataset: Dataset, augment: str):
         self.images, self.labels = np.asarray(dataset.x_train), dataset.y_train
+        # PIL's transforms come before the tensor, erasing behind it, as in torchvision's recipes.
         before, after = MORE[augment]
         self.transform = transforms.Compose([
             transforms.RandomCrop(dataset.image_size, padding=4),

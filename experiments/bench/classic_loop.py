@@ -29,6 +29,7 @@ BATCH, WORKERS = 128, 2
 
 def loaders(dataset: Dataset, workers: int, drop_last: bool) -> tuple[DataLoader, DataLoader]:
     """Return the loaders of the training and of the test images."""
+    # Both are made alike; the test images' transform is then replaced.
     train, test = Pictures(dataset, 'crop and flip'), Pictures(dataset, 'crop and flip')
     test.images, test.labels = np.asarray(dataset.x_test), dataset.y_test
     test.transform = transforms.Compose(
@@ -104,6 +105,7 @@ def main(name: str, data: str, epochs: str, form: str = ''):
         for epoch in range(int(epochs)):
             start = time.perf_counter()
             loop.train(train, schedule)
+            # The hits are summed on the device and fetched once.
             accuracy = loop.hits(test) / len(dataset.y_test)
             torch.save([loop.network.state_dict(), loop.optimizer.state_dict()], Path(folder) / 'last.pt')
             seconds = time.perf_counter() - start

@@ -58,6 +58,7 @@ def line(rows: Rows) -> list[str]:
     named = {row['way']: row for row in rows}
     mine, theirs = best(rows, 'ours'), best(rows, 'torch')
     rivals = best(float32(rows), 'torch'), best(bfloat16(rows), 'torch')
+    # Ours of a type is compared with the fastest form of that type, then of any.
     ratios = (rate(best(some, 'ours')) / rate(best(some, 'torch')) for some in (float32(rows), rows))
     return [
         f'{rows[0]["network"]}\n({rows[0]["batch"]})',
@@ -84,6 +85,7 @@ def table(groups: list[Rows]) -> Table:
 def newest(rows: Rows, here: dict[str, str]) -> list[Rows]:
     """Return the last row of each way, by network and batch, of those measured on a machine as this one."""
     groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    # Later rows replace earlier ones: the file is in the order of measuring.
     for row in rows:
         if all(row[key] == here[key] for key in ('device', 'machine')):
             groups.setdefault((row['network'], row['batch']), {})[row['way']] = row
@@ -102,6 +104,7 @@ def draw(groups: list[Rows]):
         'PyTorch, its fastest in bfloat16': (bfloat16, 'torch', 'tab:orange'),
     }
     figure, axes = plt.subplots(figsize=(8, 1.3 + 0.8 * len(groups)), layout='constrained')
+    # All bars of a network are relative to one rate: PyTorch's best in float32.
     theirs = np.array([rate(best(float32(rows), 'torch')) for rows in groups])
     for place, (name, (of_type, start, colour)) in enumerate(shown.items()):
         bars = [best(of_type(rows), start) for rows in groups]

@@ -55,6 +55,7 @@ class Bench:
         self.order = Order(self.config, np.arange(len(self.dataset.y_train)), 1)
         self.state = init_state(self.config, self.population)
         self.step = self._step(self.dataset)
+        # The classic stream has augmented its images already.
         self.config.augment = 'none'
         # Classic images are normalised already: this takes nothing out of them.
         self.classic_step = self._step(replace(self.dataset, mean=(0.0,) * 3, std=(1 / 255,) * 3))
@@ -87,6 +88,7 @@ class Bench:
     def _rate(self, source, use: Callable, steps: int) -> dict[str, float]:
         """Return the images a second of a source; `use(batch, i)` gives what is to be ready in the end."""
         done, start = None, 0.0
+        # What loaders hold in store must not count, so some batches go before the clock starts.
         for i in range(WARM + steps):
             if i == WARM:
                 jax.block_until_ready(done)
@@ -134,6 +136,7 @@ def main(dataset: str = 'cifar10', network: str = 'resnet8'):
         print(f'{what:56} {rate:12,.0f} images/s  ({low:,.0f} to {high:,.0f})', flush=True)
         times[what] = measured
     medians = {what: measured.median('images_per_second') for what, measured in times.items()}
+    # The classic pipeline is the measure of both loaders.
     for workers in (0, 2):
         base = medians[f'classic, crop and flip, {workers} workers: prepared']
         ratios = (f'{w} {medians[w] / base:,.1f}x' for w in medians if 'alone' in w or 'loader, crop' in w)

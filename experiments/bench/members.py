@@ -44,6 +44,7 @@ def build(network: str, batch: int, size: int, way: str, members: int, devices: 
 
 def collectives(step: OurStep) -> tuple[str, int]:
     """Return what a step exchanges between devices, as '1 all-gather', and the bytes of it on each."""
+    # The compiled text names each exchange with the shapes of its results.
     calls = re.findall(rf'= (.+?) ({COLLECTIVES})(?:-start)?\(', step.program.as_text())
     kinds = [kind for _, kind in calls]
     arrays = [a for shapes, _ in calls for a in re.findall(r'(\w+)\[([\d,]*)\]', shapes)]

@@ -27,6 +27,7 @@ def noise_dataset(count: int, size: int = 32) -> Dataset:
 
 def first_batch(dataset: Dataset, count: int) -> dict[str, np.ndarray]:
     """Return the first `count` training images as the loaders give them to a step."""
+    # Augmentations that alternate between epochs look at the images' numbers.
     index = np.arange(count)
     return {'image': np.asarray(dataset.x_train[index]), 'label': dataset.y_train[index], 'index': index}
 
@@ -55,6 +56,7 @@ class OurStep:
         self.init_seconds = time.perf_counter() - start
         self.batch = self._put(first_batch(dataset, config.batch_size), made)
         step = make_train_step(config, made, dataset, 100, self.state)
+        # Training's own step is measured as it is, unless a change asks for another.
         if donated != 0 or options is not None:
             # A jitted function's options can be added to but not taken back, so it is jitted anew.
             known = {name: value for name, value in (options or {}).items() if value is not None}

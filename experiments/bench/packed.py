@@ -40,6 +40,7 @@ def member(network: str, form: str) -> Portable:
         'std': std,
     }
     variables = build(network, 10).init((0, 0))
+    # Norms and biases stay float32.
     if form == 'bfloat16':
         cast = jax.tree.map(lambda leaf: leaf.astype(form) if leaf.ndim > 1 else leaf, variables)
         return Portable(about, cast)
@@ -58,6 +59,7 @@ def prepare(network: str, form: str, batch: int) -> tuple[Turn, dict[str, int]]:
     """Return a call's turn, and the bytes that the weights and the compiled program take."""
     model = Classifier([member(network, form)])
     images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)
+    # Compiled beforehand: its memory analysis says what a call needs.
     program = model.function.lower(model.weights, images).compile()
     memory: Any = program.memory_analysis()
     sizes = {
@@ -72,6 +74,7 @@ def main(network: str = 'resnet18', *batches: str):
     here = {**results.here_pinned(), 'jax': jax.__version__}
     print(f'{"weights":10} {"batch":>5} {"weights, MB":>12} {"scratch, MB":>12} {"ms a call":>10}')
     for batch in map(int, batches or ('1', '256')):
+        # All forms of a batch are there before the first turn, and take turns with each other.
         forms = {form: prepare(network, form, batch) for form in ('float32', 'bfloat16', *packed.CODES)}
         for form, times in take_turns({form: turn for form, (turn, _) in forms.items()}, ROUNDS, warm=1):
             sizes, ms = forms[form][1], round(times.median('ms'), 1)

@@ -59,6 +59,7 @@ def run(name: str, command: list[str], folder: Path) -> dict[str, float]:
         shutil.rmtree(folder, ignore_errors=True)
     if name.startswith('ours'):
         command = [*command, '--workdir', str(folder / name)]
+    # The cores' seconds include those of all workers that the training has waited for.
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=os.environ)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)

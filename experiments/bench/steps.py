@@ -40,6 +40,7 @@ class PlainLayers(Layers):
 def ours(network: str, batch: int, **fields) -> Step:
     """Return the step of `python -m jaxcifar.main`, without augmentation, with these fields changed."""
     config = single.get_config(f'{network},cifar100')
+    # The others' steps do not augment either, and run on one device.
     config.update_from_flattened_dict({'augment': 'none', 'batch_size': batch, 'devices': 1, **fields})
     step = OurStep(config, noise_dataset(batch))
     report = {'init_seconds': step.init_seconds, 'compile_seconds': step.compile_seconds}
@@ -54,6 +55,7 @@ def linen(network: str, batch: int) -> Step:
     images, labels = noise(batch)
     given = jax.device_put(((images.astype(np.float32) / 255 - 0.5) / 0.25, labels))
     shapes = jax.eval_shape(model.init, jax.random.key(0), given[0])
+    # Any weights do: what is measured does not depend on them, and an eager init is slow.
     variables = jax.tree.map(lambda leaf: 0.05 * np.random.default_rng(0).normal(size=leaf.shape), shapes)
     variables = jax.tree.map(lambda leaf: jax.device_put(leaf.astype(np.float32)), variables)
 
@@ -101,6 +103,7 @@ def device() -> Step:
 def fastest_product() -> float:
     """Return the FLOP/s of a product of float32 matrices on all cores, the fastest of many."""
     product, rates = jax.jit(lambda a: a @ a), []
+    # The fastest of many: other programs can only slow a product down.
     for n in (1024, 2048):
         a = jnp.ones((n, n))
         for _ in range(10):

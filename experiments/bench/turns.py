@@ -71,11 +71,13 @@ def take_turns(
         # A copy: a way leaves the rounds when it fails, and in the last one after its turn.
         for name, turn in list(going.items()):
             times[name].take(turn)
+            # A warm turn compiles, allocates or tunes; its readings say nothing.
             if number < 0:
                 times[name].readings.clear()
             if last or times[name].failed:
                 del going[name]
                 yield name, times[name]
+        # A round is as long as its ways together; the slowest so far predicts the next.
         longest = max(longest, time.monotonic() - began)
         if not going:
             return

@@ -41,6 +41,7 @@ def turn_of(step: OurStep):
 def main(network: str = 'resnet18', size: str = '32'):
     """Measure, append and print."""
     dataset = load_dataset('cifar10', finalize(single.get_config()).data.root)
+    # All are compiled before the first turn.
     steps = {name: build(network, dataset, int(size), **fields) for name, fields in VIEWS.items()}
     here = results.here_pinned()
     turns = {name: turn_of(step) for name, step in steps.items()}
