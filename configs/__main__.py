@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from jaxcifar.config.command_line import documented_fields
+from jaxcifar.config.fields import FIELDS
 
 MARKS = re.compile(r' *\[(K|resumable|auto[^]]*)\]')
 RUN = 'The run'
@@ -28,6 +29,8 @@ def tables() -> dict[str, list[str]]:
     """Return {group: the rows of its table} of jaxcifar.config.fields, the run's own fields first."""
     groups: dict[str, list[str]] = {}
     for field, default, comment in documented_fields():
+        if choices := ' | '.join(FIELDS[field].choices):
+            comment = f'{choices}: {comment}'
         marks = ', '.join(f'[{mark}]' if mark == 'K' else mark for mark in MARKS.findall(comment))
         cells = f'`{field}`', f'`{default}`' if default else '', MARKS.sub('', comment), marks
         row = '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'

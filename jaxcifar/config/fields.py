@@ -195,7 +195,7 @@ def _declare() -> Group:
     c.log = Group()
     c.log.every_steps = whole(0)  # rows of training metrics within an epoch; 0 is off [resumable]
     c.log.tensorboard = True  # event files in WORKDIR/tensorboard [resumable]
-    c.log.wandb = one_of('disabled', 'offline', 'online')  # disabled | offline | online [resumable]
+    c.log.wandb = one_of('disabled', 'offline', 'online')  # whether W&B gets the numbers [resumable]
     c.log.wandb_project = 'jaxcifar'  # [resumable]
     c.log.wandb_group = ''  # what belongs together; a run's sessions do [resumable] [auto: as wandb_name]
     c.log.wandb_name = ''  # [resumable] [auto: the workdir's name]
