@@ -15,7 +15,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from jaxcifar.config import command_line
+from jaxcifar.config import command_line, shipped
 from jaxcifar.machine.command import explain, run_command
 from jaxcifar.machine.errors import UserError
 
@@ -190,5 +190,5 @@ def main(argv: list[str]):
 
 
 if __name__ == '__main__':
-    sys.path[:0] = ['', str(command_line.ROOT)]
+    shipped.be_importable()
     run_command(lambda: main(sys.argv))

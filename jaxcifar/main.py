@@ -1,7 +1,8 @@
-"""Train, or go on training: python -m jaxcifar.main --config FILE[:ARGUMENT] --workdir FOLDER
+"""Train, or go on training: python -m jaxcifar.main --config CONFIG[:ARGUMENT] --workdir FOLDER
 
-The same command again resumes; a finished run says so. Change a field with --config.FIELD=VALUE,
-for example --config.optimizer.lr=.05 or, one number a member, --config.optimizer.lr=.1,.05
+CONFIG is a file, or the name of a shipped config: quickstart is configs/quickstart.py. The same command
+again resumes; a finished run says so. Change a field with --config.FIELD=VALUE, for example
+--config.optimizer.lr=.05 or, one number a member, --config.optimizer.lr=.1,.05
 --help lists all fields, --help FIELD one of them.
 
 On several hosts each runs the command, with --coordinator HOST:PORT (of the first) --processes N
@@ -10,14 +11,15 @@ On several hosts each runs the command, with --coordinator HOST:PORT (of the fir
 
 import sys
 
-from jaxcifar.config.command_line import ROOT, parse, usage, which_host
+from jaxcifar.config import shipped
+from jaxcifar.config.command_line import parse, usage, which_host
 from jaxcifar.machine import memory
 from jaxcifar.machine.command import run_command
 
 
 def main():
     """Run the command line."""
-    sys.path[:0] = ['', str(ROOT)]  # config files find each other from the current folder, and ours
+    shipped.be_importable()
     if asked := {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
         print(usage(str(__doc__), sys.argv[1 + sys.argv.index(asked.pop()) :]))
         return

@@ -1,20 +1,20 @@
 """Read a run's command line, --config FILE --workdir FOLDER --config.FIELD=VALUE, and show its help."""
 
 import argparse
-import ast
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import fields as config_fields
+from jaxcifar.config import shipped
 from jaxcifar.config.old_flags import translated
 from jaxcifar.machine.errors import UserError, unknown
 from jaxcifar.machine.text import show
 
-ROOT = Path(__file__).parent.parent.parent
 # What absl, ml_collections and Python's reader of literals raise over a command line.
 FAULTS = (flags.Error, AttributeError, KeyError, ImportError, OSError, TypeError, ValueError, SyntaxError,
           ArithmeticError, RecursionError, MemoryError)  # fmt: skip
@@ -22,7 +22,7 @@ FAULTS = (flags.Error, AttributeError, KeyError, ImportError, OSError, TypeError
 
 def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     """Return (config, workdir) from a command line, program name first; `UserError` for what it cannot be."""
-    values = flags.FlagValues()
+    values, argv = flags.FlagValues(), shipped.complete(argv)
     config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
     flags.DEFINE_string('workdir', None, 'where the run is kept', flag_values=values)
     try:
@@ -90,12 +90,14 @@ def _misspelt_flag(argv: list[str]) -> UserError | None:
 
 
 def _missing_file(argv: list[str]) -> UserError | None:
-    """Return the error for a config file that is not there: one of ours elsewhere, or nearly its name."""
+    """Return the error for a config file that is not there, with the nearest shipped name."""
     for path in re.findall(r'(\S+\.py)\b', ' '.join(argv[1:]).replace('=', ' ')):
         if not Path(path).exists():
-            if path in _shipped():
-                return UserError(f'{path} is not in this folder; it is {ROOT / path}')
-            return unknown('config', path, _shipped())
+            return unknown('config', path, [f'configs/{name}.py' for name in shipped.names()])
+    for before, config in pairwise(argv):
+        name = config.partition(':')[0]
+        if before == '--config' and not Path(name).exists():
+            return unknown('config', name, shipped.names())
     return None
 
 
@@ -107,10 +109,6 @@ def _wrong_value(error: Exception, argv: list[str]) -> UserError | None:
     start = f'--config.{flag[1]}='
     given = [a.removeprefix(start) for a in argv if a.startswith(start)] or [str(error)[flag.end() :]]
     return UserError(f'{flag[1]} must be {config_fields.FIELDS[flag[1]].expected()}, got {show(given[-1])}')
-
-
-def _shipped() -> list[str]:
-    return [f'configs/{p.name}' for p in sorted((ROOT / 'configs').glob('[!_]*.py')) if p.stem != 'base']
 
 
 def usage(doc: str, words: list[str]) -> str:
@@ -130,9 +128,7 @@ def usage(doc: str, words: list[str]) -> str:
         of_words = [n for n in fields if any(f'{n}.'.startswith(f'{word}.') for word in wanted)]
         return '\n'.join(fields[name] for name in of_words)
     lines = [doc, 'Configs:']
-    for name in _shipped():
-        doc = ast.get_docstring(ast.parse((ROOT / name).read_text())) or ''
-        lines.append(f'  {name:24}{doc.splitlines()[0]}')
+    lines += [f'  {name:24}{shipped.summary(name)}' for name in shipped.names()]
     lines += [
         '',
         'Fields (jaxcifar/config/fields.py); --help FIELD prints one, --help GROUP those of a group:',

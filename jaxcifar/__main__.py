@@ -1,0 +1,57 @@
+"""Train networks and use them: jaxcifar COMMAND …
+
+  train CONFIG [--FIELD VALUE …]  train, or go on training in --workdir
+  evaluate, predict, report       numbers on test images, names of images, a page about runs
+  export, calibrate, reject       weights for others, temperatures, a rejection curve
+  doctor, models, preview         what is wrong here, the networks, what they see of the images
+  torch_weights                   weights from and to PyTorch
+
+Try:
+
+  jaxcifar train quickstart
+  jaxcifar train mutual:resnet32 --members 4 --epochs 30
+
+jaxcifar COMMAND --help says more about one.
+"""
+
+import runpy
+import sys
+
+from jaxcifar import __version__
+from jaxcifar.config.short import spell_out
+from jaxcifar.machine import memory
+from jaxcifar.machine.command import run_command
+from jaxcifar.machine.errors import unknown
+
+COMMANDS = ('train', 'evaluate', 'predict', 'report', 'export', 'calibrate', 'reject', 'doctor', 'models',
+            'preview', 'torch_weights')  # fmt: skip
+
+
+def main():
+    """Run a command as `python -m jaxcifar.COMMAND` does."""
+    words = sys.argv[1:]
+    if not words or words[0] in ('--help', '-h', 'help'):
+        print(str(__doc__).strip())
+        return
+    if words[0] in ('--version', 'version'):
+        print(__version__)
+        return
+    command, *rest = words
+    if command not in COMMANDS:
+        raise unknown('command', command, COMMANDS)
+    if command == 'train' and not {'--help', '-h'} & set(rest):
+        memory.restart_in_huge_pages()  # before anything is printed: it begins this command again
+        rest = spell_out(rest)
+        print(f'workdir: {next(w for w in rest if w.startswith("--workdir=")).partition("=")[2]}', flush=True)
+    module = 'main' if command == 'train' else command
+    sys.argv = [f'jaxcifar {command}', *rest]
+    runpy.run_module(f'jaxcifar.{module}', run_name='__main__', alter_sys=True)
+
+
+def start():
+    """Run the command line as a program, whose faults end in one line."""
+    run_command(main)
+
+
+if __name__ == '__main__':
+    start()

@@ -1,0 +1,68 @@
+"""Read the short form of a training's command line: CONFIG --members 4 --lr .05."""
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+from jaxcifar.config.fields import FIELDS
+from jaxcifar.config.shipped import names
+from jaxcifar.machine.errors import UserError, unknown
+
+EXAMPLE = 'jaxcifar train quickstart'
+PASSED_ON = ('workdir', 'coordinator', 'processes', 'process')  # flags that are no fields
+
+
+def spell_out(words: list[str]) -> list[str]:
+    """Return the long form, --config=CONFIG --workdir=FOLDER --config.FIELD=VALUE …, of the words.
+
+    A field needs its group only where its last name is in several. Without --workdir the run is kept in a
+    new folder of runs/. Raises `UserError` for a flag that is no field, or without a value.
+    """
+    given_flags, positional = _split(words)
+    if len(positional) != 1:
+        given = ' '.join(positional) or 'none'
+        raise UserError(f'expected one config, got {given}; configs are {", ".join(names())}: {EXAMPLE}')
+    flags = {_field(flag): value for flag, value in given_flags}
+    flags.setdefault('--workdir', str(new_workdir(positional[0])))
+    return [f'--config={positional[0]}', *(f'{flag}={value}' for flag, value in flags.items())]
+
+
+def new_workdir(config: str) -> Path:
+    """Return a folder in runs/ that is not there yet, named after the config and the minute."""
+    name = re.sub(r'[^\w.+-]+', '-', config.removesuffix('.py')).strip('-.')
+    path = Path('runs') / f'{name}-{datetime.now():%Y-%m-%d-%H%M}'
+    others = (path.with_name(f'{path.name}-{i}') for i in range(2, 1000))
+    return path if not path.exists() else next(p for p in others if not p.exists())
+
+
+def _split(words: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the (flag, value) pairs, written as --flag=value or --flag value, and the other words."""
+    flags: list[tuple[str, str]] = []
+    positional: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith('--'):
+            positional.append(word)
+            continue
+        flag, equals, value = word[2:].partition('=')
+        if not equals:
+            value = next(rest, '')
+            if not value or value.startswith('--'):
+                raise UserError(f'--{flag} needs a value: --{flag}=VALUE')
+        flags.append((flag, value))
+    return flags, positional
+
+
+def _field(flag: str) -> str:
+    """Return the long spelling of a flag, --config.optimizer.momentum of momentum."""
+    name = flag.removeprefix('config.')
+    if flag in PASSED_ON:
+        return f'--{flag}'
+    if name in FIELDS:
+        return f'--config.{name}'
+    meant = [field for field in FIELDS if field.rpartition('.')[2] == name]
+    if len(meant) == 1:
+        return f'--config.{meant[0]}'
+    if meant:
+        raise UserError(f'--{flag} is in several groups: expected {" or ".join(f"--{m}" for m in meant)}')
+    raise unknown('field', name, FIELDS)

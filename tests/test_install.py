@@ -1,0 +1,100 @@
+"""The package as pip installs it: away from the checkout, by its own command."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from jaxcifar.config import short
+from jaxcifar.machine.errors import UserError
+from tests.conftest import CACHE
+from tests.processes import ROOT
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory) -> Path:
+    """Return a folder that holds what the wheel holds, and nothing else."""
+    folder = tmp_path_factory.mktemp('wheel')
+    for name in ('jaxcifar', 'configs', 'experiments'):  # a copy: pip leaves its build where it builds
+        shutil.copytree(ROOT / name, folder / 'source' / name)
+    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, folder / 'source' / name)
+    build = [
+        sys.executable,
+        '-m',
+        'pip',
+        'wheel',
+        '-q',
+        '--no-deps',
+        '-w',
+        str(folder),
+        str(folder / 'source'),
+    ]
+    subprocess.run(build, check=True, capture_output=True, text=True)
+    (wheel,) = folder.glob('jaxcifar-*.whl')
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder / 'site')
+    return folder / 'site'
+
+
+def test_the_wheel_trains_evaluates_exports_and_reports_from_any_folder(installed, tmp_path):
+    cache = {'JAX_COMPILATION_CACHE_DIR': str(CACHE), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '.3'}
+
+    def jaxcifar(*words: str) -> str:
+        program = f'import sys, jaxcifar.__main__ as m; sys.argv = ["jaxcifar", *{words!r}]; m.start()'
+        environ = {**os.environ, **cache, 'PYTHONPATH': str(installed), 'JAXCIFAR_DATA': str(tmp_path)}
+        command = [sys.executable, '-P', '-c', program]
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shrunk = '--network', 'resnet8', '--members', '2', '--epochs', '1', '--devices', '1'
+    said = jaxcifar('train', 'mutual:digits', *shrunk, '--workdir', 'run', '--log.tensorboard', 'False')
+    assert said.startswith('workdir: run\n') and 'test accuracy' in said
+    assert json.loads((tmp_path / 'run' / 'results.json').read_text())['epoch'] == 1
+    assert 'accuracy' in jaxcifar('evaluate', '--workdir', 'run')
+    jaxcifar('export', '--workdir', 'run', '--format', 'safetensors', '--output', 'exported')
+    jaxcifar('report', 'run', '--out', 'page')
+    assert list((tmp_path / 'exported').glob('*.safetensors'))
+    assert (tmp_path / 'page' / 'report.html').exists()
+
+
+@pytest.mark.parametrize(
+    ('words', 'expected'),
+    [
+        ('quickstart --workdir x', ['--config=quickstart', '--workdir=x']),
+        ('quickstart --workdir=x --momentum .8', ['--workdir=x', '--config.optimizer.momentum=.8']),
+        ('--config.eval.flip=True single:resnet8 --workdir x', ['--config=single:resnet8']),
+    ],
+)
+def test_the_short_form_spells_out_the_long_one(words, expected):
+    assert set(expected) <= set(short.spell_out(words.split()))
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ('', 'expected one config, got none'),
+        ('single mutual', 'expected one config, got single mutual'),
+        ('single --lr .1', 'expected --fusion.lr or --optimizer.lr'),
+        ('single --epoch 3', "unknown field 'epoch'; did you mean 'epochs'"),
+        ('single --epochs', '--epochs needs a value'),
+    ],
+)
+def test_mistakes_in_the_short_form_end_in_one_line(words, message):
+    with pytest.raises(UserError) as caught:
+        short.spell_out(words.split())
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_workdir_of_its_own_is_new(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = short.new_workdir('mutual:resnet32,cifar10')
+    assert first.parent.name == 'runs' and first.name.startswith('mutual-resnet32-cifar10-20')
+    first.mkdir(parents=True)
+    assert short.new_workdir('mutual:resnet32,cifar10') not in (first, None)
