@@ -15,7 +15,7 @@ PASSED_ON = ('workdir', 'coordinator', 'processes', 'process')  # flags that are
 def spell_out(words: list[str]) -> list[str]:
     """Return the long form, --config=CONFIG --workdir=FOLDER --config.FIELD=VALUE …, of the words.
 
-    A field needs its group only where its last name is in several. Without --workdir the run is kept in a
+    A field needs its group only where its last name is in several; of those, optimizer's is meant. Without --workdir the run is kept in a
     new folder of runs/. Raises `UserError` for a flag that is no field, or without a value.
     """
     given_flags, positional = _split(words)
@@ -61,6 +61,8 @@ def _field(flag: str) -> str:
     if name in FIELDS:
         return f'--config.{name}'
     meant = [field for field in FIELDS if field.rpartition('.')[2] == name]
+    if f'optimizer.{name}' in meant:  # lr, clip and weight_decay are the members' own, not the head's
+        meant = [f'optimizer.{name}']
     if len(meant) == 1:
         return f'--config.{meant[0]}'
     if meant:
