@@ -68,7 +68,7 @@ def test_the_wheel_trains_evaluates_exports_and_reports_from_any_folder(installe
     ('words', 'expected'),
     [
         ('quickstart --workdir x', ['--config=quickstart', '--workdir=x']),
-        ('quickstart --workdir=x --momentum .8', ['--workdir=x', '--config.optimizer.momentum=.8']),
+        ('quickstart --workdir=x --lr .8', ['--workdir=x', '--config.optimizer.lr=.8']),
         ('--config.eval.flip=True single:resnet8 --workdir x', ['--config=single:resnet8']),
     ],
 )
@@ -81,7 +81,7 @@ def test_the_short_form_spells_out_the_long_one(words, expected):
     [
         ('', 'expected one config, got none'),
         ('single mutual', 'expected one config, got single mutual'),
-        ('single --lr .1', 'expected --fusion.lr or --optimizer.lr'),
+        ('single --dropout .1', 'expected --model.dropout or --fusion.dropout'),
         ('single --epoch 3', "unknown field 'epoch'; did you mean 'epochs'"),
         ('single --epochs', '--epochs needs a value'),
     ],

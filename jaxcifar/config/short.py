@@ -15,8 +15,8 @@ PASSED_ON = ('workdir', 'coordinator', 'processes', 'process')  # flags that are
 def spell_out(words: list[str]) -> list[str]:
     """Return the long form, --config=CONFIG --workdir=FOLDER --config.FIELD=VALUE …, of the words.
 
-    A field needs its group only where its last name is in several; of those, optimizer's is meant. Without --workdir the run is kept in a
-    new folder of runs/. Raises `UserError` for a flag that is no field, or without a value.
+    A field needs its group only where its last name is in several; of those, optimizer's is meant. Without
+    --workdir the run is kept in a new folder of runs/. Raises `UserError` for a flag that is no field, or without a value.
     """
     given_flags, positional = _split(words)
     if len(positional) != 1:
