@@ -180,11 +180,20 @@ def test_the_mutual_pages_commands_work(run, capsys):
     assert 'improvement' in capsys.readouterr().out
 
 
+def test_the_digit_of_the_readme_is_an_image(tmp_path, monkeypatch):
+    (line,) = re.findall('^python -c .+$', (ROOT / 'README.md').read_text(), re.M)
+    monkeypatch.chdir(tmp_path)
+    exec(shlex.split(line)[2])
+    with Image.open('digit.png') as image:
+        assert image.size == (8, 8)
+
+
 def test_the_picture_is_small_and_drawn_from_a_run(run):
     assert all(path.stat().st_size < 150_000 for path in ROOT.glob('docs/*.png'))
     run(pages.in_blocks('mutual')[:1])
     runpy.run_path(str(ROOT / 'docs/picture.py'))['main']('runs/mutual', 'drawn.png')
-    assert len(np.unique(np.asarray(Image.open('drawn.png')))) > 50
+    with Image.open('drawn.png') as image:
+        assert len(np.unique(np.asarray(image))) > 50
 
 
 def test_experts_and_their_fusion_work(run, capsys):
