@@ -20,6 +20,7 @@ from jaxcifar.machine import errors
 from jaxcifar.runs.resolve import finalize
 from tests import pages
 from tests.pages import PAGES, ROOT
+from tests.test_rooms import ROOMS
 
 LINES = {'README': 120, 'first-run': 90, 'how-it-works': 110, 'networks': 60, 'augmentation': 50,
          'mutual': 130, 'experts-and-fusion': 130, 'long-tail': 130, 'ternary': 130, 'export': 80,
@@ -63,6 +64,14 @@ def test_links_lead_somewhere():
             assert not anchor or anchor in anchors(target.read_text()), f'{path.name}: {link}'
             count += 1
     assert count > 50
+
+
+def test_the_page_of_the_code_has_the_table_of_rooms():
+    rows = re.findall(r'^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$', pages.page('code'), re.M)
+    table = {room: '' if 'nothing' in allowed else allowed.replace(',', '') for room, allowed in rows}
+    assert table == {room: allowed for room, allowed in ROOMS.items() if room != 'commands'}
+    files = {name for name in pages.inline(pages.page('code')) if re.fullmatch(r'[\w/]+\.py', name)}
+    assert len(files) > 5 and not [name for name in files if not (ROOT / 'jaxcifar' / name).exists()]
 
 
 class Understood(Exception):
