@@ -12,7 +12,7 @@ INLINE = re.compile(r'`([^`\n]+)`')
 
 
 class Command(NamedTuple):
-    """`python -m MODULE WORDS…` as a page has it."""
+    """`python -m MODULE WORDS…` as a page has it, or `jaxcifar COMMAND WORDS…`."""
 
     page: str
     module: str
@@ -56,6 +56,7 @@ def all_commands() -> list[Command]:
 
 
 def _commands(name: str, lines: list[str]) -> list[Command]:
-    parts = [part for line in lines for part in line.split(' && ')]
-    found = (re.fullmatch(r'(?:\S+/)?python -m ([\w.]+)(.*)', part.strip()) for part in parts)
+    parts = [part.strip() for line in lines for part in line.split(' && ')]
+    parts = [re.sub(r'^jaxcifar (?=\w)', 'python -m jaxcifar.', part) for part in parts]
+    found = (re.fullmatch(r'(?:\S+/)?python -m ([\w.]+)(.*)', part) for part in parts)
     return [Command(name, m[1], (*shlex.split(m[2].partition(' > ')[0]),)) for m in found if m]

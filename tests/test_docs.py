@@ -14,6 +14,7 @@ from PIL import Image
 
 import jaxcifar
 from jaxcifar.config.command_line import parse, which_host
+from jaxcifar.config.short import spell_out
 from jaxcifar.formats import packed, packed_file
 from jaxcifar.loop import train
 from jaxcifar.machine import errors
@@ -89,6 +90,9 @@ def at_the_top(monkeypatch):
 def understand(command: pages.Command, monkeypatch):
     """Let a program read its command line and do nothing else."""
     words = command.words
+    if command.module == 'jaxcifar.train':
+        finalize(parse(['main', *spell_out([*words])])[0])
+        return
     if command.module in OF_CONFIG:
         if words and '--help' not in words:
             _, words = which_host([*words])
