@@ -19,7 +19,7 @@ from jaxcifar.data.splits import Images
 from jaxcifar.machine import hosts
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import read_json, write_arrays, write_json
+from jaxcifar.machine.files import read_json_or_set_aside, write_arrays, write_json
 from jaxcifar.runs.evaluation import Evaluation, Scored, open_evaluation
 from jaxcifar.runs.metrics import BINS, log_probabilities, mean_of_probabilities, reliability, summarise
 from jaxcifar.runs.session import Session
@@ -92,7 +92,7 @@ def keep(
     workdir: Path, step: int, evaluation: Evaluation | None = None, scored: Mapping[str, Scored] | None = None
 ):
     """Call `calibrate` and print what it did, unless it has been done since step `step`."""
-    if (read_json(workdir / FILE) or {}).get('step') != step:
+    if (read_json_or_set_aside(workdir / FILE, step=int) or {}).get('step') != step:
         report = calibrate(workdir, evaluation, scored)
         if hosts.is_first():
             print(*lines(report), sep='\n', flush=True)

@@ -1,7 +1,6 @@
 """The one training loop: evaluate, save, next batch, step, write; and the test images at the end."""
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from jaxcifar.machine.errors import Preempted
 from jaxcifar.machine.profile import Compiled, Tracer
 from jaxcifar.runs import results, sparsity, workdirs
 from jaxcifar.runs.console import Clock, Console
-from jaxcifar.runs.evaluation import IN_FLIGHT, Evaluation, member_metrics
+from jaxcifar.runs.evaluation import Evaluation, member_metrics
 from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.logs import open_logger
 from jaxcifar.runs.progress import Progress
@@ -66,7 +65,6 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
         stack.push(train_step.leave)
         evaluation, clock = Evaluation(session, poll), Clock(train_step)
         feed = stack.enter_context(contextlib.closing(_feed(session, progress.step)))
-        in_flight: deque = deque()
         terminated.can_save = True
         if progress.step:
             keeper.save(state, progress, logger)  # what was taken over from another workdir
@@ -91,16 +89,14 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
             if not progress.goes_on(session):
                 break
 
-            # The next batch, and the step. The host stays a few steps ahead of the devices.
+            # The next batch, and the step. The host stays a few steps ahead of the devices, and waits for
+            # nothing but these: within an epoch no number is fetched that no row needs.
             clock.start()
             call, batch = next(feed)
             tracer.before(call.start)
             state, row = train_step(state, batch)
             train_step.expect(state, later_batches(session, call, batch))
             tracer.after(call.stop - 1, row)
-            in_flight.append(row)
-            if len(in_flight) > IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
             progress.step, progress.pending = call.stop, call.stop % session.epoch_steps == 0
 
             # Write.
@@ -109,13 +105,8 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
             _log_batch(session, keeper, progress, row, logger)
 
         feed.close()
-        scored = results.score(evaluation, keeper.workdir, state, progress, validated)
-        result = _finish(session, keeper, progress, scored, logger)
         speed = workdirs.record_speed(keeper.workdir, train_step, clock)
-        console.end([*speed, *session.dataset.complaints(), *results.lines(result)])
-        if session.split.class_counts is not None:
-            calibrate.keep(keeper.workdir, progress.step, evaluation, scored)
-        return result
+        return _finish(session, keeper, evaluation, state, progress, validated, logger, console, speed)
 
 
 def _open(session: Session, workdir: Path, state: TrainState, progress: Progress, stack):
@@ -214,12 +205,24 @@ def _shown(session: Session, row: dict) -> dict:
     return {name: value if value is None else value[-1:] for name, value in row.items()}
 
 
-def _finish(session: Session, keeper: Keeper, progress: Progress, scored: dict, logger) -> dict:
-    """Write all that a run leaves behind when it is over, results.json last; returns what that holds."""
+def _finish(
+    session: Session, keeper: Keeper, evaluation: Evaluation, state: TrainState, progress: Progress,
+    validated: dict[str, np.ndarray], logger, console: Console, speed: list[str],
+) -> dict:  # fmt: skip
+    """Evaluate the test images and write all that a run leaves behind; returns what results.json holds.
+
+    validated: logits of the last weights, by the names of the images, which need not be evaluated again.
+    """
+    workdir = keeper.workdir
+    scored = results.score(evaluation, workdir, state, progress, validated)
     result = results.summarise(session, progress, scored)
-    sparsity.record(session, keeper.workdir, scored, result)
-    results.log(session, progress, scored, keeper.workdir, logger)
+    sparsity.record(session, workdir, scored, result)
+    results.log(session, progress, scored, workdir, logger)
     keeper.checkpoints.wait()
+    # With results.json the run is over: all else must be on disk before it.
     result['metrics_length'] = logger.flush()
-    results.write(keeper.workdir, result)
+    results.write(workdir, result)
+    console.end([*speed, *session.dataset.complaints(), *results.lines(result)])
+    if session.split.class_counts is not None:
+        calibrate.keep(workdir, progress.step, evaluation, scored)
     return result

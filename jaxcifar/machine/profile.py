@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from rich.table import Table
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
 
+AHEAD = 4  # steps that the host may be ahead of the devices
 JAXPRS = Jaxpr, ClosedJaxpr
 
 # Dense bfloat16 FLOP/s by device kind, from the vendors' data sheets (float32 goes through TF32 at
@@ -33,7 +34,9 @@ PEAK = {
 
 
 class Compiled:
-    """A jitted function compiled ahead for each shape of its last argument, with what that cost.
+    """A jitted step, (state, batch) -> (state, row), compiled for each shape of a batch, with what that cost.
+
+    The host waits where more than `AHEAD` steps are in flight, or their batches would fill the memory.
 
     Shapes that are `expected` compile in a thread while the steps of the first are already taken.
     """
@@ -42,6 +45,7 @@ class Compiled:
         self._function, self._say, self._poll = function, say, poll
         self._programs: dict[tuple, _Compilation] = {}
         self._expecting = False
+        self._in_flight: deque = deque()
         self.flops = 0.0  # of a step with the first shape, on one device
         self.seconds = 0.0  # of all compilations
         self.waited = 0.0  # of those, seconds in which no step could be taken
@@ -55,7 +59,11 @@ class Compiled:
             self._take(shape, compilation)
         # Nothing may cross to or from the host here: it would wait for every step.
         with jax.transfer_guard('disallow'):
-            return compilation.program(state, batch)
+            state, row = compilation.program(state, batch)
+        self._in_flight.append(row)
+        if len(self._in_flight) > AHEAD:
+            jax.block_until_ready(self._in_flight.popleft())
+        return state, row
 
     def expect(self, state, batches):
         """Begin to compile for arguments that are to come, given as `jax.ShapeDtypeStruct`s; once.

@@ -27,7 +27,7 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """Whole epochs."""
+        """Epochs that are over."""
         return self.step // self.epoch_steps
 
     def goes_on(self, session: Session) -> bool:
