@@ -6,6 +6,7 @@ import re
 import shutil
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.splits import make_split
 from jaxcifar.engine.fusion import RULES, adaptive_rates, make_module
 from jaxcifar.engine.head import Head, Module
+from jaxcifar.engine.state import Weights
 from jaxcifar.engine.step import TrainStep
 from jaxcifar.evaluate import evaluate
 from jaxcifar.export import write as export
@@ -31,6 +33,7 @@ from jaxcifar.models import build
 from jaxcifar.report import tables as report
 from jaxcifar.report.runs import load
 from jaxcifar.runs import fusion_log, results
+from jaxcifar.runs.evaluation import Scored
 from jaxcifar.runs.init_from import begin_from, warn_of_seen
 from jaxcifar.runs.metrics import compare_fused, verdict
 from jaxcifar.runs.resolve import finalize
@@ -278,13 +281,13 @@ def test_a_fused_prediction_is_compared_with_what_it_must_beat():
 def test_recalls_of_classes_name_the_fused_prediction(tmp_path):
     counts = np.array([5, 1])
     images = SimpleNamespace(labels=np.array([0, 1]), class_counts=counts)
-    run = SimpleNamespace(
-        names=['a', 'b'], outputs=['a', 'b', 'fused'], tests={'test': images}, workdir=tmp_path,
+    session: Any = SimpleNamespace(
+        names=['a', 'b'], outputs=['a', 'b', 'fused'], tests={'test': images},
         dataset=SimpleNamespace(classes=('x', 'y')), split=SimpleNamespace(class_counts=counts),
-        logger=SimpleNamespace(write=lambda *row: None), chooses_on=None, step=1, epoch_steps=1,
     )  # fmt: skip
     right, wrong = np.eye(2), 1 - np.eye(2)
-    results.log(run, {'last': {'test': np.stack([right, 2 * right, 9 * wrong])}})
+    logits = {'test': np.stack([right, 2 * right, 9 * wrong])}
+    results.write_classes(session, {'last': Scored(Weights(None, None), [1, 1], logits)}, tmp_path)
     recalls = {r['member']: float(r['recall']) for r in rows_of(tmp_path / 'per_class.csv')}
     assert recalls == {'a': 1, 'b': 1, 'fused': 0, 'ensemble': 1}
 
@@ -424,7 +427,7 @@ def test_members_begin_with_the_weights_of_pytorch_files(fused, dataset, tmp_pat
     assert distance(begun(*paths[:4]), run.weights()) == 0
     assert distance(begun(paths[2]), [run.weights()[2]] * 4) == 0
     for sources, changes, words in (
-        (paths, {}, 'holds 5 members, not 4'),
+        (paths, {}, 'expected 4 members, got 5'),
         ([str(tmp_path)], {}, 'is not a workdir'),
         (['away.npz'], {}, 'away.npz is neither a workdir nor a .pt or .pth file'),
         (paths[:4], {'network': 'resnet8'}, r'0\.pth does not fit the network: tensors are missing'),

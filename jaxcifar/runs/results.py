@@ -132,10 +132,10 @@ def log(session: Session, progress: Progress, scored: Mapping[str, Scored], work
             row = member_metrics(z, session.tests[name])
             logger.write(progress.epoch, progress.step, name, row, checkpoint)
     if session.split.class_counts is not None:
-        _write_classes(session, scored, workdir)
+        write_classes(session, scored, workdir)
 
 
-def _write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path):
+def write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path):
     """Write per_class.csv: the recall of each class by each output and by the members' ensemble."""
     columns = ('member', 'checkpoint', 'split', 'class', 'name', 'train_images', 'images', 'recall')
     file = io.StringIO()
