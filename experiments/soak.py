@@ -5,7 +5,8 @@
 N times (200) a training process is killed (at any time, within a save, between best weights and checkpoint),
 asked to leave, or finds the disk full; a file of its newest checkpoint is cut or gets a wrong bit; its
 metrics.csv or config.json is deleted, or its results.json damaged. A harm that the program refuses with a
-line is put right the way the line says, and counts as refused. When the run comes to its end, as every 20
+line is put right the way the line says, and counts as refused. Rows that it says are lost, and the length of
+metrics.csv, are not compared. When the run comes to its end, as every 20
 harms it may, it is compared to the last bit with one that was left alone, and begun again. A row is appended
 to experiments/results/soak.csv. Some 5 seconds a harm on a quiet core.
 """
@@ -76,7 +77,7 @@ def compare(run: Harmed) -> int:
 
 def main(harms: str = '200', seed: str = '0', minutes: str = 'inf'):
     """Soak, print and append; stops after that many minutes."""
-    start, counts, compared = time.monotonic(), Counter[str](), 0
+    start, counts, compared, lossy = time.monotonic(), Counter[str](), 0, 0
     with tempfile.TemporaryDirectory(prefix='soak-') as folder:
         run = Harmed(Path(folder), int(seed))
         run.finish(run.reference)
@@ -88,9 +89,12 @@ def main(harms: str = '200', seed: str = '0', minutes: str = 'inf'):
             if not ended and counts.total() % LEFT_ALONE == 0:
                 run.finish(run.workdir)
                 ended = True
-            compared += compare(run) if ended else 0
+            if ended:
+                lossy += run.lost_rows
+                compared += compare(run)
             print(f'{counts.total()} harms ({harm}), {run.refused} refused, {compared} compared', flush=True)
         run.finish(run.workdir)
+        lossy += run.lost_rows
         compared += compare(run)
     row = {
         **results.here(),
@@ -98,6 +102,7 @@ def main(harms: str = '200', seed: str = '0', minutes: str = 'inf'):
         **{name.replace(' ', '_'): counts[name] for name in HARMS},
         'refused': run.refused,
         'runs_bitwise_equal': compared,
+        'with_lost_rows': lossy,  # of them
         'runs_different': 0,
         'minutes': f'{(time.monotonic() - start) / 60:.1f}',
         'seed': seed,
