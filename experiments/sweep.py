@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import record
 from jaxcifar.machine.errors import UserError, unknown
-from jaxcifar.machine.files import read_json, write_json
+from jaxcifar.machine.files import read_json, reading, write_json
 from jaxcifar.runs.metrics import verdict
 
 KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
@@ -84,8 +84,11 @@ def check(runs: list[Run], path: str):
 
 def is_finished(run: Run, folder: Path) -> bool:
     """Return whether this very run came to its end, and its numbers are in the table of results."""
-    kept = read_json(folder / run.name / KEPT)
-    return kept == run.arguments(folder)
+    path = folder / run.name / KEPT
+    if not path.exists():
+        return False
+    with reading(path):
+        return json.loads(path.read_bytes()) == run.arguments(folder)
 
 
 def has_ended(run: Run, folder: Path) -> bool:
