@@ -16,7 +16,8 @@ def spell_out(words: list[str]) -> list[str]:
     """Return the long form, --config=CONFIG --workdir=FOLDER --config.FIELD=VALUE …, of the words.
 
     A field needs its group only where its last name is in several; of those, optimizer's is meant. Without
-    --workdir the run is kept in a new folder of runs/. Raises `UserError` for a flag that is no field, or without a value.
+    --workdir the run is kept in a new folder of runs/. Raises `UserError` for a flag that is no field, or
+    has no value.
     """
     given_flags, positional = _split(words)
     if len(positional) != 1:
