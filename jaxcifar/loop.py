@@ -12,7 +12,7 @@ from jaxcifar import calibrate
 from jaxcifar.data.loader import batches
 from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.couplings import has_head
-from jaxcifar.engine.state import TrainState, eval_weights, new_sums
+from jaxcifar.engine.state import TrainState, eval_weights, new_sums, settle
 from jaxcifar.engine.step import make_train_step
 from jaxcifar.machine import hosts, process
 from jaxcifar.machine.errors import Preempted
@@ -61,6 +61,7 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
                 raise Preempted(f'saved at step {progress.step}; the same command goes on from there')
 
         # One compiled step and one evaluation serve the whole run.
+        state = settle(state)
         train_step = _make_step(session, state, console.say, poll)
         stack.push(train_step.leave)
         evaluation, clock = Evaluation(session, poll), Clock(train_step)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxcifar.engine import state
 from jaxcifar.engine.population import check_batch, make_mesh
 from jaxcifar.engine.side_by_side import choose, stack, unstack
 from jaxcifar.loop import train
@@ -206,3 +207,30 @@ def test_stack_and_unstack_are_inverse():
     trees = [{'a': np.full((2, 3), k, np.float32)} for k in range(3)]
     for tree, again in zip(trees, unstack(stack(trees))):
         np.testing.assert_array_equal(tree['a'], again['a'])
+
+
+def test_kernels_in_the_order_of_cudnn_change_nothing(monkeypatch, config, dataset, tmp_path):
+    """Their memory is given away and used again, and a run that goes on is the run that never stopped."""
+    config.members, config.schedule.name, config.ema = 2, 'constant', 0.9
+    kept, weights, order = [], [], []
+    for plain in (('cpu',), ()):
+        monkeypatch.setattr(state, 'PLAIN', plain)
+        run = Run(config, dataset)
+        (batch,) = run.batches(1)
+        program = run.compiled().lower(run.state, batch).compile()
+        kept.append(program.memory_analysis().alias_size_in_bytes)
+        run.state, _ = program(run.state, batch)
+        weights.append(run.weights())
+        (kernel,) = (x for x in jax.tree.leaves(run.state.params) if x.ndim == 5)
+        order.append(kernel.format.layout.major_to_minor)
+    assert order == [(0, 1, 2, 3, 4), (0, 4, 1, 2, 3)]
+    assert kept[0] == kept[1] > 0
+    assert distance(*weights) <= 1e-6
+
+    def metrics(name, epochs):
+        config.epochs = epochs
+        train(config.copy_and_resolve_references(), tmp_path / name)
+        return [r for r in (tmp_path / name / 'metrics.csv').read_text().splitlines() if r.startswith('2,')]
+
+    metrics('stopped', 1)
+    assert metrics('stopped', 2) == metrics('undisturbed', 2)

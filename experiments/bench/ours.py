@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments.bench.worker import CLASSES, noise
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.engine.population import Population, make_mesh
-from jaxcifar.engine.state import init_state
+from jaxcifar.engine.state import formats, init_state
 from jaxcifar.engine.step import make_train_step
 from jaxcifar.machine.compiler import compiler_options
 from jaxcifar.machine.profile import count_flops
@@ -61,7 +61,11 @@ class OurStep:
             # A jitted function's options can be added to but not taken back, so it is jitted anew.
             known = {name: value for name, value in (options or {}).items() if value is not None}
             options = compiler_options() if options is None else known
-            step = jax.jit(step.__wrapped__, donate_argnums=donated, compiler_options=options)
+            places = {
+                'in_shardings': (formats(self.state), None),
+                'out_shardings': (formats(self.state), None),
+            }
+            step = jax.jit(step.__wrapped__, donate_argnums=donated, compiler_options=options, **places)
         # Tracing counts as compiling: both come once, before the first step.
         start = time.perf_counter()
         traced = step.trace(self.state, self.batch)

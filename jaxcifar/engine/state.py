@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax.struct import PyTreeNode
+from jax.experimental.layout import Format, Layout
 from ml_collections import ConfigDict
 
 from jaxcifar.config.members import run_seed
@@ -14,6 +15,11 @@ from jaxcifar.engine.optim import make_optimizer
 from jaxcifar.engine.paths import check_found, parse_rules, path_names
 from jaxcifar.engine.population import Population
 from jaxcifar.machine import hosts
+
+# A GPU keeps a kernel [K,h,w,C,D] in the order [K,D,h,w,C], which cuDNN reads, or each step would transpose
+# it and its momentum. Only the memory is in that order: to all that reads it, the array is as ever.
+KERNEL = Layout((0, 4, 1, 2, 3))
+PLAIN = ('cpu',)  # devices that keep kernels in the order of their axes
 
 
 class Weights(NamedTuple):
@@ -66,7 +72,30 @@ def init_state(config: ConfigDict, population: Population, images=None) -> Train
     shapes = jax.eval_shape(create, params, stats, head_params)
     placed = hosts.put((params, stats), population.sharding('member'))
     alike = hosts.put(head_params, population.sharding())
-    return jax.jit(create, out_shardings=_sharding(shapes, population))(*placed, alike)
+    where = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        _sharding(shapes, population),
+    )
+    return jax.jit(create, out_shardings=formats(where))(*placed, alike)
+
+
+def formats(state: TrainState):
+    """Return where each array of a state lives, and in which order where that is not the axes' own."""
+
+    def of_array(x):
+        plain = next(iter(x.sharding.device_set)).platform in PLAIN
+        return x.sharding if plain or x.ndim != 5 else Format(KERNEL, x.sharding)
+
+    return jax.tree.map(of_array, state)
+
+
+def settle(state: TrainState) -> TrainState:
+    """Return a state in its `formats`: restored arrays, and weights from elsewhere, come in plain order."""
+    wanted = formats(state)
+    if not any(isinstance(leaf, Format) for leaf in jax.tree.leaves(wanted)):
+        return state
+    return jax.jit(lambda state: state, out_shardings=wanted)(state)
 
 
 def _sharding(state: TrainState, population: Population) -> TrainState:

@@ -17,7 +17,7 @@ from jaxcifar.engine.head import join
 from jaxcifar.engine.losses import make_loss
 from jaxcifar.engine.optim import average, clip, make_optimizer
 from jaxcifar.engine.population import Population
-from jaxcifar.engine.state import TrainState, keep_still, pick
+from jaxcifar.engine.state import TrainState, formats, keep_still, pick
 from jaxcifar.engine.views import make_share
 from jaxcifar.machine.compiler import compiler_options
 
@@ -219,13 +219,13 @@ UPDATES = {'simultaneous': TrainStep, 'sequential': SequentialStep}
 def make_train_step(
     config: ConfigDict, population: Population, dataset, steps_per_epoch: int, state: TrainState, counts=None
 ):
-    """Return the compiled step. A state lives where `state` does, and its memory is used again.
+    """Return the compiled step. A state lives where `state` does, in its `formats`, and its memory is reused.
 
     With steps_per_call above 1, it takes the stacked batches of several steps and logs the last of them.
 
     counts: the members' training images of each class, [C] or [K,C]; without, of the whole data set.
     """
-    shardings = jax.tree.map(lambda x: x.sharding, state), population.sharding()
+    given = formats(state)
     step = UPDATES[config.update_order](config, population, dataset, steps_per_epoch, counts)
 
     def call(state: TrainState, batches):
@@ -239,6 +239,7 @@ def make_train_step(
     return jax.jit(
         step.__call__ if config.steps_per_call == 1 else call,
         donate_argnums=0,
-        out_shardings=shardings,
+        in_shardings=(given, None),
+        out_shardings=(given, population.sharding()),
         compiler_options=compiler_options(),
     )
