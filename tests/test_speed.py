@@ -182,5 +182,19 @@ def test_a_call_ends_where_something_is_to_be_done():
     order = Order(finalize(config), np.arange(95), 1)  # 9 whole batches and one of 5
     calls = list(order.calls(config, 1, 20))
     ends = [c.stop for c in calls]
-    assert ends == [5, 6, 9, 10, 12, 13, 14, 18, 19, 20] and calls[0].start == 1
-    assert [order.call_indices(config, c).shape for c in calls[:4]] == [(4, 10), (1, 10), (3, 10), (1, 5)]
+    assert ends == [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 18, 19, 20] and calls[0].start == 1
+    shapes = [order.call_indices(config, c).shape for c in calls]
+    assert shapes[:6] == [(4, 10), *[(1, 10)] * 4, (1, 5)] and {n for n, _ in shapes} == {1, 4}
+
+
+def test_a_gpu_is_given_more_steps_of_a_cheaper_network(monkeypatch):
+    def steps(network, **fields):
+        config = base.get_config()
+        config.network = network
+        config.update(fields)
+        return finalize(config).steps_per_call
+
+    assert steps('resnet8') == 1
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert steps('resnet8') == 8 > steps('resnet32') > steps('resnet32', members=4) == steps('resnet18') == 1
+    assert steps('resnet18', steps_per_call=3) == 3

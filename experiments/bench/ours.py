@@ -61,11 +61,14 @@ class OurStep:
             # A jitted function's options can be added to but not taken back, so it is jitted anew.
             known = {name: value for name, value in (options or {}).items() if value is not None}
             options = compiler_options() if options is None else known
-            places = {
-                'in_shardings': (formats(self.state), None),
-                'out_shardings': (formats(self.state), None),
-            }
-            step = jax.jit(step.__wrapped__, donate_argnums=donated, compiler_options=options, **places)
+            place = formats(self.state), None
+            step = jax.jit(
+                step.__wrapped__,
+                in_shardings=place,
+                out_shardings=place,
+                donate_argnums=donated,
+                compiler_options=options,
+            )
         # Tracing counts as compiling: both come once, before the first step.
         start = time.perf_counter()
         traced = step.trace(self.state, self.batch)

@@ -73,21 +73,23 @@ class Order:
     def calls(self, config: ConfigDict, step: int, total: int) -> Iterator[range]:
         """Yield the steps from `step` to `total` that are handed to the devices together.
 
-        At most steps_per_call, all of one shape, and none beyond a step after which something is to be done.
+        All of one shape, and none beyond a step after which something is to be done: steps_per_call of them,
+        or one. Each other number of steps would be another program to compile.
         """
         # What recurs ends a call: an epoch, which may be evaluated, the log, a checkpoint.
         every = [
             n for n in (self.steps_per_epoch, config.log.every_steps, config.checkpoint.every_steps) if n
         ]
         while step < total:
-            ends = [total, step + config.steps_per_call, *config.profile.steps]
+            ends = [total, *config.profile.steps]
             ends += [(step // n + 1) * n for n in every]
             # A shorter last batch has another shape: it is a call of its own.
             if self.last:
                 ends.append((step // self.steps_per_epoch + 1) * self.steps_per_epoch - 1)
-            end = min(e for e in ends if e > step)
-            yield range(step, end)
-            step = end
+            left = min(e for e in ends if e > step) - step
+            call = range(step, step + (config.steps_per_call if left >= config.steps_per_call else 1))
+            yield call
+            step = call.stop
 
     def call_indices(self, config: ConfigDict, steps: range) -> np.ndarray:
         """Return `indices` of the steps of one call; stacked where a call takes several, [steps,…]."""

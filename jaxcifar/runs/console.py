@@ -55,7 +55,8 @@ class Console:
             f'{_images(order.rows)}, {session.epoch_steps} steps an epoch, '
             f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
         )
-        self.say(f'compiler: {compiler.describe()}; memory {memory.describe()}')
+        calls = f'; {config.steps_per_call} steps a call' if config.steps_per_call > 1 else ''
+        self.say(f'compiler: {compiler.describe()}; memory {memory.describe()}{calls}')
         if config.members > 1:
             self.say(f'members on a device: {session.population.describe()}')
         for line in describe_images(session.dataset, session.split):

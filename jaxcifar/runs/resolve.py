@@ -4,8 +4,11 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcifar.augment import pipeline as augment
@@ -16,6 +19,7 @@ from jaxcifar.data import splits
 from jaxcifar.data.datasets import is_streamed
 from jaxcifar.engine import couplings, fusion, losses, optim, paths, quantize, schedules, side_by_side, views
 from jaxcifar.machine.errors import UserError, lookup
+from jaxcifar.machine.profile import count_flops
 from jaxcifar.machine.text import show
 from jaxcifar.models import CHOICES, NETWORKS, build
 from jaxcifar.models.layers import SCHEMES
@@ -63,7 +67,7 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
         'data.loader=device is for images in memory: set data.loader=host for {dataset}',
     ),
     (
-        lambda c: c.steps_per_call > 1 and is_streamed(c.dataset),
+        lambda c: (c.steps_per_call or 1) > 1 and is_streamed(c.dataset),
         'steps_per_call={steps_per_call} is for images in memory: set steps_per_call=1 for {dataset}',
     ),
     (
@@ -92,6 +96,9 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
     ),
 ]
 
+# A GPU is given this many FLOP at a time, in so many steps at the most; estimated, not measured.
+CALL_FLOPS, MOST_STEPS = 200e9, 8
+
 
 def finalize(config: ConfigDict) -> ConfigDict:
     """Fill in the fields that depend on others and check them all.
@@ -115,6 +122,7 @@ def finalize(config: ConfigDict) -> ConfigDict:
     if config.coupling == 'fusion':
         _fill_rates(config)
     _check(config)
+    config.steps_per_call = config.steps_per_call or _steps_per_call(config)
     return config
 
 
@@ -144,6 +152,21 @@ def _fill_rates(config: ConfigDict):
     """Fill in learning rates by rule and features, and check what fusion cannot be with."""
     sizes = {name: build(name, 2).feature_size() for name in config.network.split('+')}
     fusion.fill_rates(config, [sizes[name] for name in member_networks(config)])
+
+
+def _steps_per_call(config: ConfigDict) -> int:
+    """Return how many steps a GPU takes in one call: several of small networks, which wait for the host."""
+    if jax.default_backend() == 'cpu' or is_streamed(config.dataset):
+        return 1
+    size, flops = config.data.image_size, {}
+    for name in config.network.split('+'):
+        network = build(name, 10, size)
+        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        forward = jax.jit(partial(network.apply, train=False)).trace(network.shapes(), image)
+        flops[name] = count_flops(forward.jaxpr.jaxpr)
+    # A gradient takes twice as many as the forward pass.
+    step = 3 * config.batch_size * sum(flops[name] for name in member_networks(config))
+    return int(min(max(CALL_FLOPS // step, 1), MOST_STEPS))
 
 
 def _check(config: ConfigDict):
