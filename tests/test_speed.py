@@ -22,7 +22,8 @@ from jaxcifar.machine.files import write_json
 from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.convolution import convolve
 from jaxcifar.models.speednet import SpeedNet, halve, whitening_filters
-from jaxcifar.runs.evaluation import make_eval_step, open_evaluation
+from jaxcifar.runs import evaluation
+from jaxcifar.runs.evaluation import EvalStep, open_evaluation
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.weights import load_weights
 from tests.conftest import small_config
@@ -107,7 +108,7 @@ def test_shifted_views_are_weighed_as_written(dataset, tiny_networks):
 
     def logits(images, flip, shift):
         run.config.eval.flip, run.config.eval.shift = flip, shift
-        return np.asarray(make_eval_step(run.config, run.population, dataset)(weights)(images))
+        return np.asarray(EvalStep(run.config, run.population, dataset)(weights)(images))
 
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), 'reflect')
     views = (images, 0.5), (padded[:, 4:, 4:], 0.25), (padded[:, :-4, :-4], 0.25)
@@ -198,3 +199,24 @@ def test_a_gpu_is_given_more_steps_of_a_cheaper_network(monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     assert steps('resnet8') == 8 > steps('resnet32') > steps('resnet32', members=4) == steps('resnet18') == 1
     assert steps('resnet18', steps_per_call=3) == 3
+
+
+def test_images_to_evaluate_are_sent_once(tiny_networks, config, dataset, monkeypatch):
+    config.network, config.members = 'tiny', 2
+    run, sent = Run(config, dataset), []
+    monkeypatch.setattr(evaluation.hosts, 'put', lambda x, where: sent.append(x) or jax.device_put(x, where))
+    step = evaluation.EvalStep(run.config, run.population, dataset)
+    weights = eval_weights(run.state)
+
+    def logits(size):
+        run.config.eval.batch_size = size
+        return evaluation.predict_logits(step, weights, dataset.x_test, run.config, run.mesh)
+
+    first = logits(15)
+    assert len(sent) == 3 and first.shape == (2, 40, 4)
+    np.testing.assert_array_equal(logits(15), first)
+    assert len(sent) == 3
+    monkeypatch.setattr(evaluation, 'KEPT', 0)  # no room for others
+    for calls in (5, 7):
+        np.testing.assert_allclose(logits(20), first, atol=1e-6)
+        assert len(sent) == calls

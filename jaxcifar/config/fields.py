@@ -206,9 +206,7 @@ def _declare() -> Group:
     c.init_from = ''  # begin with weights of WORKDIR, WORKDIR@last, an export or a PyTorch file; a+b: in turn
     c.resume_from = ''  # start a new workdir from another run's checkpoint: WORKDIR or WORKDIR@STEP
     c.members_as = 'auto'  # of a device: loop (in turns) | one (side by side), dense, grouped [resumable]
-    c.steps_per_call = whole(None, 1, 100_000)  # steps the host does not see [auto: 1 to 8 on GPUs] [resumable]
-        None, 1, 100_000
-    )  # steps without asking the host [auto: 1 to 8 on a GPU] [resumable]
+    c.steps_per_call = whole(None, 1, 100_000)  # steps a call takes [auto: 1 to 8 on GPUs] [resumable]
     c.compile_cache = ''  # folder in which XLA keeps compiled programs for the next run [resumable]
     return c
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -34,35 +34,66 @@ from jaxcifar.runs.session import Session
 from jaxcifar.runs.trained import open_trained
 
 IN_FLIGHT = 4  # batches that the host may be ahead of the devices
+KEPT = 2**28  # bytes of images to evaluate that stay on the devices; CIFAR's test images are 31 MB
 
 
-def make_eval_step(config: ConfigDict, population: Population, dataset):
-    """`Weights` -> (uint8 images [B,H,W,C] -> logits [K,B,C]) of the weights as the networks see them.
+class EvalStep:
+    """Turn `Weights` into a function of uint8 images [B,H,W,C] to logits [K,B,C], as the networks see them.
 
     [K+1,B,C] where the coupling has a head, whose prediction is the last.
     """
-    head = make_head(config, population)
-    # Apart from what follows: whoever exports what `show` gives gets the same numbers, to the bit.
-    show = jax.jit(population.show)
 
-    def forward(shown, weights: Weights, images: jax.Array) -> jax.Array:
-        def predict(images: jax.Array) -> jax.Array:
-            logits, features, _ = population.forward(shown, weights.stats, images, False)
-            return join(head, weights.head, logits, features)
+    def __init__(self, config: ConfigDict, population: Population, dataset):
+        head = make_head(config, population)
+        # Apart from what follows: whoever exports what `show` gives gets the same numbers, to the bit.
+        self._show = jax.jit(population.show)
+        # Images that have been sent, with what they were sent as: they stay for the next evaluation.
+        self._sent: list[tuple[np.ndarray, int, list[tuple[jax.Array, int]]]] = []
 
-        def both_ways(images: jax.Array) -> jax.Array:
-            logits = predict(images)
-            return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
+        def forward(shown, weights: Weights, images: jax.Array) -> jax.Array:
+            def predict(images: jax.Array) -> jax.Array:
+                logits, features, _ = population.forward(shown, weights.stats, images, False)
+                return join(head, weights.head, logits, features)
 
-        images = normalise(images, dataset.mean, dataset.std)
-        logits = both_ways(images)
-        if not config.eval.shift:
-            return logits
-        up, down = (both_ways(moved) for moved in shifted(images, config.eval.shift))
-        return logits / 2 + (up + down) / 4
+            def both_ways(images: jax.Array) -> jax.Array:
+                logits = predict(images)
+                return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
 
-    compiled = jax.jit(forward, compiler_options=compiler_options())
-    return lambda weights: partial(compiled, show(weights.params), weights._replace(params=None))
+            images = normalise(images, dataset.mean, dataset.std)
+            logits = both_ways(images)
+            if not config.eval.shift:
+                return logits
+            up, down = (both_ways(moved) for moved in shifted(images, config.eval.shift))
+            return logits / 2 + (up + down) / 4
+
+        self._forward = jax.jit(forward, compiler_options=compiler_options())
+
+    def __call__(self, weights: Weights) -> Callable[[jax.Array], jax.Array]:
+        """Return the function of images for these weights."""
+        return partial(self._forward, self._show(weights.params), weights._replace(params=None))
+
+    def batches(self, images, size: int, workers: int, sharding: NamedSharding) -> Generator:
+        """Yield (images on the devices [size,H,W,C], how many of them count); to be closed.
+
+        Arrays stay on the devices for the next time while they take no more than KEPT bytes together.
+        """
+        for array, sent_size, sent in self._sent:
+            if array is images and sent_size == size:
+                yield from sent
+                return
+        sent = []
+        kept = sum(array.nbytes for array, _, _ in self._sent)
+        keep = isinstance(images, np.ndarray) and kept + images.nbytes <= KEPT
+        with contextlib.closing(in_order(images, size, workers)) as parts:
+            for part in parts:
+                # A last, shorter batch is filled up: evaluation has no batch statistics to disturb.
+                filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+                batch = hosts.put(filled, sharding), len(part)
+                if keep:
+                    sent.append(batch)
+                yield batch
+        if keep:
+            self._sent.append((images, size, sent))
 
 
 def shifted(images: jax.Array, pixels: int) -> tuple[jax.Array, jax.Array]:
@@ -73,25 +104,23 @@ def shifted(images: jax.Array, pixels: int) -> tuple[jax.Array, jax.Array]:
 
 
 def predict_logits(
-    eval_step, weights: Weights, images, config: ConfigDict, mesh: Mesh, poll: Callable = lambda: None
+    step: EvalStep, weights: Weights, images, config: ConfigDict, mesh: Mesh, poll: Callable = lambda: None
 ) -> np.ndarray:
-    """Logits [K,N,C] of images [N,H,W,C] or of files, [K+1,N,C] where the coupling has a head.
+    """Return logits [K,N,C] of images [N,H,W,C] or of files, [K+1,N,C] where the coupling has a head.
 
     `poll()` is called between batches.
     """
     shards = mesh.shape['data']
-    batch = math.ceil(min(config.eval.batch_size, len(images)) / shards) * shards
+    size = math.ceil(min(config.eval.batch_size, len(images)) / shards) * shards
     sharding = NamedSharding(mesh, PartitionSpec('data'))
-    see, outputs, sizes = eval_step(weights), list[jax.Array](), list[int]()
-    with contextlib.closing(in_order(images, batch, config.data.workers)) as parts:
-        for part in parts:
+    see, outputs, counts = step(weights), list[jax.Array](), list[int]()
+    with contextlib.closing(step.batches(images, size, config.data.workers, sharding)) as batches:
+        for batch, count in batches:
             poll()
-            # A last, shorter batch is filled up: evaluation has no batch statistics to disturb.
-            filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
-            outputs.append(see(hosts.put(filled, sharding)))
-            sizes.append(len(part))
+            outputs.append(see(batch))
+            counts.append(count)
             jax.block_until_ready(outputs[-IN_FLIGHT:][0])
-    return np.concatenate([hosts.fetch(z)[:, :n] for z, n in zip(outputs, sizes)], 1)
+    return np.concatenate([hosts.fetch(z)[:, :n] for z, n in zip(outputs, counts)], 1)
 
 
 def member_metrics(logits: np.ndarray, images: Images) -> dict[str, np.ndarray]:
@@ -129,7 +158,7 @@ class Evaluation:
 
     def __init__(self, session: Session, poll: Callable = lambda: None):
         self.session, self.poll = session, poll
-        self.eval_step = make_eval_step(session.config, session.population, session.dataset)
+        self.eval_step = EvalStep(session.config, session.population, session.dataset)
 
     def images(self, name: str) -> Images:
         """Return the images called `name`: train, validation, test, or a part of the split."""
