@@ -62,6 +62,13 @@ def test_the_workdir_says_what_ran(run):
     assert any('± ' in line and 'ensemble' in line for line in lines)
 
 
+def test_away_from_git_the_commit_is_what_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv('GIT_DIR', str(tmp_path))
+    assert git_commit() == ''
+    monkeypatch.setenv('JAXCIFAR_COMMIT', 'abc123')
+    assert git_commit() == 'abc123'
+
+
 def test_evaluate_gives_the_results_of_the_run(run):
     workdir, results, _ = run
     for which in ('best', 'last'):

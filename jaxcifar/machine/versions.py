@@ -1,5 +1,6 @@
 """Ask what is installed, and for the commit of this checkout."""
 
+import os
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,21 +10,21 @@ PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'm
 
 
 def git_commit() -> str:
-    """Return the commit, with '+changes' where files other than results differ; '' outside git."""
+    """Return this checkout's commit, with '+changes' behind it where files but results differ.
+
+    Outside of git it is what $JAXCIFAR_COMMIT says, which whoever copies the files can set, or ''.
+    """
 
     def git(*args: str) -> str:
         here = str(Path(__file__).parent)
-        return subprocess.run(['git', '-C', here, *args], capture_output=True, text=True).stdout
+        return subprocess.run(['git', '-C', here, *args], capture_output=True, text=True).stdout.strip()
 
     try:
-        commit = git('rev-parse', 'HEAD').strip()
-        return commit + (
-            '+changes'
-            if commit and git('status', '--porcelain', '-uno', ':/', ':!/experiments/results')
-            else ''
-        )
-    except FileNotFoundError:
-        return ''
+        commit = git('rev-parse', 'HEAD')
+        changes = commit and git('status', '--porcelain', '-uno', ':/', ':!/experiments/results')
+    except FileNotFoundError:  # git itself is not there
+        commit = changes = ''
+    return commit + '+changes' * bool(changes) or os.environ.get('JAXCIFAR_COMMIT', '')
 
 
 def installed(package: str) -> str:
