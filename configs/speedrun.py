@@ -48,9 +48,9 @@ def follow_jordan(c):
     """Kernels on a sphere, a rate for each kind of the rest, no warm-up, and translated test images."""
     c.model.whitening, c.model.norm_momentum = 'bias', 0.6
     c.optimizer.lr, c.optimizer.rest, c.optimizer.rescale = 0.24, 1.0, True
-    # There, rates are of the sum of a batch's losses at momentum .85; here of their mean at .6.
-    mean = c.batch_size * (1 - c.optimizer.momentum) / (1 - 0.85) / c.optimizer.lr
-    bias, fc = 0.053 * mean, 0.000828 * mean
+    c.optimizer.rest_momentum = 0.85
+    # There, rates are of the sum of a batch's losses; here of their mean.
+    bias, fc = (rate * c.batch_size / c.optimizer.lr for rate in (0.053, 0.000828))
     c.optimizer.rates = f'scale=0 bn.*bias={bias:.4g} fc/|whiten={fc:.4g}'
     # Rate times decay is .00382 a step there, of all that is no kernel.
     c.optimizer.weight_decay = 0.00382 / 0.053 / c.batch_size

@@ -71,6 +71,12 @@ def test_muon_takes_orthogonal_steps_for_kernels_and_sgds_for_the_rest():
     cosine = -np.sum(np.reshape(updates['conv'], (18, 8)) * (left @ right)) / np.linalg.norm(values) / 8**0.5
     assert cosine > 0.95
     np.testing.assert_allclose(updates['bias'], -0.05 * grads['bias'], rtol=1e-6)
+    # The rest may have a momentum of its own.
+    config.optimizer.rest_momentum = 0.5
+    optimizer = make_optimizer(config, 0.1, 0.0)
+    state = optimizer.update(grads, optimizer.init(grads), grads)[1]
+    second, _ = optimizer.update(grads, state, grads)
+    np.testing.assert_allclose(second['bias'], -0.05 * 1.5 * grads['bias'], rtol=1e-6)
     # Rescaled, a kernel takes half of the same step from the norm √8 on; what is no kernel stays as it was.
     config.optimizer.update({'rescale': True, 'rates': 'conv=.5'})
     params = {'conv': 5 * grads['conv'], 'bias': 5 * grads['bias']}

@@ -159,6 +159,7 @@ def _declare() -> Group:
     c.optimizer.b1 = real(0.9, 0, 1)  # of adamw
     c.optimizer.b2 = real(0.999, 0, 1)  # of adamw
     c.optimizer.rest = real(0.1)  # muon: learning rate of what is no convolution, as a share of lr
+    c.optimizer.rest_momentum = real(None, 0, 1)  # muon: of the same [auto: momentum]
     c.optimizer.rescale = False  # muon: before an update a kernel is scaled to the norm √(its outputs)
     c.optimizer.rates = ''  # factors of lr by parameter path: 'fc/=2 bias=64 scale=0'; first found counts
     c.optimizer.weight_decay = each(5e-4)  # sgd: added to the gradient; adamw: decoupled [K]

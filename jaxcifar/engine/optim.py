@@ -17,12 +17,13 @@ from jaxcifar.engine.paths import map_paths, number_of, parse_rules, scale_by_pa
 from jaxcifar.engine.views import is_scale
 
 
-def sgd(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformation]:
+def sgd(config: ConfigDict, lr, weight_decay, momentum=None) -> list[optax.GradientTransformation]:
     """Descend: v ← μv + g + λw; w ← w - lr·(g + λw + μv if nesterov else v) (Sutskever et al. 2013)."""
     o = config.optimizer
+    momentum = o.momentum if momentum is None else momentum
     return [
         *_decay(config, weight_decay),
-        optax.trace(o.momentum, o.nesterov) if o.momentum else optax.identity(),
+        optax.trace(momentum, o.nesterov) if momentum else optax.identity(),
         optax.scale_by_learning_rate(lr),
     ]
 
@@ -44,7 +45,7 @@ def muon(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformat
     """
     o = config.optimizer
     kernels = [*orthogonal(o), *_decay(config, weight_decay), optax.scale_by_learning_rate(lr)]
-    rest = sgd(config, lr * o.rest, weight_decay)
+    rest = sgd(config, lr * o.rest, weight_decay, o.rest_momentum)
     chains = {'kernel': optax.chain(*kernels), 'rest': optax.chain(*rest)}
     return [optax.multi_transform(chains, kernel_or_rest)]
 
