@@ -50,7 +50,7 @@ def muon(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformat
     return [optax.multi_transform(chains, kernel_or_rest)]
 
 
-OPTIMIZERS = {'sgd': sgd, 'adamw': adamw, 'muon': muon}
+OPTIMIZERS: dict[str, Callable] = {'sgd': sgd, 'adamw': adamw, 'muon': muon}
 
 
 def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:
