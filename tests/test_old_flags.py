@@ -7,6 +7,7 @@ import pytest
 
 from jaxcifar.config.command_line import parse
 from jaxcifar.config.old_flags import AUGMENTATIONS, FLAGS, NEEDLESS
+from jaxcifar.config.short import spell_out
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.resolve import finalize
 
@@ -60,6 +61,22 @@ def test_old_flags_are_spelt_anew(flags):
 def test_every_old_flag_is_in_a_command():
     flags = set(re.findall(r'--([\w-]+)', ' '.join(COMMANDS)))
     assert {flag.replace('-', '_') for flag in flags} == FLAGS.keys() | AUGMENTATIONS.keys()
+
+
+@pytest.mark.parametrize(('words', 'answer'), [
+    ('single --wd 5e-4', 'write --config.optimizer.weight_decay=5e-4 for --wd 5e-4'),
+    ('single --lr .1 --no_wandb', 'leave out --no_wandb'),
+    ('ternary --cutmix --epochs 5', r"write --config.epochs=5 '--config.augment=crop\(4\)\+flip\+cutmix"),
+])  # fmt: skip
+def test_the_short_form_answers_them_too(words, answer):
+    with pytest.raises(UserError, match=answer):
+        spell_out(words.split())
+
+
+def test_flags_that_are_short_fields_too_are_fields():
+    words = spell_out(['single', '--lr', '.1', '--workers', '2', '--workdir', 'x', '--seed', '3'])
+    assert words[:3] == ['--config=single', '--config.optimizer.lr=.1', '--config.data.workers=2']
+    assert words[3:] == ['--workdir=x', '--config.seed=3']
 
 
 @pytest.mark.parametrize('flag', NEEDLESS)

@@ -78,6 +78,11 @@ def translated(arguments: list[str]) -> UserError | None:
     return UserError(f'flags are other ones here: {"; ".join(answers)}') if answers else None
 
 
+def is_old(flag: str) -> bool:
+    """Return whether a flag is one of these programs'."""
+    return flag.replace('-', '_') in FLAGS.keys() | AUGMENTATIONS.keys() | NEEDLESS.keys()
+
+
 def _flags(arguments: list[str]) -> list[tuple[str, list[str]]]:
     """Return the flags of a command line, without --, and their values: behind = or in the words after."""
     flags: list[tuple[str, list[str]]] = []

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from jaxcifar.config.fields import FIELDS
+from jaxcifar.config.old_flags import is_old, translated
 from jaxcifar.config.shipped import names
 from jaxcifar.machine.errors import UserError, unknown
 
@@ -19,6 +20,9 @@ def spell_out(words: list[str]) -> list[str]:
     --workdir the run is kept in a new folder of runs/. Raises `UserError` for a flag that is no field, or
     has no value.
     """
+    names_of_flags = [word[2:].partition('=')[0] for word in words if word.startswith('--')]
+    if any(is_old(flag) and not _meant(flag) for flag in names_of_flags) and (old := translated(words)):
+        raise old
     given_flags, positional = _split(words)
     if len(positional) != 1:
         given = ' '.join(positional) or 'none'
@@ -56,16 +60,22 @@ def _split(words: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
 
 def _field(flag: str) -> str:
     """Return the long spelling of a flag, --config.optimizer.momentum of momentum."""
-    name = flag.removeprefix('config.')
     if flag in PASSED_ON:
         return f'--{flag}'
-    if name in FIELDS:
-        return f'--config.{name}'
-    meant = [field for field in FIELDS if field.rpartition('.')[2] == name]
-    if f'optimizer.{name}' in meant:  # lr, clip and weight_decay are the members' own, not the head's
-        meant = [f'optimizer.{name}']
+    meant = _meant(flag)
     if len(meant) == 1:
         return f'--config.{meant[0]}'
     if meant:
         raise UserError(f'--{flag} is in several groups: expected {" or ".join(f"--{m}" for m in meant)}')
-    raise unknown('field', name, FIELDS)
+    raise unknown('field', flag.removeprefix('config.'), FIELDS)
+
+
+def _meant(flag: str) -> list[str]:
+    """Return the fields that a flag may mean: itself, or those whose last name it is."""
+    name = flag.removeprefix('config.')
+    if name in FIELDS:
+        return [name]
+    meant = [field for field in FIELDS if field.rpartition('.')[2] == name]
+    if f'optimizer.{name}' in meant:  # lr, clip and weight_decay are the members' own, not the head's
+        return [f'optimizer.{name}']
+    return meant

@@ -39,7 +39,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     near = alike(name, valid)
     hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
     listed = ', '.join(v or 'nothing' for v in valid)
-    names = f' (valid: {listed})' if len(valid) <= MOST_NAMES or not near else ''
+    names = f' (valid: {listed})' if len(valid) <= MOST_NAMES else '' if near else '; --help lists them'
     return UserError(f'unknown {kind} {show(name)!r}{hint}{names}')
 
 
