@@ -38,7 +38,8 @@ SMALL = (
 @pytest.mark.parametrize('name', LINES)
 def test_a_page_has_one_job_and_no_more_lines_than_that(name):
     path = ROOT / ('README.md' if name == 'README' else f'docs/{name}.md')
-    assert len(path.read_text().splitlines()) <= LINES[name]
+    shown = re.sub('<details>.*?</details>', '', path.read_text(), flags=re.S)
+    assert len(shown.splitlines()) <= LINES[name]
 
 
 def test_every_page_is_in_the_readme():
