@@ -9,9 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from experiments.bench.torch_networks import small_resnet
+from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.state import init_state
 from jaxcifar.formats import foreign
 from jaxcifar.machine.errors import UserError
 from jaxcifar.models import build
+from jaxcifar.runs.init_from import begin_from
+from jaxcifar.runs.resolve import finalize
 from tests.steps import distance
 
 
@@ -124,3 +128,16 @@ def test_the_network_is_told_by_its_tensors(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'fit resnet20: .* of a resnet8 .*7 classes: ask for') as caught:
         foreign.read(path).fit(build('resnet20', 7).shapes(), 'resnet20')
     assert re.search(r'missing: 60 \(\S+, \S+, \S+, …\)', str(caught.value))
+
+
+def test_a_file_of_other_classes_is_where_training_begins(state, config, tmp_path, capsys):
+    torch.save({'net': renamed(state, 'module.', 'linear')}, tmp_path / 'file.pth.tar')
+    config.init_from, config.view = str(tmp_path / 'file.pth.tar'), 'ternary'
+    run = finalize(config)
+    population = Population(run, 3, 8, make_mesh(run))
+    drawn = init_state(run, population)
+    began, fresh = (population.disassemble(s.params)[0] for s in (begin_from(run, population, drawn), drawn))
+    assert distance(began['fc'], fresh['fc']) == 0
+    kernel = state['layer1.0.conv1.weight'].permute(2, 3, 1, 0)
+    np.testing.assert_array_equal(began['layer1_0']['conv1']['kernel'], kernel)
+    assert 'fc of 0_resnet8 begins fresh, 4 -> 3 classes' in capsys.readouterr().out

@@ -237,7 +237,7 @@ def test_exported_logits_are_the_calibrated_members(run):
 def test_calibrated_networks_are_exported_with_their_temperatures(run, tmp_path, monkeypatch):
     workdir, _ = run
     config = saved.load(workdir / 'config.json')
-    folder = export.export(workdir, 'safetensors', tmp_path / 'calibrated', which='calibrated')
+    folder = export.export(workdir, 'safetensors', tmp_path / 'calibrated', checkpoint='calibrated')
     images = load_dataset(config.dataset, '').x_test
     for z, member in zip(jaxcifar.load(folder).logits(images), calibration_of(workdir)['best']['members']):
         kept, _, indices = exported(workdir, member['name'], 'test')

@@ -60,6 +60,9 @@ def test_there_and_back(weights, dataset, small_npz, config, command, tmp_path):
     torch.save({'epoch': 3, 'model_state_dict': state}, path)
     command(path, '--workdir', start, '--dataset', f'npz:{small_npz}')  # the network is told by the tensors
     assert_same(weights, dataset, start)
+    data = f'npz:{small_npz}'
+    direct = evaluate(path, dataset=data)['members'][0]  # the file itself, without a workdir
+    assert direct == evaluate(start, 'last')['members'][0]
     command('--workdir', start, '--to', back)
     same = torch.load(back, weights_only=True)
     for name, tensor in weights.state_dict().items():
@@ -76,6 +79,7 @@ def test_there_and_back(weights, dataset, small_npz, config, command, tmp_path):
     files = [tmp_path / f'{i}.png' for i in range(4)]
     for file, image in zip(files, dataset.x_test):
         Image.fromarray(image).save(file)
+    np.testing.assert_allclose(predict(path, files, dataset=data)[0], predict(start, files)[0], atol=1e-6)
     probabilities, _ = predict(tuned, files, 'last')
     np.testing.assert_allclose(probabilities, np.exp(scores(trained, dataset, tuned)[0][:4]), atol=1e-5)
 

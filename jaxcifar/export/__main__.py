@@ -17,7 +17,7 @@ from jaxcifar.machine.command import command_parser, run_command
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = command_parser('jaxcifar.export', __doc__)
     parser.add_argument('--workdir', type=Path, required=True)
     parser.add_argument('--format', required=True, help=' | '.join(FORMATS))

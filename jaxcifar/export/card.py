@@ -12,7 +12,7 @@ from jaxcifar.config import saved
 from jaxcifar.config.values import flatten
 from jaxcifar.formats.portable import HEAD, FusedHead, Portable
 from jaxcifar.machine.files import read_json, reading
-from jaxcifar.machine.text import percent
+from jaxcifar.machine.text import escape_markdown, percent
 from jaxcifar.runs import results as runs_results
 from jaxcifar.runs.metrics import mean_and_std
 from jaxcifar.runs.weights import CALIBRATED
@@ -101,8 +101,8 @@ def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDi
     Mean and deviation are of the members that are exported.
     """
     calibrated = checkpoint == CALIBRATED  # the chosen weights: a temperature leaves predictions alone
-    which = ('best' if 'best' in results['mean'] else 'last') if calibrated else checkpoint
-    scores = {m['name']: m[which]['test'] for m in results['members'] if which in m}
+    choice = ('best' if 'best' in results['mean'] else 'last') if calibrated else checkpoint
+    scores = {m['name']: m[choice]['test'] for m in results['members'] if choice in m}
     if not scores.keys() >= set(names):
         return None
     mean, std = mean_and_std([scores[name] for name in names])
@@ -116,8 +116,8 @@ def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDi
         'members': {name: scores[name]['accuracy'] for name in names},
         'mean': mean['accuracy'],
         'std': std['accuracy'] if error_bar else None,
-        'ensemble': results['ensemble'][which]['accuracy'] if together else None,
-        'fused': results['fusion'][which]['test']['fused']['accuracy'] if fused else None,
+        'ensemble': results['ensemble'][choice]['accuracy'] if together else None,
+        'fused': results['fusion'][choice]['test']['fused']['accuracy'] if fused else None,
     }
 
 
@@ -125,14 +125,14 @@ def to_markdown(card: dict) -> str:
     """Return the card for people, README.md of the folder."""
     data, recipe = card['data'], card['training']
     size = data['image_size']
-    classes = ', '.join(data['classes'][:20]) + (', …' if len(data['classes']) > 20 else '')
+    classes = escape_markdown(', '.join(data['classes'][:20])) + (', …' if len(data['classes']) > 20 else '')
     rows = [
         f'| `{m["file"]}` | {m["parameters"]:,} | {m["bytes"]:,} | {_percent(card, m["name"])} '
         f'| {m["check"]} | {m["speed"]} |'
         for m in card['members']
     ]
     return '\n'.join([
-        f'# {recipe["network"]} for {data["name"].rpartition(":")[2]}',
+        f'# {recipe["network"]} for {escape_markdown(data["name"].rpartition(":")[2])}',
         '',
         f'Names the class of {size}x{size} RGB images, one of {len(data["classes"])}: {classes}.',
         '',
@@ -155,7 +155,7 @@ def to_markdown(card: dict) -> str:
         f'(sha256 of the data `{data["sha256"][:16]}`), '
         f'channel mean {data["mean"]}, std {data["std"]}.',
         '',
-        *(f'- {name}: {recipe[name]}' for name in RECIPE),
+        *(f'- {name}: {escape_markdown(str(recipe[name]))}' for name in RECIPE),
         '',
         f'Made by {card["made_by"]} on {card["made"]}; all fields in `config.json`, sums in `SHA256SUMS`.',
         '',

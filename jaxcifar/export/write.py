@@ -184,11 +184,11 @@ def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
     images = _noise(member)
     expected = Classifier([member]).logits(images)[0]
     run = how.run(path)
-    found = np.asarray(run(images))  # and compiles
+    logits = np.asarray(run(images))  # the first call compiles: the second is timed
     start = time.perf_counter()
     np.asarray(run(images))
     rate = IMAGES / (time.perf_counter() - start)
-    difference = _difference(path, found, expected, TOLERANCE[precision] if how.exact else math.inf)
+    difference = _difference(path, logits, expected, TOLERANCE[precision] if how.exact else math.inf)
     return {
         'file': name,
         'bytes': path.stat().st_size,
@@ -203,9 +203,9 @@ def _noise(member: Portable) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
 
 
-def _difference(path: Path, found: np.ndarray, expected: np.ndarray, allowed: float) -> float:
-    """The largest one of logits; `UserError` where it is not `allowed`."""
-    difference = float(np.abs(found - expected).max())
+def _difference(path: Path, logits: np.ndarray, expected: np.ndarray, allowed: float) -> float:
+    """Return the largest difference of logits; `UserError` where it is not `allowed`."""
+    difference = float(np.abs(logits - expected).max())
     if not difference <= allowed * max(1, np.abs(expected).max()) or math.isinf(difference):
         raise UserError(f'{path}: logits differ by {difference:.2g} from those of the network')
     return difference

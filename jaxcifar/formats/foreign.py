@@ -58,7 +58,11 @@ class Foreign(NamedTuple):
 
     def likely(self) -> tuple[str, dict] | None:
         """Return the (network, options) whose tensors these are, None where no network has them."""
-        alike = {name: self._alike(name, {}) for name in NETWORKS}  # seconds, most of them DenseNets
+        alike: dict[str, float] = {}
+        for name in NETWORKS:  # seconds for all of them, most of these for DenseNets
+            alike[name] = self._alike(name, {})
+            if alike[name] == 1:
+                return name, {}
         # Options change few tensors: those of the most similar networks are all there is to try.
         for name in sorted(alike, key=lambda name: -alike[name])[:CLOSEST]:
             for options in _all_options(name):

@@ -72,7 +72,7 @@ def _reduce(operation: str) -> Callable:
 
 
 def _blocks(graph: Graph, eqn, x: Tensor) -> str:
-    """[B,H,W,C] -> [B,H/p,p,W/q,q,C], which the graph has as [B,C,H/p,p,W/q,q]."""
+    """Translate [B,H,W,C] -> [B,H/p,p,W/q,q,C]; the graph has it as [B,C,H/p,p,W/q,q]."""
     new = eqn.params['new_sizes']
     _require(eqn, len(x.shape) == 4 and len(new) == 6)
     batch, height, width, channels = x.shape
@@ -163,7 +163,7 @@ def _require(eqn, condition: bool):
 
 
 def _translate(graph: Graph, jaxpr: Jaxpr, consts, values) -> list:
-    """The outputs of a jaxpr, `Tensor`s or constants, from those of its inputs."""
+    """Return the outputs of a jaxpr, `Tensor`s or constants, from those of its inputs."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *values]))
     for eqn in jaxpr.eqns:
         inputs = [a.val if isinstance(a, Literal) else known[a] for a in eqn.invars]
@@ -182,8 +182,8 @@ def _equation(graph: Graph, eqn, inputs: list) -> list:
     if not any(isinstance(value, (Tensor, Ternary)) for value in inputs):
         if name in FOLDS:
             return [FOLDS[name](*inputs, **eqn.params)]
-        found = eqn.primitive.bind(*inputs, **eqn.params)
-        return list(found) if eqn.primitive.multiple_results else [found]
+        outputs = eqn.primitive.bind(*inputs, **eqn.params)
+        return list(outputs) if eqn.primitive.multiple_results else [outputs]
     if name not in PRIMITIVES:
         raise UserError(f'ONNX: no translation of {name} yet; it would be a line in {__name__}.PRIMITIVES')
     (output,) = eqn.outvars
@@ -193,7 +193,7 @@ def _equation(graph: Graph, eqn, inputs: list) -> list:
 def to_onnx(
     function: Callable, variables, image_size: int, bits: int = 2, about: dict[str, str] | None = None
 ):
-    """The ONNX model of `function(variables, uint8 images [B,H,W,3]) -> logits [B,C]`, for any B.
+    """Return the ONNX model of `function(variables, uint8 images [B,H,W,3]) -> logits [B,C]`, for any B.
 
     variables: a tree of arrays and `Ternary` kernels. bits: of a ternary code, 2, 4 or 8; which runtimes
     have to know. about: kept as the model's metadata.

@@ -30,13 +30,13 @@ class Graph:
         self._names: dict[tuple, str] = {}
 
     def add(self, operation: str, *inputs: str, **attributes) -> str:
-        """A node; returns the name of its output."""
+        """Add a node and return the name of its output."""
         name = f'{operation.lower()}_{len(self.nodes)}'
         self.nodes.append(helper.make_node(operation, list(inputs), [name], name, **attributes))
         return name
 
     def constant(self, value: np.ndarray) -> str:
-        """The name of a constant; equal ones are one."""
+        """Return the name of a constant; equal ones are one."""
         value = np.ascontiguousarray(value)
         key = value.dtype.name, value.shape, value.tobytes()
         if key not in self._names:
@@ -45,18 +45,18 @@ class Graph:
         return self._names[key]
 
     def integers(self, values) -> str:
-        """The name of a list of integers, as the axes of a node."""
+        """Return the name of a list of integers, as the axes of a node."""
         return self.constant(np.array([int(v) for v in values], np.int64))
 
     def operand(self, value) -> str:
-        """The name of what a node takes that goes element by element."""
+        """Return the name of what a node takes that goes element by element."""
         if isinstance(value, Tensor):
             return value.name
         value = np.asarray(to_floats(value) if isinstance(value, Ternary) else value)
         return self.constant(value.transpose(NCHW) if value.ndim == 4 else value)
 
     def kernel(self, value, axes: tuple[int, ...]) -> str:
-        """The name of a kernel's floats, its axes in this order; the output channels are its last."""
+        """Return the name of a kernel's floats, its axes in this order; the output channels are its last."""
         if not isinstance(value, Ternary):
             return self.constant(np.asarray(value).transpose(axes))
         codes, positive, negative = (np.asarray(part) for part in value)

@@ -33,7 +33,7 @@ def pack(codes: np.ndarray, how: str) -> np.ndarray:
 
 
 def unpack(data, how: str, shape: tuple[int, ...], xp=np):
-    """The inverse of `pack`, int8; `xp` is numpy, or jax.numpy within a compiled function."""
+    """Return what `pack` was given, int8; `xp` is numpy, or jax.numpy within a compiled function."""
     if how == '2bit':
         digits = data[:, None] >> xp.arange(0, 8, 2, dtype=np.uint8) & np.uint8(3)
     else:
@@ -52,12 +52,12 @@ class Packed(PyTreeNode):
     dtype: np.dtype = field(pytree_node=False, default=np.dtype(np.float32))
 
     def ternary(self, xp=np) -> Ternary:
-        """The codes and scales."""
+        """Return the codes and scales."""
         return Ternary(unpack(self.data, self.how, self.shape, xp), self.positive, self.negative)
 
 
 def pack_tree(tree, how: str):
-    """A tree of floats whose kernels of at most three values, in all or a channel, are `Packed`."""
+    """Return a tree of floats with its kernels of three values, in all or a channel, as `Packed`."""
     return jax.tree.map(lambda leaf: _pack_leaf(np.asarray(leaf), how), tree)
 
 
@@ -78,13 +78,13 @@ def _on_host(codes: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> n
 
 
 def map_packed(function: Callable, tree):
-    """The tree with `function(leaf)` for its `Packed` leaves."""
+    """Return the tree with `function(leaf)` for its `Packed` leaves."""
     change = lambda leaf: function(leaf) if isinstance(leaf, Packed) else leaf  # noqa: E731
     return jax.tree.map(change, tree, is_leaf=lambda leaf: isinstance(leaf, Packed))
 
 
 def to_dense(tree):
-    """The tree with floats for `Packed` kernels: on the host exactly the weights that were packed."""
+    """Return the tree with floats for `Packed` kernels: on the host exactly what was packed."""
     return map_packed(lambda leaf: _on_host(*leaf.ternary()), tree)
 
 
@@ -104,8 +104,8 @@ def unpack_where_used(function: Callable) -> Callable:
         shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
         image = jax.ShapeDtypeStruct(images.shape, images.dtype)
         jaxpr, output = jax.make_jaxpr(function, return_shape=True)(shapes, image)
-        found = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*leaves, images])
-        return jax.tree.unflatten(jax.tree.structure(output), found)
+        outputs = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*leaves, images])
+        return jax.tree.unflatten(jax.tree.structure(output), outputs)
 
     return run
 
@@ -115,7 +115,7 @@ def _is_packed(leaf) -> bool:
 
 
 def _evaluate(jaxpr: Jaxpr, consts, values) -> list:
-    """The outputs of a jaxpr of which some inputs are `Packed`."""
+    """Return the outputs of a jaxpr of which some inputs are `Packed`."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *values]))
     for eqn in jaxpr.eqns:
         inputs = [a.val if isinstance(a, Literal) else known[a] for a in eqn.invars]
@@ -127,14 +127,14 @@ def _evaluate(jaxpr: Jaxpr, consts, values) -> list:
         else:
             after = max((v for v in inputs if not _is_packed(v)), key=np.size, default=0)
             inputs = [_to_floats(v, after) if _is_packed(v) else v for v in inputs]
-            found = eqn.primitive.bind(*inputs, **eqn.params)
-            outputs = found if eqn.primitive.multiple_results else [found]
+            bound = eqn.primitive.bind(*inputs, **eqn.params)
+            outputs = bound if eqn.primitive.multiple_results else [bound]
         known.update(zip(eqn.outvars, outputs))
     return [a.val if isinstance(a, Literal) else known[a] for a in jaxpr.outvars]
 
 
 def _to_floats(kernel: Packed, after) -> jax.Array:
-    """The kernel, not before `after` is known."""
+    """Return the kernel's floats, not before `after` is known."""
     # XLA would make floats of all kernels at the start, and has dropped its own barriers by the time it
     # orders what it does. It cannot know that nothing is more than infinite.
     wait = (jnp.ravel(after)[0] > jnp.inf).astype(np.uint8)

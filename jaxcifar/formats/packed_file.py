@@ -38,7 +38,7 @@ def fold_norms(variables: dict) -> dict:
 
 
 def unfold_norms(variables: dict) -> dict:
-    """The statistics with which folded norms are norms again: mean 0, variance + ε 1."""
+    """Return variables with the statistics that make folded norms norms again: mean 0, variance + ε 1."""
     stats = flatten_dict(variables['batch_stats'])
     for path, scale in flatten_dict(variables['params']).items():
         if path[-1] == 'scale':
@@ -92,7 +92,7 @@ def write(path: Path, about: dict, variables: dict, how: str = 'trits', rest: st
 
 
 def read(path: Path) -> tuple[dict, dict]:
-    """(about, variables with `Packed` kernels) of a file; a `UserError` says what is wrong with it."""
+    """Return (about, variables with `Packed` kernels) of a file; `UserError` says what is wrong with it."""
     data = path.read_bytes()
     if data[: len(MAGIC)] != MAGIC:
         raise UserError(f'{path} is not a packed network of jaxcifar')
@@ -130,9 +130,9 @@ def _parse(body: bytes, length: int) -> tuple[dict, dict]:
 
 
 def _take(body: memoryview, at: list[int], dtype: np.dtype, count: int) -> np.ndarray:
-    """The next `count` numbers; `at` is where they begin, and moves on."""
+    """Return the next `count` numbers; `at` is where they begin, and moves on."""
     if count < 0:
         raise ValueError(f'{count} numbers')
-    found = np.frombuffer(body, dtype, count, at[0])
-    at[0] += found.nbytes
-    return found
+    numbers = np.frombuffer(body, dtype, count, at[0])
+    at[0] += numbers.nbytes
+    return numbers

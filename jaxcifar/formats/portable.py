@@ -51,7 +51,7 @@ class Portable(NamedTuple):
 
     @property
     def config(self) -> ConfigDict:
-        """The config of a run of this member alone, with nothing left to do to its weights."""
+        """The config of a run of this member alone; its weights are as a network sees them."""
         return saved.from_dict(self.about['config'])
 
     def network(self) -> Network:

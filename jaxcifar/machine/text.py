@@ -1,5 +1,7 @@
 """Numbers and values as a reader gets them: one way to print each kind."""
 
+import html
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,3 +47,8 @@ def show(value, length: int = 60) -> str:
         words = f'a number of about {value.bit_length() * 3 // 10:,} digits'
     words = ' '.join(words.split())
     return words if len(words) <= length else f'{words[: length - 3]}...'
+
+
+def escape_markdown(text: str) -> str:
+    """Return text as Markdown that shows it as it is: names in it come from files."""
+    return html.escape(re.sub(r'([\\|`*\[\]~]|(?<!\w)_|_(?!\w))', r'\\\1', text), quote=False)

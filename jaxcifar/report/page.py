@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxcifar.machine.text import escape_markdown
 from jaxcifar.report.runs import Run, show
 from jaxcifar.report.template import TEMPLATE
 
@@ -136,20 +137,15 @@ def comparison(runs: Sequence[Run]) -> dict[str, Picture]:
 
 def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """Return the tables, the second under the heading 'Settings that differ', and the notes."""
-    parts = [markdown_table(tables[0]), *(f'- {escape(note)}' for note in notes)]
+    parts = [markdown_table(tables[0]), *(f'- {escape_markdown(note)}' for note in notes)]
     if tables[1]:
         parts += ['', '### Settings that differ', '', markdown_table(tables[1])]
     return '\n'.join(parts) + '\n'
 
 
-def escape(text: str) -> str:
-    """Return text as Markdown that shows it as it is: names in it come from files."""
-    return html.escape(re.sub(r'([\\|`*\[\]~]|(?<!\w)_|_(?!\w))', r'\\\1', text), quote=False)
-
-
 def markdown_table(table: Table) -> str:
     """Return a table in Markdown, its first row the header."""
-    rows = [[f'**{text}**' if text == ON_TEST else escape(text) for text in row] for row in table]
+    rows = [[f'**{text}**' if text == ON_TEST else escape_markdown(text) for text in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, ['-' * width for width in widths])
     lines = [' | '.join(text.ljust(w) for text, w in zip(row, widths)) for row in rows]

@@ -124,7 +124,7 @@ def predict_logits(
 
 
 def member_metrics(logits: np.ndarray, images: Images) -> dict[str, np.ndarray]:
-    """The columns of metrics.csv, [K] each, from logits [K,N,C]; loss is the NLL."""
+    """Return the columns of metrics.csv, [K] each, from logits [K,N,C]; loss is the NLL."""
     members, _ = evaluate_logits(logits, images)
     columns = {k: np.array([m[k] for m in members]) for k in members[0]}
     return {'loss': columns.pop('nll'), **columns}

@@ -45,7 +45,7 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
         raise UserError(f'{path}: no such file or folder')
     if path.is_dir() and not portable.is_portable(path):
         if dataset:
-            raise UserError(f'--dataset is for exported networks; {path} is a run, and its config says which')
+            raise UserError(f'--dataset is not for runs: the config of {path} names its data set')
         return TrainedRun(path, checkpoint)
     if checkpoint:
         raise UserError(f'{path} holds one set of weights: leave out --checkpoint {checkpoint}')
@@ -206,7 +206,10 @@ class TrainedFile(Trained):
         self._variables = weights.fit(build(network, classes, **options).shapes(), network)
         dataset = dataset or BY_CLASSES.get(classes)
         if dataset is None:
-            raise UserError(f'{path} tells {classes} classes apart: name their --dataset')
+            raise UserError(
+                f'{path} tells {classes} classes apart: name their --dataset, as python -m '
+                'jaxcifar.torch_weights takes it too, to make a run of them'
+            )
         config = get_config()
         config.network, config.dataset = network, dataset
         config.model.update(options)
