@@ -71,6 +71,14 @@ def has_choice(name: str, option: str) -> bool:
     return option in inspect.signature(NETWORKS[name]).parameters
 
 
+def _check_options(name: str, options: dict):
+    """Raise `UserError` where a network does not have an option, or not this value of it."""
+    for option, value in options.items():
+        if not has_choice(name, option):
+            raise UserError(f'{name} has no choice of {option}')
+        lookup(f'model.{option}', CHOICES.get(option, {value: None}), value)
+
+
 def build(
     name: str,
     num_classes: int,
@@ -96,10 +104,7 @@ def build(
     """
     make = lookup('network', NETWORKS, name)
     scheme = lookup('model.init', SCHEMES, init)
-    for option, value in options.items():
-        if not has_choice(name, option):
-            raise UserError(f'{name} has no choice of {option}')
-        lookup(f'model.{option}', CHOICES.get(option, {value: None}), value)
+    _check_options(name, options)
 
     def module(train: bool, members_as: str = 'loop'):
         axis = axis_name if train else None
