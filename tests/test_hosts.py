@@ -99,10 +99,18 @@ def test_a_host_reads_what_its_devices_hold(monkeypatch):
     assert hosts.share(whole, (8,)) == (slice(8),)
 
 
-def test_a_second_coordinator_is_named_in_a_line(small_npz, tmp_path):
+def test_hosts_that_do_not_meet_are_a_line(small_npz, tmp_path, monkeypatch):
     with started(tmp_path, small_npz, '--coordinator=nowhere', '--processes=2', '--process=2') as process:
         status, _, err = outcome(process)
-    assert (status, err.count('\n')) == (1, 1) and 'the hosts have not found each other' in err
+    assert (status, err.count('\n')) == (1, 1) and '--process must be from 0 to 1, got 2' in err
+
+    def nobody(**_):
+        raise RuntimeError('deadline exceeded')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', nobody)
+    said = pytest.raises(UserError, match='the hosts have not found each other: deadline exceeded')
+    with said, hosts.joined('nowhere:1', 2, 1):
+        pass
 
 
 def test_slurms_tasks_drive_all_gpus_of_their_node_or_one_each(monkeypatch):
