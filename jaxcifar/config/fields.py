@@ -66,6 +66,16 @@ def number_or_list(default: float):
 def _declare() -> Group:
     """Return every field in its group. A number's range is low, high; without them, from 0 up."""
     c = Group()
+    _population(c)
+    _networks(c)
+    _images(c)
+    _training(c)
+    _records(c)
+    return c
+
+
+def _population(c: Group):
+    """Declare what is trained on what: the four choices and their numbers."""
     c.dataset = 'cifar10'  # digits | cifar10 | cifar100 | npz:FILE | folder:… | imagenet:… | stream:FOLDER
     c.network = 'resnet20'  # a name of jaxcifar.models; resnet20+resnet8 is one member of each
     c.members = whole(None, 1, 10_000)  # K, networks that are trained together [auto: 1 a name or split]
@@ -87,6 +97,9 @@ def _declare() -> Group:
     c.augment = text(None)  # names or a preset of data.augment [auto: crop(4)+flip; none of streams]
     c.augment_each = False  # members that share a batch draw its augmentation each for itself
 
+
+def _networks(c: Group):
+    """Declare what members are made of, and what couplings and views add."""
     c.model = Group()
     c.model.dropout = real(0.0, 0, 0.99)  # share of a block's hidden activations set to zero in training
     c.model.drop_path = real(0.0, 0, 0.99)  # stochastic depth: how often the last block is skipped
@@ -124,6 +137,9 @@ def _declare() -> Group:
     c.ternary.float_epochs = real(0.0)  # epochs that begin with training the floats
     c.ternary.blend_epochs = real(0.0)  # … and then epochs in which floats turn ternary bit by bit
 
+
+def _images(c: Group):
+    """Declare where images come from and who sees them."""
     c.data = Group()
     c.data.root = text(None)  # where datasets are kept [auto: $JAXCIFAR_DATA or data] [resumable]
     c.data.loader = one_of('host', 'device')  # a PyTorch DataLoader, or all in device memory [resumable]
@@ -151,6 +167,9 @@ def _declare() -> Group:
     c.long_tail.imbalance = real(100.0, 1)  # images of the largest class for one of the smallest
     c.long_tail.seed = whole(42, 0, SEED)  # draws the images and their parts
 
+
+def _training(c: Group):
+    """Declare how parameters and learning rates move."""
     c.optimizer = Group()
     c.optimizer.name = 'sgd'  # sgd | adamw | muon: of convolutions, sgd for the rest
     c.optimizer.lr = each(0.1)  # learning rate at factor 1 of the schedule [K]
@@ -182,6 +201,9 @@ def _declare() -> Group:
     c.early_stopping.patience = whole(0)  # evaluations without a new best before a stop; 0: off [resumable]
     c.early_stopping.min_epochs = whole(0)  # patience counts only after this epoch [resumable]
 
+
+def _records(c: Group):
+    """Declare what is evaluated, saved and logged, and how a run begins."""
     c.eval = Group()
     c.eval.every_epochs = whole(1, 1)  # how often the validation images are evaluated
     c.eval.batch_size = whole(500, 1)  # images a step in evaluation [resumable]
@@ -209,7 +231,6 @@ def _declare() -> Group:
     c.members_as = 'auto'  # of a device: loop (in turns) | one (side by side), dense, grouped [resumable]
     c.steps_per_call = whole(None, 1, 100_000)  # steps a call takes [auto: 1 to 8 on GPUs] [resumable]
     c.compile_cache = ''  # folder in which XLA keeps compiled programs for the next run [resumable]
-    return c
 
 
 FIELDS: dict[str, Field] = declared(_declare())
