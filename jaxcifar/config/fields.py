@@ -175,8 +175,8 @@ def _training(c: Group):
     c.optimizer.lr = each(0.1)  # learning rate at factor 1 of the schedule [K]
     c.optimizer.momentum = real(0.9, 0, 1)  # of sgd, muon
     c.optimizer.nesterov = True  # of sgd, muon
-    c.optimizer.b1 = real(0.9, 0, 1)  # of adamw
-    c.optimizer.b2 = real(0.999, 0, 1)  # of adamw
+    c.optimizer.b1 = real(0.9, 0, 0.999999)  # of adamw
+    c.optimizer.b2 = real(0.999, 0, 0.999999)  # of adamw
     c.optimizer.rest = real(0.1)  # muon: learning rate of what is no convolution, as a share of lr
     c.optimizer.rest_momentum = real(None, 0, 1)  # muon: of the same [auto: momentum]
     c.optimizer.rescale = False  # muon: before an update a kernel is scaled to the norm √(its outputs)
