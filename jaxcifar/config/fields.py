@@ -208,7 +208,7 @@ def _records(c: Group):
     c.eval.every_epochs = whole(1, 1)  # how often the validation images are evaluated
     c.eval.batch_size = whole(500, 1)  # images a step in evaluation [resumable]
     c.eval.flip = False  # average the logits of an image and its mirror image
-    c.eval.shift = whole(0, 0, 4096)  # … and, half of the weight, of it moved diagonally by so many pixels
+    c.eval.shift = whole(0, 0, 64)  # … and, half of the weight, of it moved diagonally by so many pixels
 
     c.checkpoint = Group()
     c.checkpoint.every_epochs = whole(1, 1)  # how often the whole state is saved [resumable]
