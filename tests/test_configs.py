@@ -27,7 +27,7 @@ SHIPPED = ['base', 'quickstart', 'single:resnet20,cifar10', 'single:resnet18,cif
            'long_tail:cifar10,standard', 'long_tail:strong', 'expert',
            'expert:wideresnet28_10,strong,pool', 'ternary', 'ternary:mobilenetv2,cifar10,ttq',
            'fusion:densenet121,multiplicative', 'fusion:concatenation,strong', 'speedrun',
-           'speedrun:90']  # fmt: skip
+           'speedrun:90', 'speedrun:96']  # fmt: skip
 
 
 def shipped(name: str):

@@ -58,6 +58,22 @@ def test_a_dirac_network_passes_its_first_inputs_on():
     assert np.abs(kernel[..., x.shape[-1] :]).max() > 0
 
 
+def test_a_deep_block_adds_to_what_it_began_with(monkeypatch):
+    for name, depth in (('shallow', 1), ('deep', 3)):
+        monkeypatch.setitem(NETWORKS, name, partial(SpeedNet, widths=(8,), depth=depth))
+    images = np.random.default_rng(0).normal(size=(5, 4, 4, 3)).astype(np.float32)  # halved: one pixel
+    shallow, deep = (build(name, 10, 4) for name in ('shallow', 'deep'))
+    variables = deep.init((0, 0), images)
+    norm = variables['params']['layer1_bn3']
+    norm['scale'] *= 0  # nothing is added
+    (_, first), _ = shallow.apply(variables, images, False)
+    (_, features), _ = deep.apply(variables, images, False)
+    np.testing.assert_allclose(features, nn.gelu(first), rtol=1e-5, atol=1e-6)
+    norm['bias'] += 2
+    (_, features), _ = deep.apply(variables, images, False)
+    np.testing.assert_allclose(features, nn.gelu(first + 2), rtol=1e-5, atol=1e-6)
+
+
 def test_muon_takes_orthogonal_steps_for_kernels_and_sgds_for_the_rest():
     config = base.get_config()
     config.optimizer.update({'name': 'muon', 'rest': 0.5, 'weight_decay': 0.0, 'nesterov': False})

@@ -37,6 +37,7 @@ NETWORKS: dict[str, Callable] = {
     'speednet': speednet.SpeedNet,
     'speednet_small': speednet.SpeedNetSmall,
     'speednet_large': speednet.SpeedNetLarge,
+    'speednet_deep': speednet.SpeedNetDeep,
 }
 
 CHOICES: dict[str, dict] = {

@@ -62,11 +62,16 @@ def halve(x: jax.Array) -> jax.Array:
 
 
 class SpeedNet(nn.Module):
-    """Join whitening and blocks of conv - pool - norm - GELU - conv - norm - GELU."""
+    """Join whitening and blocks of conv - pool - norm - GELU - conv - norm - GELU.
+
+    With a depth of 3, a block has a conv - norm more, and what came after its first GELU is added before
+    the last.
+    """
 
     num_classes: int
     layers: Layers
     widths: Sequence[int] = (64, 256, 256)
+    depth: int = 2  # convolutions of a block
     whitened: int = 24
     whitening: str = ''  # 'bias': with one that is trained
     last_norm = None
@@ -85,8 +90,10 @@ class SpeedNet(nn.Module):
         x = nn.gelu(Whiten(self.whitened, self.whitening == 'bias', a.dtype, name='whiten')(x))
         for i, width in enumerate(self.widths, 1):
             x = halve(a.conv(width, 3, name=f'layer{i}_conv1')(x))
-            x = nn.gelu(a.norm(f'layer{i}_bn1')(x))
-            x = nn.gelu(a.norm(f'layer{i}_bn2')(a.conv(width, 3, name=f'layer{i}_conv2')(x)))
+            x = first = nn.gelu(a.norm(f'layer{i}_bn1')(x))
+            for j in range(2, self.depth + 1):
+                x = a.norm(f'layer{i}_bn{j}')(a.conv(width, 3, name=f'layer{i}_conv{j}')(x))
+                x = nn.gelu(x + first if j == 3 else x)
         features = x.astype(jnp.float32).max((1, 2))
         # Logits begin small, and the learning rate of this layer is as the others'.
         return nn.Dense(self.num_classes, use_bias=False, name='fc')(features) / 9, features
@@ -94,3 +101,4 @@ class SpeedNet(nn.Module):
 
 SpeedNetSmall = partial(SpeedNet, widths=(64, 128, 256))
 SpeedNetLarge = partial(SpeedNet, widths=(128, 384, 512))
+SpeedNetDeep = partial(SpeedNet, widths=(128, 384, 512), depth=3)
