@@ -1,4 +1,4 @@
-"""Saving and restoring a run. All that is known about orbax is known here.
+"""Save and restore a run. All that is known about orbax is known here.
 
 WORKDIR/checkpoints/STEP  the whole state, the newest N
 WORKDIR/damaged/STEP      one of them whose files have changed since
@@ -28,11 +28,11 @@ SEAL = 'sha256.json'  # a checkpoint's files and their sums; orbax does not noti
 
 
 class Damaged(UserError):
-    """Files are not what was written."""
+    """Report files that are not what was written."""
 
 
 class Checkpoints:
-    """The whole states of one run.
+    """Hold the whole states of one run.
 
     Saving is asynchronous: the arrays are copied off the devices, and written while training goes
     on. A step is complete when it is sealed; older ones are deleted after that. Where one alone is kept,
@@ -51,12 +51,14 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(self._keep),
+            # The seal must be inside before the folder gets its final name.
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         return ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
         """Return the complete checkpoints, oldest first."""
+        # Without its seal a checkpoint cannot be checked, and so does not count.
         return sorted(s for s in self._manager.all_steps() if self._file(s, SEAL).exists())
 
     def save(self, step: int, state: TrainState, meta: dict):
@@ -70,9 +72,11 @@ class Checkpoints:
         state = state.replace(sums=None)
         meta = {**meta, 'sums': sums, 'shapes': _shapes(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)), meta=ocp.args.JsonSave(meta))
+        # orbax does not write a step that it already has.
         again = step in self._manager.all_steps()
         if again:  # It was saved in mid-evaluation, and is kept until the new one is whole.
             self._set_aside(step, self._replaced)
+        # The callback runs in orbax's thread, and learns the step from here.
         self._saving = step
         self._manager.save(step, args=args)
         if again:
@@ -82,6 +86,7 @@ class Checkpoints:
     def _seal(self):
         """Write the sums of a checkpoint whose items are written, before it gets its name."""
         folder = next(self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'))
+        # Only the items are sealed: orbax may still write files of its own beside them.
         items = [p for item in ('state', 'meta') for p in (folder / item).rglob('*') if p.is_file()]
         sums = json.dumps({str(p.relative_to(folder)): sha256(p) for p in items})
         write_text(folder / SEAL, sums)
@@ -93,14 +98,17 @@ class Checkpoints:
     def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict]:
         """Return (state, meta) of a step, with the structure and on the devices of the state `like`."""
         self._check(step)
+        # The JSON comes first: it tells whether the arrays fit, before orbax fails on them.
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self._manager.restore(step, args=args)['meta']
+        # Sums that only the other coupling has are dropped; new ones keep their zeros.
         sums = dict(like.sums)
         for name in sums.keys() & meta['sums'].keys():
             value = np.array(meta['sums'][name], sums[name].dtype)
             sums[name] = hosts.put(value, sums[name].sharding)
         del meta['sums']
         like = like.replace(sums=None)
+        # This error can say what differs; one from orbax would show a shape alone.
         if meta.pop('shapes') != _shapes(like):
             raise UserError(
                 f'{self._file(step)} does not fit this config: its network, classes, members, view, '
@@ -122,7 +130,9 @@ class Checkpoints:
                 shutil.rmtree(unfinished)
             self._put_back()
         hosts.wait('cleared')
+        # The manager listed the folder when it was opened, before it was cleared.
         self._manager.reload()
+        # Try the newest first, and fall back one step at a time.
         steps = sorted(self._manager.all_steps())
         while steps:
             step = steps.pop()
@@ -146,6 +156,7 @@ class Checkpoints:
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             damage = f'{name}: {reason}'
+        # All hosts must fall back together, even if one alone sees the damage.
         if hosts.anywhere(bool(damage)):
             raise Damaged(f'checkpoint {self._file(step)} is damaged: {damage or "as another host sees it"}')
 
@@ -160,6 +171,7 @@ class Checkpoints:
 
     def _put_back(self):
         """Put back what `save` had set aside when the process was killed."""
+        # A new checkpoint that got its name is whole, and the old one is needless.
         for path in self._replaced.glob('[0-9]*'):
             if not self._file(int(path.name)).exists():
                 os.replace(path, self._file(int(path.name)))

@@ -1,4 +1,4 @@
-"""What a run prints: on a terminal a live table, in a log file one plain line an epoch."""
+"""Print a run: on a terminal a live table, in a log file one plain line an epoch."""
 
 import time
 from collections import deque
@@ -25,7 +25,7 @@ COLUMNS = ('epoch', 'lr', 'train loss', 'train %', 'validation %', 'best %', 'se
 
 
 class Console:
-    """Prints epochs as they come; made for `total` steps of which `step` are done."""
+    """Print epochs as they come; made for `total` steps of which `step` are done."""
 
     def __init__(self, validation: str | None, step: int, total: int):
         self._terminal = Terminal(quiet=not hosts.is_first())
@@ -34,6 +34,7 @@ class Console:
         self._total = total
         self._last_line = time.monotonic()
         self._live: Live | None = None
+        # A live table in a log file would fill it with control characters.
         if self._terminal.is_terminal and hosts.is_first():
             self._progress = Bar(
                 TextColumn('step'), BarColumn(), MofNCompleteColumn(),
@@ -45,10 +46,12 @@ class Console:
 
     def say(self, line: str):
         """Print a line that stays."""
+        # Names from files may hold square brackets, which rich takes for markup.
         self._terminal.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def greet(self, session: Session, step: int, params):
         """Say what a run is about to do from `step` on, and where."""
+        # What is trained, on what, and where.
         config, mesh, order = session.config, session.mesh, session.order
         self.say(
             f'{config.network} x {config.members} on {config.dataset}: '
@@ -59,16 +62,19 @@ class Console:
         self.say(f'compiler: {compiler.describe()}; memory {memory.describe()}{calls}')
         if config.members > 1:
             self.say(f'members on a device: {session.population.describe()}')
+        # The split and the view: what the accuracies below will be about.
         for line in describe_images(session.dataset, session.split):
             self.say(line)
         for line in describe(config, session.population, params):
             self.say(line)
+        # What may surprise a reader of the numbers comes last, next to them.
         if order.trimmed:
             self.say(f'{order.trimmed} images of the last batch are left out to split it evenly')
         if session.chooses_on == 'test':
             self.say('data.validation=test: weights are chosen on the TEST images, which flatters them')
         if config.schedule.name == 'warm_restarts':
             start, end = last_restart(config, config.epochs - 1)
+            # The rates of a head come behind those of the members, and would blur the mean.
             rate = _mean(session.learning_rates(session.total - 1)[: len(session.names)], '.3g')
             self.say(
                 f'the last epoch is number {config.epochs - start} in a cycle of {end - start}: warm '
@@ -92,6 +98,7 @@ class Console:
         if self._live is not None:
             rate = f'{images_per_second:,.0f} images/s' if images_per_second else ''
             self._progress.update(self._task, completed=step, rate=rate)
+        # A step may take seconds on a CPU: silence in a log looks like a hang.
         elif time.monotonic() - self._last_line > HEARTBEAT:
             self._line(f'step {step}/{self._total}  {images_per_second:,.0f} images/s')
 
@@ -111,6 +118,7 @@ class Console:
             self._rows.append(cells)
             self._live.update(self._render())
         else:
+            # Without a header above it, each number needs its name.
             self._line('  '.join(f'{c} {v}' for c, v in zip(self._columns, cells) if v))
 
     def _line(self, line: str):
@@ -155,7 +163,7 @@ def _images(rows: list[np.ndarray]) -> str:
 
 
 class Clock:
-    """Counts images and seconds, without those in which the steps waited for `program` to compile."""
+    """Count images and seconds, without those in which the steps waited for `program` to compile."""
 
     def __init__(self, program):
         self._program = program
@@ -167,6 +175,7 @@ class Clock:
         """Begin an epoch, unless one has begun."""
         if not self._start:
             self._images = self._steps = 0
+            # The program counts all its waiting; the clock subtracts what this epoch adds to it.
             self._start, self._compiled = time.perf_counter(), self._program.waited
 
     def count(self, images: int, steps: int):
@@ -176,6 +185,7 @@ class Clock:
 
     def _seconds(self) -> float:
         compiling = self._program.waited - self._compiled
+        # Never zero once begun: it divides, and an epoch on a GPU may take no time.
         return max(time.perf_counter() - self._start - compiling, 1e-9) if self._start else 0.0
 
     def rate(self) -> float:
@@ -187,6 +197,7 @@ class Clock:
         seconds, self._start = self._seconds(), 0.0
         if not seconds:
             return 0.0, 0.0
+        # An epoch counts towards the mean in run.json only when it ends.
         self._all_images += self._images
         self._all_steps += self._steps
         self._all_seconds += seconds

@@ -52,6 +52,7 @@ class EvalStep:
 
         def forward(shown, weights: Weights, images: jax.Array) -> jax.Array:
             def predict(images: jax.Array) -> jax.Array:
+                # False: evaluation uses the running statistics, so a padded batch changes no image's logits.
                 logits, features, _ = population.forward(shown, weights.stats, images, False)
                 return join(head, weights.head, logits, features)
 
@@ -64,6 +65,7 @@ class EvalStep:
             if not config.eval.shift:
                 return logits
             up, down = (both_ways(moved) for moved in shifted(images, config.eval.shift))
+            # The unmoved image weighs as much as the two moved ones together.
             return logits / 2 + (up + down) / 4
 
         self._forward = jax.jit(forward, compiler_options=compiler_options())
@@ -83,6 +85,7 @@ class EvalStep:
                 return
         sent = []
         kept = sum(array.nbytes for array, _, _ in self._sent)
+        # Files are read anew each time: their pixels may be more than a device holds.
         keep = isinstance(images, np.ndarray) and kept + images.nbytes <= KEPT
         with contextlib.closing(in_order(images, size, workers)) as parts:
             for part in parts:
@@ -93,6 +96,7 @@ class EvalStep:
                     sent.append(batch)
                 yield batch
         if keep:
+            # Only a whole pass is kept: an interrupted one would lack its last batches.
             self._sent.append((images, size, sent))
 
 
@@ -111,6 +115,7 @@ def predict_logits(
     `poll()` is called between batches.
     """
     shards = mesh.shape['data']
+    # A batch must divide over the data shards, and need not exceed the images.
     size = math.ceil(min(config.eval.batch_size, len(images)) / shards) * shards
     sharding = NamedSharding(mesh, PartitionSpec('data'))
     see, outputs, counts = step(weights), list[jax.Array](), list[int]()
@@ -119,6 +124,7 @@ def predict_logits(
             poll()
             outputs.append(see(batch))
             counts.append(count)
+            # Without a limit the host would queue all batches, and their images fill the memory.
             jax.block_until_ready(outputs[-IN_FLIGHT:][0])
     return np.concatenate([hosts.fetch(z)[:, :n] for z, n in zip(outputs, counts)], 1)
 
@@ -131,7 +137,7 @@ def member_metrics(logits: np.ndarray, images: Images) -> dict[str, np.ndarray]:
 
 
 def evaluate_logits(logits: np.ndarray, images: Images) -> tuple[list[dict], dict]:
-    """Metrics of each member and of the ensemble from logits [K,N,C] of N images."""
+    """Return metrics of each member and of the ensemble from logits [K,N,C] of N images."""
     log_p = log_probabilities(logits)
     ensemble = summarise(mean_of_probabilities(log_p), images.labels, images.class_counts)
     return [summarise(member, images.labels, images.class_counts) for member in log_p], ensemble
@@ -143,7 +149,7 @@ def compare(names: list[str], logits: np.ndarray, images: Images) -> dict:
 
 
 class Scored(NamedTuple):
-    """Weights, the step of each of the K members' weights, and logits by the names of the images."""
+    """Hold weights, the step of each of the K members' weights, and logits by the names of the images."""
 
     weights: Weights
     steps: list[int]
@@ -151,7 +157,7 @@ class Scored(NamedTuple):
 
 
 class Evaluation:
-    """A session's images and networks, ready to be evaluated with whatever weights.
+    """Evaluate a session's networks on its images, with whatever weights.
 
     The networks are compiled once for each shape of a batch. `poll()` is called between batches.
     """

@@ -1,4 +1,4 @@
-"""One CSV file for each fused run: a row an epoch, everything in its columns.
+"""Write one CSV file for each fused run: a row an epoch, everything in its columns.
 
 It is made of metrics.csv and timing.csv whenever a run saves, and so is the only place where numbers
 and the clock stand side by side.
@@ -30,15 +30,18 @@ def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
     train_loss is the whole loss, val_* are those of the fused prediction; learning rates, of the first
     member and of the head's parts, are those of the epoch's last step.
     """
+    # The file is derived, so a crash can damage nothing that the next save does not mend.
     metrics, timing = (_read(workdir / name) for name in ('metrics.csv', 'timing.csv'))
     cells = {(r['epoch'], r['member'], r['split']): r for r in metrics if r['checkpoint'] == 'last'}
     at = {r['epoch']: r['timestamp'] for r in timing}  # after a resume an epoch may stand twice
+    # One row an epoch: the fused row carries it, and the members' rows join by epoch.
     names = member_names(config)
     rows = []
     for (epoch, member, split), fused in cells.items():
         if (member, split) != (NAME, 'train'):
             continue
         experts = [cells[epoch, name, 'train'] for name in names]
+        # Not every epoch is validated; its cells stay empty.
         chosen = cells.get((epoch, NAME, str(validation_split(config))), {})
         row = {
             'epoch': epoch,

@@ -1,4 +1,4 @@
-"""Where weights come from that are not drawn: config.init_from.
+"""Load weights that are not drawn: config.init_from.
 
 `WORKDIR` stands for the best weights of all members of a run (the last where none were chosen),
 `WORKDIR@last` and `WORKDIR@STEP` for others, a file of PyTorch or safetensors for the weights of one
@@ -39,6 +39,7 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
     for source in config.init_from.split('+'):
         k = min(len(members), len(shapes) - 1)  # a file fits the network of the next member
         members += load(source, shapes[k], networks[k], config)
+    # One source serves all members; each gets a copy of its own when they are assembled.
     if len(members) == 1:
         members *= population.size
     if len(members) != population.size:
@@ -46,6 +47,7 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
             f'init_from={config.init_from}: expected {population.size} members, got {len(members)}; '
             'name one source for all, or one for each, joined by +'
         )
+    # The drawn weights stand in where a source has none, as for a classifier of other classes.
     drawn = population.disassemble(tuple(zip(state.params, state.stats)))
     for k, name in enumerate(member_names(config)):
         (view,) = (g.view for g in population.groups if k in g.members)
@@ -64,6 +66,7 @@ def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
     """
     name, _, checkpoint = source.partition('@')
     path, member_ids = Path(name), config.member_ids
+    # An export may end in .safetensors too, and then knows more of itself than its tensors tell.
     if foreign.is_foreign(path) and not portable.is_portable(path):
         return [foreign.read(path).fit(shapes, network)]
     if not path.exists():
@@ -80,6 +83,7 @@ def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
     """Say on stderr where members have been trained on the images that choose the weights here."""
     for source in config.init_from.split('+') if len(split.validation) else ():
         path = Path(source.partition('@')[0])
+        # Only a workdir tells which images it saw; a file of weights cannot be asked.
         data = read_json(path / 'dataset.json') if path.is_dir() else None
         if data is None or data['sha256'] != dataset.fingerprint():
             continue
@@ -98,11 +102,13 @@ def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
 
 def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:
     """Return the weights for a member, with its drawn classifier where theirs tells other classes apart."""
+    # Scales of another view are dropped: the member's own view begins with its own.
     own, fresh = flatten_dict(variables), flatten_dict(drawn)
     own = {path: leaf for path, leaf in own.items() if path in fresh or not is_scale(path[-1])}
     if own.keys() != fresh.keys():  # perhaps only without what a view adds
         variables = unflatten_dict(own)
         own = flatten_dict({**variables, 'params': view.init(variables['params'])})
+    # Only a dense layer, the classifier, may differ in shape; any other is another network.
     others = {path[:-1] for path in fresh if path in own and own[path].shape != fresh[path].shape}
     dense = {path[:-1] for path, leaf in fresh.items() if path[-1] == 'kernel' and leaf.ndim == 2}
     if own.keys() != fresh.keys() or not others <= dense:

@@ -1,4 +1,4 @@
-"""What a run keeps: its checkpoints, and the weights of its members' best epochs."""
+"""Keep a run's checkpoints, and the weights of its members' best epochs."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from jaxcifar.runs.weights import BestWeights
 
 
 class Keeper:
-    """The checkpoints and best weights in a run's workdir."""
+    """Keep the checkpoints and best weights in a run's workdir."""
 
     def __init__(self, session: Session, workdir: Path):
         self.session, self.workdir = session, workdir
@@ -27,9 +27,11 @@ class Keeper:
 
     def save(self, state: TrainState, progress: Progress, logger):
         """Save all that the next process needs to go on as if nothing had happened."""
+        # The same step is another state once its epoch has been evaluated.
         if self.saved == (progress.step, progress.pending):
             return
         session, population = self.session, self.session.population
+        # A checkpoint with a NaN would replace the last one worth going back to.
         weights = population.disassemble(tuple(zip(state.params, state.stats, state.opt)))
         trees = *weights, jax.device_get(state.head)
         self.require_finite(progress, zip(trees, jax.device_get(state.sums['loss'])))
@@ -39,6 +41,7 @@ class Keeper:
             fusion_log.write(self.workdir, session.config, session.learning_rates)
         self.checkpoints.save(progress.step, state, progress.to_json())
         self.saved = progress.step, progress.pending
+        # Older bests go only now: until the save, a crash would have gone back to them.
         self.best.prune(self.checkpoints.steps())
 
     def choose(self, state: TrainState, progress: Progress, accuracy: np.ndarray) -> np.ndarray:
@@ -47,15 +50,18 @@ class Keeper:
         Returns the members that stop here, [K] bool.
         """
         config, selection = self.session.config, progress.selection
+        # The mask from before the update tells which members stop in this very epoch.
         before = selection.active(config)
         better = selection.update(accuracy, progress.epoch, config)
         if better.any():
+            # What is kept is what was scored: the average of the weights where there is one.
             weights = eval_weights(state)
             members = self.session.population.disassemble(tuple(zip(weights.params, weights.stats)))
             head = hosts.fetch(weights.head or {})
             self.require_finite(progress, [*members, head])
             for k in np.flatnonzero(better):
                 self.best.save(self.session.names[k], progress.step, *members[k])
+            # A fused prediction chooses for all, so that its head belongs to every new best.
             for part, params in head.items():
                 self.best.save(part, progress.step, params, {})
         return before & ~selection.active(config)
@@ -64,6 +70,7 @@ class Keeper:
         """Raise `UserError` unless the numbers of all outputs that go on, a tree of each, are finite."""
         diverged = progress.selection.diverged(values, self.session.config)
         if diverged.any():
+            # The message lists what is on disk, which a save in flight is not.
             self.checkpoints.wait()
             names = ', '.join(np.array(self.session.outputs)[np.flatnonzero(diverged)])
             raise UserError(

@@ -1,4 +1,4 @@
-"""What a run leaves behind to be read: metrics.csv, timing.csv, TensorBoard events, WandB, JSON.
+"""Write what a run leaves behind to be read: metrics.csv, timing.csv, TensorBoard events, WandB, JSON.
 
 metrics.csv holds nothing that depends on the clock, so that it can be compared byte for byte.
 """
@@ -25,19 +25,21 @@ TIMING = ('epoch', 'step', 'seconds', 'images_per_second', 'timestamp')
 
 
 class Events:
-    """A TensorBoard event file, in which what sessions before wrote after `step` does not count.
+    """Write a TensorBoard event file, in which what sessions before wrote after `step` does not count.
 
     Written at once: tensorboardX's SummaryWriter has a thread, and waits for it forever when it died
     of a full disk.
     """
 
     def __init__(self, folder: Path, step: int):
+        # tensorboardX needs no TensorFlow, which clu's writers import.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
         folder.mkdir(exist_ok=True)
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._file = EventsWriter(str(folder / 'events'))
+        # At a START, TensorBoard drops earlier points of that step and later ones.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(step=step + 1, session_log=start)
 
@@ -59,7 +61,7 @@ class Events:
 
 
 class Silence:
-    """A `Logger` of the hosts that do not write."""
+    """Stand in for `Logger` on the hosts that do not write."""
 
     def write(self, *_, **__):
         """Write nothing."""
@@ -80,7 +82,7 @@ def open_logger(session: Session, workdir: Path, progress: Progress):
 
 
 class Logger:
-    """The tables and event files of a run whose members are `names`.
+    """Write the tables and event files of a run whose members are `names`.
 
     `length` is how much of metrics.csv the run that is continued had written at `step`; `groups` are
     further columns of it.
@@ -92,7 +94,9 @@ class Logger:
     ):  # fmt: skip
         self._names = names
         metrics, timing = workdir / 'metrics.csv', workdir / 'timing.csv'
+        # Rows after the checkpoint are written again, so that the table has each only once.
         take_up(metrics, ROW, length, step)
+        # Time that was spent stays spent: rows of steps that are taken again are kept.
         take_up(timing, {'epoch', 'step', 'seconds'})
         self._metrics = Table(metrics, (*COLUMNS, *columns(config), *groups))
         self._timing = Table(timing, TIMING)
@@ -101,6 +105,7 @@ class Logger:
 
     def write(self, epoch: float, step: int, split: str, row: dict[str, np.ndarray], checkpoint='last'):
         """Write a line a member of {metric: [K]}; TensorBoard and WandB get those of the last weights."""
+        # The tables format Python's own floats, and numpy's float32 is none.
         values = {k: np.asarray(v).tolist() for k, v in row.items()}
         scalars: dict[str, float] = {}
         for i, name in enumerate(self._names):
@@ -109,6 +114,7 @@ class Logger:
                 epoch=epoch, step=step, member=name, split=split, checkpoint=checkpoint, **own
             )
             scalars |= {f'{k}/{split}/{name}': v for k, v in own.items()}
+        # Curves are of training: a point of the chosen weights belongs to an earlier step.
         if self._events is not None and checkpoint == 'last':
             self._events.write(step, scalars)
         if self._wandb is not None and checkpoint == 'last':
@@ -119,6 +125,7 @@ class Logger:
         now = datetime.now(UTC).isoformat(timespec='seconds')
         self._timing.write(epoch=epoch, step=step, seconds=round(seconds, 3),
                           images_per_second=round(images_per_second, 1), timestamp=now)  # fmt: skip
+        # Nothing else flushes this table, and a row an epoch costs nothing.
         self._timing.flush()
 
     def flush(self) -> int:
@@ -138,6 +145,7 @@ class Logger:
 
 
 def _wandb(config: ConfigDict, workdir: Path):
+    # An optional package, which takes seconds to import.
     import wandb  # type: ignore[import-not-found,unused-ignore]
 
     log = config.log
@@ -152,5 +160,6 @@ def _wandb(config: ConfigDict, workdir: Path):
         config=to_dict(config),
         settings=wandb.Settings(silent=True),  # it would write over the live table
     )
+    # WandB's own step only counts the calls of log.
     run.define_metric('*', step_metric='step')
     return run

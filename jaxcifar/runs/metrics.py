@@ -1,4 +1,4 @@
-"""What logits are worth: accuracy, top-5, negative log-likelihood, calibration error."""
+"""Score logits: accuracy, top-5, negative log-likelihood, calibration error."""
 
 import numpy as np
 from scipy.special import bdtr, log_softmax, logsumexp
@@ -18,6 +18,7 @@ def summarise(
     `class_counts` [C], the training images of a long tail, adds the mean recall of its groups of classes.
     """
     true = log_p[np.arange(len(labels)), labels]
+    # Ties must fall as argmax lets them fall, or top-1 and accuracy would disagree.
     earlier = np.arange(log_p.shape[1]) < labels[:, None]
     rank = np.where(earlier, log_p >= true[:, None], log_p > true[:, None]).sum(1)
     predicted = log_p.argmax(1)
@@ -45,12 +46,14 @@ def compare_fused(
         'mean_of_logits': log_probabilities(members.mean(0)),
         'mean_of_probabilities': mean_of_probabilities(log_p[:-1]),
     }
+    # The fused prediction has to beat both ways of averaging, and the best member.
     found: dict = {name: summarise(p, labels, class_counts) for name, p in predictions.items()}
     scores = [summarise(p, labels, class_counts) for p in log_p[:-1]]
     best = max(range(len(scores)), key=lambda k: scores[k]['accuracy'])
     found['best_expert'] = {'name': names[best], **scores[best]}
     means = found['mean_of_logits'], found['mean_of_probabilities']
     found['beats_mean'] = all(found['fused']['accuracy'] > mean['accuracy'] for mean in means)
+    # The larger p-value is the cautious one: a claim must hold against both means.
     fused, *others = (p.argmax(1) == labels for p in predictions.values())
     found['p_value'] = max(mcnemar(fused, other) for other in others)
     return found
@@ -77,6 +80,7 @@ def verdict(found: dict) -> str:
 def class_recalls(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Return the share of each class's images that are right, [C]; NaN of a class without images."""
     images = np.bincount(labels, minlength=classes)
+    # A class without images is 0/0, and NaN is the honest recall.
     with np.errstate(invalid='ignore'):
         return np.bincount(labels, correct, classes) / images
 
@@ -87,6 +91,7 @@ def class_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
     many: more than 100, medium: 20 to 100, few: fewer than 20 (Liu et al. 2019). head and tail are
     the halves of the classes with more and with fewer images.
     """
+    # Sorting twice gives ranks; a stable sort lets the first of equal classes be the larger.
     halves = np.argsort(np.argsort(-counts, kind='stable'), kind='stable') < (len(counts) + 1) // 2
     groups = {
         'many': counts > MANY,
@@ -128,6 +133,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 
 
 def _bin(confidence: np.ndarray, bins: int) -> np.ndarray:
+    # Bins are closed above, so that a confidence of exactly 1 falls into the last.
     return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
 
 
@@ -144,6 +150,7 @@ def mean_of_probabilities(log_p: np.ndarray) -> np.ndarray:
 def mean_and_std(members: list[dict]) -> tuple[dict, dict]:
     """Return (mean, standard deviation) over members; the latter is the sample's, and 0 for one member."""
     values = {k: np.array([m[k] for m in members]) for k in members[0]}
+    # One member has no sample deviation: 0 keeps JSON free of NaN.
     ddof = min(1, len(members) - 1)
     mean = {k: float(v.mean()) for k, v in values.items()}
     return mean, {k: float(v.std(ddof=ddof)) for k, v in values.items()}

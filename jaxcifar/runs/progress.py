@@ -1,4 +1,4 @@
-"""How far a run has come: what its checkpoints keep beside the state."""
+"""Count how far a run has come: what its checkpoints keep beside the state."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from jaxcifar.runs.session import Session
 
 @dataclass
 class Progress:
-    """Steps taken, best epochs so far, and what has been logged."""
+    """Hold the steps taken, the best epochs so far, and what has been logged."""
 
     epoch_steps: int  # steps of an epoch when these were counted
     selection: Selection
@@ -39,6 +39,7 @@ class Progress:
         every = session.config.checkpoint
         if self.step % self.epoch_steps:
             return bool(every.every_steps) and self.step % every.every_steps == 0
+        # A run whose members have all stopped ends here, whatever the rhythm says.
         return self.step > 0 and (self.epoch % every.every_epochs == 0 or not self.goes_on(session))
 
     def to_json(self) -> dict:

@@ -1,4 +1,4 @@
-"""A run's members as they leave it: with all that is needed to run them, and nothing of a machine."""
+"""Release a run's members with all that is needed to run them, and nothing of a machine."""
 
 from pathlib import Path
 
@@ -43,11 +43,14 @@ def portable_head(config: ConfigDict, members: list[Portable], params: dict) -> 
 def released(config: ConfigDict) -> ConfigDict:
     """Return the config for weights that are what the networks get, without what belongs to a machine."""
     config = ConfigDict(saved.to_dict(config))
+    # A folder's name may say who trained; the last part is enough to know the data.
     kind, _, path = config.dataset.partition(':')
     with config.ignore_type():
         config.dataset = f'{kind}:{Path(path).name}' if path else kind
+        # The weights are already as the network sees them: a view would change them again.
         config.view, config.coupling, config.ema, config.devices = 'none', 'none', 0.0, 1
         config.data.root, config.data.workers = None, 0
+        # Index files stay behind, and a split that needs them could not be made.
         if config.split == 'file' or config.data.validation == 'file':
             config.split, config.data.validation = 'shared', 'none'
         for field in PRIVATE:

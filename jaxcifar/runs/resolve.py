@@ -113,6 +113,7 @@ def finalize(config: ConfigDict) -> ConfigDict:
     for field, names in JOINED.items():
         for name in config[field].split('+'):
             lookup(field, dict.fromkeys(names), name)
+    # Members come first among what is filled in: other defaults depend on their number.
     _fill_members(config)
     if config.augment is None:
         config.augment = 'none' if is_streamed(config.dataset) else 'crop(4)+flip'
@@ -122,6 +123,7 @@ def finalize(config: ConfigDict) -> ConfigDict:
     if config.coupling == 'fusion':
         _fill_rates(config)
     _check(config)
+    # This traces every network, so it comes after everything that may be refused.
     config.steps_per_call = config.steps_per_call or _steps_per_call(config)
     return config
 
@@ -136,6 +138,7 @@ def _fill_members(config: ConfigDict):
     ids = config.member_ids
     if ids is not None:
         ids = tuple(ids) if isinstance(ids, (tuple, list)) else (ids,)
+    # Each list of names asks for members; the longest wins unless the number is given.
     counts = [len(config[field].split('+')) for field in JOINED]
     config.members = config.members or len(ids or ()) or max(splits.population(config) or 0, *counts)
     for field, count in zip(JOINED, counts):
@@ -156,12 +159,14 @@ def _fill_rates(config: ConfigDict):
 
 def _steps_per_call(config: ConfigDict) -> int:
     """Return how many steps a GPU takes in one call: several of small networks, which wait for the host."""
+    # XLA on a CPU compiles convolutions in a loop to code 30 times as slow.
     if jax.default_backend() == 'cpu' or is_streamed(config.dataset):
         return 1
     size, flops = config.data.image_size, {}
     for name in config.network.split('+'):
         network = build(name, 10, size)
         image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        # Tracing counts FLOPs without compiling, which would take seconds a network.
         forward = jax.jit(partial(network.apply, train=False)).trace(network.shapes(), image)
         flops[name] = count_flops(forward.jaxpr.jaxpr)
     # A gradient takes twice as many as the forward pass.
@@ -175,6 +180,7 @@ def _check(config: ConfigDict):
         per_member(config, field)
     splits.check(config)
     augment.parse(config.augment)
+    # Each field is valid by now, so that only combinations can be wrong.
     for is_wrong, words in CONFLICTS:
         if is_wrong(config):
             raise UserError(words.format(**config))

@@ -1,4 +1,4 @@
-"""results.json: what a finished run is worth on the test images, and which weights were chosen how."""
+"""Write results.json: what a finished run is worth on the test images, and which weights were chosen how."""
 
 import csv
 import io
@@ -67,6 +67,7 @@ def score(
     best_epoch = progress.selection.best_epoch
     if session.chooses_on is None or not best_epoch.all():
         return {'last': last}
+    # The last epoch was the best of every member: its logits are known already.
     if (best_epoch * session.epoch_steps == progress.step).all():
         return {'last': last, 'best': last}
     weights, steps = load_best(session.config, session.population, workdir, progress.step)
@@ -79,10 +80,12 @@ def summarise(session: Session, progress: Progress, scored: Mapping[str, Scored]
     Mean, std and ensemble are of the images called test; those of others stand under their name.
     """
     config, names, selection = session.config, session.names, progress.selection
+    # How many images each member has seen: one row for all, or one for each.
     sizes = [len(row) for row in rows_of(session.split.train)]
     own_images = session.split.train.ndim == 2
     sizes = sizes if own_images else sizes * len(names)
     members: list[dict] = [{'name': n, 'train_images': size} for n, size in zip(names, sizes)]
+    # results.json keeps the order of these keys.
     results: dict = {
         'step': progress.step,
         'epoch': progress.epoch,
@@ -97,9 +100,11 @@ def summarise(session: Session, progress: Progress, scored: Mapping[str, Scored]
     for checkpoint, name, z in _test_logits(session, scored):
         images = session.tests[name]
         scores, ensemble = evaluate_logits(z[: len(members)], images)
+        # The last of z [K+1,N,C] is the fused prediction; the members come before it.
         if has_head(config):
             fused = results.setdefault('fusion', {}).setdefault(checkpoint, {})
             fused[name] = compare(names, z, images)
+        # The images called test keep the top level, where files of older runs have them.
         top = results if name == 'test' else results.setdefault(name, {'mean': {}, 'std': {}, 'ensemble': {}})
         top['mean'][checkpoint], top['std'][checkpoint] = mean_and_std(scores)
         top['ensemble'][checkpoint] = ensemble
@@ -142,11 +147,13 @@ def write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path)
     table = csv.writer(file, lineterminator='\n')
     table.writerow(columns)
     classes: Any = session.dataset.classes
+    # The typing is loose here because only long tails have counts, and only they come here.
     counts: Any = session.split.class_counts
     for checkpoint, split, z in _test_logits(session, scored):
         labels = session.tests[split].labels
         images = np.bincount(labels, minlength=len(classes))
         log_p = log_probabilities(z)
+        # The fused prediction is no member: the ensemble leaves it out.
         mean = mean_of_probabilities(log_p[: len(session.names)])
         for member, p in zip([*session.outputs, 'ensemble'], [*log_p, mean], strict=True):
             recalls = class_recalls(p.argmax(1) == labels, labels, len(classes))
@@ -158,6 +165,7 @@ def write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path)
 
 def alike(results: dict) -> bool:
     """Return whether members differ by their draws alone: a ± over others would look like an error bar."""
+    # A name is ID_NETWORK; members that differ by their id alone are repetitions.
     kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
     return len(kinds) == 1 and not results.get('own_images')
 
@@ -170,6 +178,7 @@ def lines(results: dict) -> list[str]:
         if 'fusion' in results:
             scores = {member['name']: member[checkpoint]['test'] for member in results['members']}
             text += fusion_lines(results['fusion'][checkpoint]['test'], scores)
+        # The mean of members of one kind says it all; others are shown one by one.
         if not alike(results) or 'loss' in results['members'][0]:
             text += [_member_line(results, member, checkpoint) for member in results['members']]
     return text
@@ -183,6 +192,7 @@ def _mean_line(results: dict, checkpoint: str) -> str:
     if checkpoint == 'best':
         how = f'chosen on {"the TEST images" if results["selection"] == "test" else results["selection"]}'
     how += ', mean of different members' if several and not same else ''
+    # A ± is an error bar to its reader, so only repetitions get one.
     accuracy = percent(mean['accuracy'], std['accuracy'] if several and same and not fused else None)
     whose = " of the fusion's members" if fused else ''
     line = f'test accuracy{whose} {accuracy} ({how})'
@@ -195,6 +205,7 @@ def _mean_line(results: dict, checkpoint: str) -> str:
 def _member_line(results: dict, member: dict, checkpoint: str) -> str:
     """Return what a member that differs from the others is worth."""
     score = member[checkpoint]['test']
+    # Without a long tail there are no groups, and a group may be empty.
     shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
     numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
     line = f'  {" ".join(member[k] for k in ("name", "loss", "view") if k in member)}: {numbers} %'

@@ -1,4 +1,4 @@
-"""A run on disk: begun, taken up from a checkpoint of its own or another run's, and saved again."""
+"""Begin a run on disk, or take it up from a checkpoint of its own or of another run."""
 
 import shutil
 import sys
@@ -52,7 +52,9 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
     They are those of the newest checkpoint, else of the run in config.resume_from, else those of a beginning.
     """
     config, workdir = session.config, keeper.workdir
+    # The state of a beginning comes first: every restore needs its structure and its devices.
     state, progress = _begin(session), Progress.start(session)
+    # Its own checkpoint outranks both fields: a restarted command still names them.
     restored = keeper.checkpoints.restore_newest(state)
     if restored is not None:
         keeper.saved = restored[1]['step'], restored[1]['pending']
@@ -67,11 +69,14 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
         state, progress = restored[0], Progress.from_json(restored[1], session)
         _check_clock(progress, session)
         state = with_active(session, state, progress)  # early_stopping may have changed
+        # A pending epoch is not evaluated yet, so results.json cannot be about it.
         result = None if progress.pending else results.read(workdir, progress.step)
         if result is not None:  # its rows came after the checkpoint
             progress.metrics_length = result['metrics_length']
+    # A run that goes on has had this warning when it began.
     if keeper.saved is None:
         warn_of_twins(session, state)
+    # A finished run needs no best weights to continue, so their loss does not stop it.
     if result is None or progress.goes_on(session):
         reason = lost_best(keeper.best, session, progress)
         if reason:
@@ -81,6 +86,7 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
             )
     if not keeper.checkpoints.set_aside:  # or the restore has already printed it
         _warn_of_losses(workdir, progress)
+    # Steps after the checkpoint are taken again, and may choose other weights.
     keeper.best.forget_after(progress.step)
     return state, progress, result
 
@@ -104,6 +110,7 @@ def _begin(session: Session) -> TrainState:
     """Return the state before the first step; some networks fit their first variables to images."""
     images = None
     if session.population.fits:
+        # Members of an expert split have their own images; any member's may fit the first variables.
         seen = np.unique(np.concatenate(rows_of(session.split.train)))
         images = session.dataset.normalised(seen[:FITTED])
     return init_state(session.config, session.population, images)
@@ -111,6 +118,7 @@ def _begin(session: Session) -> TrainState:
 
 def with_active(session: Session, state: TrainState, progress: Progress, **fields) -> TrainState:
     """Return the state with the members' mask of today, and with other `fields`, on the devices."""
+    # Patience is no part of the state, so the mask is derived again instead of restored.
     fields['active'] = progress.selection.active(session.config)
     return state.replace(**hosts.put(fields, session.population.sharding()))
 
@@ -131,6 +139,7 @@ def _warn_of_losses(workdir: Path, progress: Progress):
     stamps = [step for member in best.folder.glob('*') for step in best.steps(member.name)]
     # The best weights of an epoch come before its checkpoint: one epoch ahead is nothing unusual.
     last = max(stamps, default=0) - progress.epoch_steps
+    # results.json also proves a later step where no weights were chosen.
     if max(last, results.last_step(workdir)) > progress.step:
         where = f'step {progress.step}' if progress.step else 'the beginning'
         print(f'warning: newer checkpoints of {workdir} are missing; going on from {where}', file=sys.stderr)
@@ -144,6 +153,7 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
     With another view, choosing the best weights begins anew.
     """
     config = session.config
+    # Find the other run and the checkpoint to take.
     path, _, step = config.resume_from.partition('@')
     source = Path(path)
     if not (source / 'checkpoints').is_dir():
@@ -156,12 +166,15 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
             raise UserError(f'resume_from: {source} has the checkpoints {steps}, not {step or "any"}')
         state, meta = checkpoints.restore(like, int(step) if step else steps[-1])
     finally:
+        # orbax keeps a thread for each open folder, whatever was raised.
         checkpoints.close()
+    # A state of step 0 has no history yet, so that nothing in its clock can differ.
     now = flatten(saved.to_dict(config))
     old = flatten(saved.to_dict(before))
     for field in saved.SAME_CLOCK if meta['step'] else ():
         if old[field] != now[field]:
             raise UserError(f'resume_from: {source} has {field}={old[field]}, not {now[field]}')
+    # Scores compare only between networks that see their weights alike.
     seen_alike = all(old[field] == now[field] for field in SAME_VIEW)
     lost = seen_alike and lost_best(BestWeights(source), session, Progress.from_json(meta, session))
     if hosts.is_first():
@@ -171,15 +184,18 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
             shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
         if seen_alike and not lost:
             _copy_best(source, workdir, config, meta['step'])
+    # The other hosts read these files, and must not look before they are there.
     hosts.wait('copied')
     if seen_alike and not lost:
         return state, meta
+    # Scores of another view, or of weights that are gone, would never be beaten fairly.
     return state, {**meta, 'selection': Selection.start(config.members).to_json()}
 
 
 def _copy_best(source: Path, workdir: Path, config: ConfigDict, step: int):
     """Copy the best weights of each member, and of a head, up to this step."""
     for member in [*member_names(config), *head_parts(config)]:
+        # The other run may have gone on past this step; its later weights are not of this history.
         stamps = [s for s in BestWeights(source).steps(member) if s <= step]
         if stamps:
             (workdir / 'best' / member).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which epoch's weights a member keeps, and when it stops."""
+"""Choose which epoch's weights a member keeps, and when it stops."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 @dataclass
 class Selection:
-    """Best validation accuracy so far of each member, its epoch, and evaluations since: [K] each."""
+    """Hold the best validation accuracy so far of each member, its epoch, and evaluations since: [K] each."""
 
     best: np.ndarray
     best_epoch: np.ndarray
@@ -27,11 +27,13 @@ class Selection:
         a fused prediction, which then chooses for all members.
         """
         if len(accuracy) > len(self.best):
+            # Members and head must come from one epoch, or the fused prediction would be another.
             accuracy = np.repeat(accuracy[-1], len(self.best))
         active = self.active(config)
         better = active & (accuracy > self.best)
         self.best = np.where(better, accuracy, self.best)
         self.best_epoch = np.where(better, epoch, self.best_epoch)
+        # The first epochs are noisy: waiting for a new best begins after them.
         counts = epoch > config.early_stopping.min_epochs
         waited = np.where(better, 0, self.patience + counts)
         self.patience = np.where(active, waited, self.patience)

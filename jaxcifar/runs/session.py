@@ -1,4 +1,4 @@
-"""What a config and a data set determine, before a run has taken a step."""
+"""Derive what a config and a data set determine, before a run has taken a step."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from jaxcifar.engine.population import Population, make_mesh
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """A resolved config, its images and its networks; all else follows from these when it is asked for."""
+    """Hold a resolved config, its images and its networks; all else follows from these when asked for."""
 
     config: ConfigDict
     dataset: Dataset
@@ -47,6 +47,7 @@ class Session:
     @cached_property
     def order(self) -> Order:
         """Which images each step sees; `UserError` where they do not fill a batch."""
+        # A batch is cut once for the devices and once more for accumulated gradients.
         multiple = self.mesh.shape['data'] * self.config.optimizer.accumulate
         return Order(self.config, self.split.train, multiple)
 
@@ -105,7 +106,9 @@ def later_batches(session: Session, first: range, batch: dict) -> Iterator[dict]
     """
     order, ends = session.order, session.epoch_steps
     for call in order.calls(session.config, first.stop, -(-first.stop // ends) * ends):
+        # Only the last call of an epoch can be short.
         size = order.last if order.last and call.stop % ends == 0 else order.batch
+        # Labels have the fewest axes: [steps, members, B] or a part of it, and the rest follows.
         *lead, _ = batch['label'].shape
         label = ([len(call), *lead[1:]] if session.config.steps_per_call > 1 else lead) + [size]
 

@@ -1,4 +1,4 @@
-"""What is ternary in a run, and how much of it is zero."""
+"""Report what is ternary in a run, and how much of it is zero."""
 
 import csv
 import io
@@ -27,6 +27,7 @@ def describe(config: ConfigDict, population: Population, params) -> list[str]:
     views, t, lines = member_views(config), config.ternary, []
     for group, tree in zip(population.groups, params):
         if views[group.members[0]] == 'ternary':
+            # The leading axis counts the members of a group, which are alike.
             sizes = {path: prod(x.shape[1:]) for path, x in flatten_dict(tree, sep='/').items()}
             layers = ternary_layers(config, sizes)
             kernels = sum(path.endswith('/kernel') for path in sizes)
@@ -39,6 +40,7 @@ def describe(config: ConfigDict, population: Population, params) -> list[str]:
 
 def zeros(config: ConfigDict, population: Population, params) -> list[dict[str, tuple[int, int]]]:
     """Return {layer: (weights, zeros among them)} of each member's ternary kernels, K dicts."""
+    # Zeros are counted as the network sees its weights, not in the floats behind them.
     shown, counts = population.disassemble(jax.jit(population.show)(params)), []
     for view, tree in zip(member_views(config), shown):
         flat = flatten_dict(tree, sep='/')

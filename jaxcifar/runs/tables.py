@@ -1,4 +1,4 @@
-"""CSV files that rows are appended to, and taken up again when a run goes on."""
+"""Append rows to CSV files, and take them up again when a run goes on."""
 
 import csv
 import io
@@ -12,11 +12,12 @@ LOST = '\ufffd'  # Unicode's sign for bytes that are no text
 
 
 class Table:
-    """A CSV file that rows are appended to; it keeps the columns that it began with."""
+    """Append rows to a CSV file, which keeps the columns that it began with."""
 
     def __init__(self, path: Path, columns: tuple[str, ...]):
         self._file = path.open('a+', newline='')
         self._file.seek(0)
+        # A version with more columns goes on in the old ones, so that rows stay aligned.
         self.columns = next(csv.reader(self._file), None) or columns
         self._file.seek(0, os.SEEK_END)
         self._writer = csv.DictWriter(self._file, self.columns, lineterminator='\n')
@@ -51,6 +52,7 @@ def take_up(path: Path, needed: set[str], length: int | None = None, step: int =
     the step that are whole stay, and a line on stderr says so.
     """
     data = path.read_bytes() if path.exists() else b''
+    # A last line without its end was cut by a crash.
     length = data.rfind(b'\n') + 1 if length is None else length
     kept, header = data[:length], _rows(data.partition(b'\n')[0])
     if kept and not (header and needed <= set(header[0])):
@@ -65,6 +67,7 @@ def take_up(path: Path, needed: set[str], length: int | None = None, step: int =
 
 def _rows(data: bytes) -> list[list[str]]:
     """Return the cells of a table; bytes that are no text become a sign that no cell of ours has."""
+    # NUL stops the reader of csv, so it becomes the sign of lost bytes as well.
     text = data.decode(errors='replace').replace('\0', LOST)
     try:
         return list(csv.reader(io.StringIO(text, newline='')))
@@ -86,6 +89,7 @@ def _mend(path: Path, data: bytes, step: int):
     def belongs(row: list[str]) -> bool:
         readable = len(row) == len(header) and not any(LOST in cell for cell in row)
         at = row[header.index('step')] if readable else ''
+        # isdigit alone takes superscripts too, which int refuses.
         return at.isascii() and at.isdigit() and int(at) <= step
 
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""One door to trained networks: those of a run, of an export, or of a file that others saved.
+"""Open trained networks: those of a run, of an export, or of a file that others saved.
 
 Commands compute on all devices that there are, however many a run was trained on: its last bits depend on
 their number, and a run's own evaluation takes as many.
@@ -53,7 +53,7 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
 
 
 class Restored(NamedTuple):
-    """Weights on the devices, and what belongs to them.
+    """Hold weights on the devices, and what belongs to them.
 
     steps: the step, or one a member, None where it is not known; temperatures: [K], what logits are to be
     divided by.
@@ -71,7 +71,7 @@ class Restored(NamedTuple):
 
 
 class Trained:
-    """Trained networks that are ready to be put on devices.
+    """Hold trained networks that are ready to be put on devices.
 
     Attributes:
       config: of all of them together, for all devices.
@@ -82,6 +82,7 @@ class Trained:
 
     def __init__(self, path: Path, config: ConfigDict):
         self.path, self.config = path, config
+        # A run's number of devices is of the machine where it was trained.
         config.devices = None
 
     @cached_property
@@ -115,6 +116,7 @@ class Trained:
         if self.calibrated:
             for member, temperature in zip(members, temperatures):
                 member.about['temperature'] = float(temperature)
+        # A head takes features of all members, so that it leaves with all or not at all.
         if weights.head is None:
             return members, None
         return members, portable_head(self.config, members, hosts.fetch(weights.head))
@@ -138,7 +140,7 @@ class Trained:
 
 
 class TrainedRun(Trained):
-    """The networks of a workdir."""
+    """Open the networks of a workdir."""
 
     def __init__(self, path: Path, checkpoint: str | None):
         super().__init__(path, saved.load(path / workdirs.CONFIG))
@@ -151,6 +153,7 @@ class TrainedRun(Trained):
 
     def with_images(self) -> Session:
         session = super().with_images()
+        # Scores on other images than the run's would mean nothing.
         workdirs.check_dataset(self.path, session)
         return session
 
@@ -160,7 +163,7 @@ class TrainedRun(Trained):
 
 
 class TrainedExport(Trained):
-    """The networks of a folder or a file of `jaxcifar.export`."""
+    """Open the networks of a folder or a file of `jaxcifar.export`."""
 
     def __init__(self, path: Path, dataset: str | None):
         self._members, self._head = portable.read(path), portable.read_head(path)
@@ -171,6 +174,7 @@ class TrainedExport(Trained):
 
     def restore(self, population: Population) -> Restored:
         weights = assemble(population, *portable.dense(self._members), self._head and self._head.params)
+        # Dividing a member's logits would change what the head was trained on.
         temperatures = [1.0 if self._head else m.about.get('temperature', 1.0) for m in self._members]
         return Restored(weights, None, np.array(temperatures))
 
@@ -182,11 +186,12 @@ class TrainedExport(Trained):
         here, there = (f'{d.num_classes} classes of {d.image_size} pixels' for d in (dataset, known))
         if here != there:
             raise UserError(f'{dataset.name} has {here}, and not {there}: name another --dataset')
+        # Networks expect the normalisation of their training, whatever these images have.
         return replace(dataset, mean=known.mean, std=known.std)
 
 
 class TrainedFile(Trained):
-    """The network whose weights somebody else saved: told by its tensors, where it is not named.
+    """Open the network whose weights somebody else saved: told by its tensors, where it is not named.
 
     dataset: by default the CIFAR of as many classes. options: of the network. changes: fields of the config.
     """
@@ -223,6 +228,7 @@ class TrainedFile(Trained):
     def described(self) -> Dataset:  # type: ignore[override]
         if self.config.dataset not in CIFAR:
             return self.with_images().dataset
+        # CIFAR's numbers are known, so that naming classes needs no download.
         names, mean, std = CIFAR[self.config.dataset]
         return _without_images(self.config.dataset, names.split(), 32, mean, std)
 

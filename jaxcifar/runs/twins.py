@@ -1,4 +1,4 @@
-"""Members that nothing tells apart: a population of them is one network, trained several times."""
+"""Find members that nothing tells apart: a population of them is one network, trained several times."""
 
 import hashlib
 import sys
@@ -35,8 +35,10 @@ def twins(session: Session, state: TrainState) -> list[list[int]]:
     in_turn = config.update_order == 'sequential' and config.coupling != 'none'
     if config.members == 1 or in_turn:
         return []
+    # The optimiser's state counts too: a resumed run may differ in its momentum alone.
     weights = session.population.disassemble(tuple(zip(state.params, state.stats, state.opt)))
     numbers = list(zip(*(per_member(config, field) for field in NUMBERS)))
+    # Members with the same key take the same steps, for ever.
     alike: dict[tuple, list[int]] = {}
     for k, tree in enumerate(weights):
         kind = member_kinds(config)[k], member_losses(config)[k], numbers[k]
@@ -47,7 +49,9 @@ def twins(session: Session, state: TrainState) -> list[list[int]]:
 def _sees(session: Session, k: int) -> tuple:
     """Return what tells apart what member `k` sees of the images, and how its units are dropped."""
     config, order = session.config, session.order
+    # The first batch stands for all: later ones come from the same seeds.
     images = order.indices(0)[k].tobytes() if order.own else b''
+    # A seed matters only where something is drawn from it: augmentation, dropout or dropped paths.
     drawn = (order.own or config.augment_each) and config.augment != 'none'
     dropped = config.model.dropout or config.model.drop_path
     return images, member_seeds(config)[k] if drawn or dropped else None
@@ -64,8 +68,10 @@ def _remedy(session: Session, members: list[int]) -> str:
     """Return the settings with which the members would differ."""
     config = session.config
     seeds = {member_seeds(config)[k] for k in members}
+    # Different seeds give different first weights, unless these come from a file.
     differ = [] if len(seeds) == len(members) else ['a seed for each (seed=1,2,…)']
     if config.init_from or config.resume_from:
+        # Couplings that compare predictions need one image for all: only its augmentation may differ.
         if not COUPLINGS[config.coupling].same_images:
             differ.append('data.order=member (their own order and augmentation)')
         elif config.augment != 'none':

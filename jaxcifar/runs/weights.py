@@ -1,4 +1,4 @@
-"""Weights without the rest of a run's state: on disk one file a member, and back on the devices.
+"""Keep weights without the rest of a run's state: on disk one file a member, and back on the devices.
 
 WORKDIR/best/MEMBER/STEP.npz        a member's best weights, as evaluated, stamped with their step
 WORKDIR/calibrated/MEMBER/STEP.npz  the same with the temperature that calibrates them
@@ -25,7 +25,7 @@ CALIBRATED = 'calibrated'
 
 
 class BestWeights:
-    """Each member's best (params, batch statistics), one file a member and step.
+    """Keep each member's best (params, batch statistics), one file a member and step.
 
     So are the parts of a coupling's head, which have no batch statistics.
     """
@@ -35,6 +35,7 @@ class BestWeights:
 
     def save(self, member: str, step: int, params: dict, stats: dict, temperature: float | None = None):
         """Write a member's weights, trees of numpy arrays, and what calibrates them, if known."""
+        # An .npz is flat: the path of a leaf becomes its name.
         tree = flatten_dict({'params': params, 'batch_stats': stats}, sep='/')
         if temperature is not None:
             tree['temperature'] = np.float64(temperature)
@@ -50,6 +51,7 @@ class BestWeights:
         return float(self._read(member, math.inf, 'temperature')[0]['temperature'])
 
     def _read(self, member: str, upto: float, needed: str) -> tuple[dict, int]:
+        # Stamps after a checkpoint belong to steps that the run may take otherwise.
         stamps = [s for s in self.steps(member) if s <= upto]
         if not stamps:
             before = '' if upto == math.inf else f' of step {upto} or before'
@@ -71,6 +73,7 @@ class BestWeights:
     def steps(self, member: str) -> list[int]:
         """Return the stamps of a member's files, oldest first; other names are none of ours."""
         files = (self.folder / member).glob('[0-9]*.npz')
+        # As numbers: in the order of names, 1000 would come before 200.
         return sorted(int(path.stem) for path in files if path.stem.isdecimal())
 
     def forget_after(self, step: int):
@@ -84,6 +87,7 @@ class BestWeights:
         """Delete what none of these checkpoints can come back to."""
         oldest = min(checkpoints, default=0)
         for member in self.folder.glob('*'):
+            # The newest stamp of the oldest checkpoint stays: that one may still be restored.
             for stamp in [s for s in self.steps(member.name) if s <= oldest][:-1]:
                 self._file(member.name, stamp).unlink(missing_ok=True)
 
@@ -103,6 +107,7 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
         return _load_files(config, population, BestWeights(workdir, CALIBRATED))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
+        # Best weights without a checkpoint are of a run that was killed before its first save.
         steps = checkpoints.steps()
         if not steps:
             raise UserError(f'{workdir} has no checkpoint yet')
@@ -111,6 +116,7 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
         if checkpoint != 'last' and checkpoint not in map(str, steps):
             raise UserError(f'{workdir} has no checkpoint {checkpoint!r}; it has best, last, {steps}')
         step = steps[-1] if checkpoint == 'last' else int(checkpoint)
+        # A fresh state lends its structure; no value of it survives.
         return eval_weights(checkpoints.restore(init_state(config, population), step)[0]), step
     finally:
         checkpoints.close()
@@ -144,6 +150,7 @@ def assemble(population: Population, params, stats, head=None) -> Weights:
 
 def _load_files(config: ConfigDict, population: Population, files: BestWeights, upto: float = math.inf):
     names = member_names(config)
+    # Each member has an epoch of its own, and so a step of its own.
     params, stats, steps = zip(*(files.load(name, upto) for name in names))
     for name, shapes, p, s in zip(names, population.shapes(), params, stats):
         _check_shapes(files.folder / name, {'params': p, 'batch_stats': s}, shapes)
@@ -155,6 +162,7 @@ def _check_shapes(path: Path, variables: dict, shapes):
     """Raise `UserError` unless these are variables of a network; a view may have added its scales."""
     expected = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep='/').items()}
     given = {name: leaf.shape for name, leaf in flatten_dict(variables, sep='/').items()}
+    # Weights of a ternary run, as evaluated, carry scales that the plain network lacks.
     given = {n: shape for n, shape in given.items() if n in expected or not is_scale(n.rpartition('/')[2])}
     name = min((n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n)), default='')
     if name:

@@ -1,4 +1,4 @@
-"""What a workdir says of its run besides metrics: config, data and where it ran."""
+"""Write and check what a workdir says of its run besides metrics: config, data and where it ran."""
 
 import hashlib
 import json
@@ -33,6 +33,7 @@ def check_config(workdir: Path, config: ConfigDict):
     path = workdir / CONFIG
     if not _has_checkpoint(workdir):
         return
+    # The file itself is the better witness: its error can name the fields.
     if path.exists():
         saved.refuse_changes(saved.load(path), config, workdir)
     else:
@@ -50,6 +51,7 @@ def described(workdir: Path) -> Dataset:
         raise UserError(f'{workdir} has no {DATASET}, which a run writes when it starts')
     with reading(path):
         check_data(about)
+        # No image is needed for a network, and so the data may be gone.
         shape = 0, about['image_size'], about['image_size'], 3
         images, labels = np.empty(shape, np.uint8), np.empty(0, int)
         mean, std = (tuple(map(float, about[name])) for name in ('mean', 'std'))
@@ -65,6 +67,7 @@ def check_dataset(workdir: Path, session: Session):
     if not _has_checkpoint(workdir):
         return
     dataset, split, path = session.dataset, session.split.fingerprint(), workdir / DATASET
+    # Without the file, the sums in run.json are the second witness.
     before = read_json(path, sha256=str)
     if before is None:
         sums = [dataset.fingerprint(), split]
@@ -75,6 +78,7 @@ def check_dataset(workdir: Path, session: Session):
             f'the images of {dataset.name} are not those that {workdir} was trained on: '
             f'put the files back, or choose a new --workdir'
         )
+    # Older files have no split, and cannot be asked about it.
     if before.get('split', split) != split:
         raise UserError(
             f'the split of {dataset.name} is not that of {workdir}: put back the index files in the data '
@@ -96,6 +100,7 @@ def _refuse_unless(same: bool, path: Path, what: str):
 def _sum(config: ConfigDict) -> str:
     """Return the sha256 of the fields that a continued run may not change, in hex."""
     fields = flatten(saved.to_dict(config))
+    # Fields that may change are left out, or raising epochs would look like another run.
     fixed = {name: value for name, value in fields.items() if not saved.is_resumable(name)}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
@@ -108,6 +113,7 @@ def _has_checkpoint(workdir: Path) -> bool:
 
 def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, split: Split | None = None):
     """Write config.json, dataset.json and networks.txt, and append to run.json what runs where."""
+    # What the run is made from; it is written again by each session, in case a field has changed.
     write_json(workdir / CONFIG, saved.to_dict(config))
     description = {
         'name': dataset.name,
@@ -121,6 +127,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
     if split is not None:
         description['split'] = split.fingerprint()
     write_json(workdir / DATASET, description)
+    # The leading axis counts a group's members; the table is of one network.
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
     tables = [parameter_overview.get_parameter_overview(s, include_stats=False) for s in shapes]
     write_text(workdir / 'networks.txt', '\n\n'.join(tables) + '\n')
@@ -137,6 +144,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
         'config_sha256': _sum(config),
         'data_sha256': [description['sha256'], description.get('split')],
     }
+    # Each session is added, so that a run over several machines names all of them.
     run['sessions'].append(session)
     write_json(workdir / RUN, run)
 
@@ -145,6 +153,7 @@ def record_speed(workdir: Path, program, clock) -> list[str]:
     """Add to the session what its steps cost, and return it as a line; nothing without a whole epoch."""
     if not clock.mean_rate():
         return []
+    # FLOP/s of one device, compilation not included.
     flops = program.flops * clock.steps_per_second()
     share = share_of_peak(flops)
     run = _sessions(workdir)
