@@ -22,6 +22,7 @@ FAULTS = (flags.Error, AttributeError, KeyError, ImportError, OSError, TypeError
 
 def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     """Return (config, workdir) from a command line, program name first; `UserError` for what it cannot be."""
+    # Flags of its own: absl's global ones can be defined only once in a process.
     values, argv = flags.FlagValues(), shipped.complete(argv)
     config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
     flags.DEFINE_string('workdir', None, 'where the run is kept', flag_values=values)
@@ -43,6 +44,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
 def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return what the flags say of several hosts, and the other arguments; `UserError` for what cannot be."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # These are taken out before absl sees them: it refuses flags that it does not know.
     parser.add_argument('--coordinator', default='')
     parser.add_argument('--processes', type=int, default=1)
     parser.add_argument('--process', type=int, default=0)
@@ -60,6 +62,7 @@ def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _explain(error: Exception, argv: list[str]) -> UserError:
     """Return what absl, ml_collections or the config file meant, in one line."""
+    # The nearest cause comes first: the exception often names a consequence.
     meant = _misspelt_flag(argv) or _missing_file(argv) or _wrong_value(error, argv)
     if meant:
         return meant
@@ -91,6 +94,7 @@ def _misspelt_flag(argv: list[str]) -> UserError | None:
 
 def _missing_file(argv: list[str]) -> UserError | None:
     """Return the error for a config file that is not there, with the nearest shipped name."""
+    # Whoever wrote .py meant a file, and gets the nearest shipped one.
     for path in re.findall(r'(\S+\.py)\b', ' '.join(argv[1:]).replace('=', ' ')):
         if not Path(path).exists():
             return unknown('config', path, [f'configs/{name}.py' for name in shipped.names()])
@@ -107,6 +111,7 @@ def _wrong_value(error: Exception, argv: list[str]) -> UserError | None:
     if not flag or flag[1] not in config_fields.FIELDS:
         return None
     start = f'--config.{flag[1]}='
+    # Of several such flags the last one counts.
     given = [a.removeprefix(start) for a in argv if a.startswith(start)] or [str(error)[flag.end() :]]
     return UserError(f'{flag[1]} must be {config_fields.FIELDS[flag[1]].expected()}, got {show(given[-1])}')
 
@@ -138,6 +143,7 @@ def usage(doc: str, words: list[str]) -> str:
 
 def documented_fields() -> Iterator[tuple[str, str, str]]:
     """Yield (field, its default, its comment) of the fields, in the order of their declarations."""
+    # The comments of the declarations are the help: there is no second text to keep in step.
     for line in Path(str(config_fields.__file__)).read_text().splitlines():
         code, mark, comment = line.strip().partition('  # ')
         if mark and code.startswith('c.'):

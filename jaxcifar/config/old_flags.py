@@ -55,6 +55,7 @@ def translated(arguments: list[str]) -> UserError | None:
     old, words, augment, needless = [], dict[str, str](), dict[str, str](), dict[str, str]()
     for flag, values in _flags(arguments):
         name = flag.replace('-', '_')
+        # Several values of one flag were several networks.
         value = '+'.join(VALUES.get(v, OTHERS_CALL_IT.get(re.sub('[-_]', '', v.lower()), v)) for v in values)
         if name in NEEDLESS:
             needless[f'--{flag}'] = NEEDLESS[name]
@@ -65,6 +66,7 @@ def translated(arguments: list[str]) -> UserError | None:
                 augment[kind] = AUGMENTATIONS[name].format(value or '1.0')
         elif name in FLAGS:
             field, _, new = FLAGS[name].format(value or 'VALUE').partition('=')
+            # A switch without a value must not undo the number that another flag gave.
             if field not in words or '{}' in FLAGS[name]:
                 words[field] = f'{field}={new}'
         else:

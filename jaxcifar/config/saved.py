@@ -36,7 +36,7 @@ SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_siz
               'long_tail.imbalance', 'long_tail.seed', 'experts.count', 'experts.seed',
               'experts.holdout', 'experts.validation', 'experts.shared', 'experts.unique',
               'files.train', 'files.validation')  # fmt: skip
-# Fields, or groups of fields, that a state fits whatever they are: a new run may take it up with others.
+# Fields, or groups of fields, that a state fits whatever they are. A new run may change them.
 RECIPE = ('loss', 'label_smoothing', 'tau', 'augment', 'augment_each', 'mutual', 'schedule', 'optimizer.lr',
           'optimizer.weight_decay', 'optimizer.rest', 'eval', 'fusion.alpha', 'fusion.lr', 'fusion.lr_head',
           'fusion.dropout', 'fusion.clip', 'fusion.clip_all', 'fusion.freeze_epochs')  # fmt: skip
@@ -55,7 +55,9 @@ def from_dict(fields: dict) -> ConfigDict:
 
     Raises `UserError` where it cannot be of a run: a value that no field may have, or no members.
     """
+    # A file of an older version lacks newer fields, and these had their defaults then.
     merged = _merge(to_dict(get_config()), fields)
+    # JSON has no tuples, and a field that took one compares unequal to a list.
     config = ConfigDict(json.loads(json.dumps(merged), object_hook=_tuples))
     check_values(config)
     if not config.member_ids or len(config.member_ids) != config.members:
@@ -66,6 +68,7 @@ def from_dict(fields: dict) -> ConfigDict:
 def _merge(defaults: dict, fields: dict) -> dict:
     if not isinstance(fields, dict):
         raise UserError(f'a group of fields is damaged: it must be a JSON object, got {show(fields)}')
+    # Fields that are unknown here stay: a newer version may have written them.
     groups = {k: _merge(v, fields.get(k, {})) for k, v in defaults.items() if isinstance(v, dict)}
     return {**defaults, **fields, **groups}
 
@@ -97,6 +100,7 @@ def refuse_changes(old: ConfigDict, new: ConfigDict, workdir: Path):
     if not changed:
         return
     remedy = 'choose a new --workdir'
+    # The remedy depends on what survives the change: the whole state, or only its weights.
     if all(_is_in(field, RECIPE) for field in changed):
         remedy += f'; --config.resume_from={workdir} goes on there from its state'
     elif not any(_is_in(field, SHAPES) for field in changed):
@@ -112,4 +116,5 @@ def is_resumable(field: str) -> bool:
 
 def _is_in(field: str, fields: tuple[str, ...]) -> bool:
     """Return whether the field is one of these, or of one of these groups."""
+    # The dot keeps `epochs` from matching a field that only begins like it.
     return any(field == f or field.startswith(f'{f}.') for f in fields)

@@ -18,6 +18,7 @@ def names() -> list[str]:
 
 def summary(name: str) -> str:
     """Return the first line of a recipe's docstring."""
+    # Parsed and not imported: the help must not wait for what a recipe imports.
     doc = ast.get_docstring(ast.parse((FOLDER / f'{name}.py').read_text())) or ''
     return doc.partition('\n')[0]
 

@@ -21,12 +21,14 @@ def spell_out(words: list[str]) -> list[str]:
     has no value.
     """
     names_of_flags = [word[2:].partition('=')[0] for word in words if word.startswith('--')]
+    # Old flags that are also fields here keep their meaning; others are translated, not guessed.
     if any(is_old(flag) and not _meant(flag) for flag in names_of_flags) and (old := translated(words)):
         raise old
     given_flags, positional = _split(words)
     if len(positional) != 1:
         given = ' '.join(positional) or 'none'
         raise UserError(f'expected one config, got {given}; configs are {", ".join(names())}: {EXAMPLE}')
+    # The last of two equal flags wins, as in the long form.
     flags = {_field(flag): value for flag, value in given_flags}
     flags.setdefault('--workdir', str(new_workdir(positional[0])))
     return [f'--config={positional[0]}', *(f'{flag}={value}' for flag, value in flags.items())]
@@ -36,6 +38,7 @@ def new_workdir(config: str) -> Path:
     """Return a folder in runs/ that is not there yet, named after the config and the minute."""
     name = re.sub(r'[^\w.+-]+', '-', config.removesuffix('.py')).strip('-.')
     path = Path('runs') / f'{name}-{datetime.now():%Y-%m-%d-%H%M}'
+    # Two runs begun in one minute must not share a workdir.
     others = (path.with_name(f'{path.name}-{i}') for i in range(2, 1000))
     return path if not path.exists() else next(p for p in others if not p.exists())
 
@@ -52,6 +55,7 @@ def _split(words: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
         flag, equals, value = word[2:].partition('=')
         if not equals:
             value = next(rest, '')
+            # Taking the next flag as a value would hide the one that was forgotten.
             if not value or value.startswith('--'):
                 raise UserError(f'--{flag} needs a value: --{flag}=VALUE')
         flags.append((flag, value))

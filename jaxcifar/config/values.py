@@ -41,8 +41,10 @@ class Field:
 
     def initial(self):
         """Return what a new config holds: the default, in a reference where the command line needs a type."""
+        # ml_collections holds every later value to the type of the first one.
         if self.default is not None and self.shape != 'member':
             return self.default
+        # A number or a list of numbers has no one type, so that `check` has to judge it.
         reference = placeholder(object if self.shape else self.type)
         reference.set(self.default)
         return reference
@@ -62,11 +64,13 @@ class Field:
 
     def check(self, name: str, value):
         """Raise `UserError` unless the field called `name` may have this value."""
+        # A list is judged value by value, and a single value like a list of one.
         several = self.shape and isinstance(value, (tuple, list))
         values = [*value] if several else [value]
         if not all(self._is_one(v) for v in values) or (self.shape == 'pair' and len(values) != 2):
             got = show(values[0] if several and len(values) == 1 else value)
             raise UserError(f'{name} must be {self.expected()}, got {got}')
+        # Types are right by now, so that bounds and choices can be compared.
         for v in values:
             if self.choices and v not in self.choices:
                 raise unknown(name, v, self.choices)
@@ -77,6 +81,7 @@ class Field:
     def _is_one(self, value) -> bool:
         if self.type is str:
             return isinstance(value, str) and value.isprintable()
+        # Python's bool is an int: True must not pass for the number 1.
         if isinstance(value, bool) or self.type is bool:
             return isinstance(value, bool) and self.type is bool
         # A number that is not itself is NaN.
@@ -121,6 +126,7 @@ def declared(group: Group, prefix: str = '') -> dict[str, Field]:
         if isinstance(value, Group):
             fields |= declared(value, f'{name}.')
         else:
+            # A plain default needs no declaration of its own: its type says enough.
             fields[prefix + name] = value if isinstance(value, Field) else plain[type(value)](value)
     return fields
 

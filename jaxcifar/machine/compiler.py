@@ -1,4 +1,4 @@
-"""Options of the compiler by kind of device, chosen by measurement (`experiments.bench.options`)."""
+"""Choose the compiler's options by kind of device, as measured (`experiments.bench.options`)."""
 
 from functools import cache
 
@@ -18,6 +18,7 @@ OPTIONS: dict[str, dict[str, str]] = {
 def compiler_options() -> dict[str, str]:
     """Return what `jax.jit(compiler_options=…)` takes: options that this version of XLA knows."""
     wanted = OPTIONS.get(jax.default_backend(), {})
+    # XLA refuses a whole compilation for one option that it does not know.
     return {name: value for name, value in wanted.items() if knows(name, value)}
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with one line for what is wrong with them."""
+"""Write files whole or not at all, and read them with one line for what is wrong with them."""
 
 import contextlib
 import hashlib
@@ -52,12 +52,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]):
     if not _writes:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: only within one file system is a rename atomic.
     temporary = path.with_name(f'.{path.name}.tmp')
     try:
         with open(temporary, 'wb') as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        # Only after the bytes are on the disk, or a power cut could leave an empty file by that name.
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Several hosts as one machine: a process each, that all run the same program in step.
+"""Use several hosts as one machine: a process each, that all run the same program in step.
 
 All hold parts of the same arrays and write checkpoints together; of all else, only the first writes.
 With one process everything here is what JAX does anyway.
@@ -44,6 +44,7 @@ def joined(coordinator: str = '', processes: int = 0, process: int = 0) -> Itera
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise UserError(f'the hosts have not found each other: {error}') from error
+    # All hosts call the writers of files; from here on only the first one's calls write.
     if not is_first():
         files.leave_to_the_first_host()
     try:
@@ -55,6 +56,7 @@ def joined(coordinator: str = '', processes: int = 0, process: int = 0) -> Itera
 
 
 def _own_gpus() -> list[int]:
+    # JAX must not be asked yet: that would start it without the other hosts.
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     found = visible.split(',') if visible else [p.name for p in Path('/dev').glob('nvidia[0-9]*')]
     return list(range(len(found)))
@@ -82,7 +84,7 @@ def wait(name: str):
 
 
 class Stop:
-    """Whether SIGTERM came to any of the hosts. All must ask equally often, and they agree on when."""
+    """Ask whether SIGTERM came to any of the hosts. All must ask equally often, and they agree on when."""
 
     def __init__(self):
         self._asked = 0
@@ -113,9 +115,11 @@ def share(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """Return what this host's devices hold of an array with these leading axes: one box of it."""
     if alone():
         return tuple(slice(n) for n in shape)
+    # Replicas hold the same part twice, so that a set counts each part once.
     indices: Iterable = sharding.addressable_devices_indices_map(shape).values()
     parts = {tuple(s.indices(n)[:2] for s, n in zip(index, shape)) for index in indices}
     box = [(min(low), max(high)) for low, high in (zip(*ends) for ends in zip(*parts))]
+    # Parts that do not fill their box leave holes, which a loader cannot cut a batch for.
     if sum(_volume(p) for p in parts) != _volume(box):
         raise UserError('the members do not divide evenly over the hosts: take fewer hosts or other members')
     return tuple(slice(*ends) for ends in box)

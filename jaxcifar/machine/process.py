@@ -21,6 +21,7 @@ def locked(workdir: Path):
 
     Where nothing has been written in the end, nothing is left.
     """
+    # Remember what was not there, so that a run that fails at once leaves nothing.
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     taken = False
@@ -32,10 +33,12 @@ def locked(workdir: Path):
             taken = True
         except OSError:  # a file system without locks
             pass
+        # Only now may the hosts part: one that raised alone would leave the others waiting.
         if hosts.anywhere(taken):
             raise UserError(
                 f'another process is training in {workdir}: choose another --workdir, or wait for it'
             )
+        # The process id is for people; the lock itself goes with the process.
         file.truncate(0)
         file.write(f'{os.getpid()}\n')
         file.flush()
@@ -63,11 +66,12 @@ def keep_compiled(folder: str):
     """Let XLA find programs that it compiled before in `folder`, and put new ones there."""
     if folder:
         jax.config.update('jax_compilation_cache_dir', str(Path(folder).absolute()))
+        # A program that compiles faster than this is not worth a file.
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 class Terminated(threading.Event):
-    """An event that SIGTERM sets. Before there is anything to save, the signal ends the run at once."""
+    """Tell that SIGTERM came. Before there is anything to save, the signal ends the run at once."""
 
     can_save = False
 
@@ -79,7 +83,7 @@ class Terminated(threading.Event):
 
 
 class TerminatedAnywhere(Terminated):
-    """An event that is set on all hosts between the same two steps, when SIGTERM came to one of them."""
+    """Tell all hosts between the same two steps that SIGTERM came to one of them."""
 
     def __init__(self):
         super().__init__()

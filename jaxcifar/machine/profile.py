@@ -1,4 +1,4 @@
-"""What a step costs: compile time, FLOPs, share of the device's peak, and a trace of where time goes."""
+"""Measure what a step costs: compile time, FLOPs, share of the device's peak, and a trace of its time."""
 
 import threading
 import time
@@ -34,7 +34,7 @@ PEAK = {
 
 
 class Compiled:
-    """A jitted step, (state, batch) -> (state, row), compiled for each shape of a batch, with what that cost.
+    """Compile a step, (state, batch) -> (state, row), for each shape of a batch, and count what that costs.
 
     The host waits where more than `AHEAD` steps are in flight, or their batches would fill the memory.
 
@@ -83,6 +83,7 @@ class Compiled:
         start = time.perf_counter()
         compilation.wait(self._poll)
         self.waited += time.perf_counter() - start
+        # The first shape is that of whole batches, which the speed is reported for.
         self.flops, self.seconds = self.flops or compilation.flops, self.seconds + compilation.seconds
         self._say(
             f'compiled the step for images {shape} in {compilation.seconds:.1f} s, '
@@ -97,7 +98,7 @@ class Compiled:
 
 
 class _Compilation:
-    """One program, compiled in a thread.
+    """Compile one program in a thread.
 
     Signals reach Python between its own instructions only: a thread leaves the main one free to `poll` while
     XLA compiles for a minute, or to take steps with another program.
@@ -107,6 +108,7 @@ class _Compilation:
         self.flops = self.seconds = 0.0
         self.taken = False
         self._error: BaseException | None = None
+        # Shapes alone: the thread must not keep the state's memory alive, nor a donated array.
         self._arguments = function, *jax.tree.map(_abstract, (state, batch))
         self.thread = threading.Thread(target=self._run, name='compile', daemon=True)
         self.thread.start()
@@ -115,6 +117,7 @@ class _Compilation:
         function, state, batch = self._arguments
         start, devices = time.perf_counter(), jax.tree.leaves(state)[0].sharding.num_devices
         try:
+            # One trace serves both: the program, and the count of its FLOPs.
             traced = function.trace(state, batch)
             self.program = traced.lower().compile()
             self.flops = count_flops(traced.jaxpr.jaxpr) / devices
@@ -150,15 +153,19 @@ def _flops(eqn) -> float:
     shapes = [np.array(v.aval.shape, int) for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, 'shape')]
     params, name = eqn.params, eqn.primitive.name
     if name == 'conv_general_dilated':
+        # Each output costs one product for every kernel entry of its channel.
         channels = params['dimension_numbers'].rhs_spec[0]
         zeros = np.prod(params['lhs_dilation'])  # all but one of so many pixels are
         return 2 * shapes[-1].prod() * np.delete(shapes[1], channels).prod() / zeros
     if name == 'dot_general':
+        # Each output costs one product for every index that is summed over.
         (summed, _), _ = params['dimension_numbers']
         return 2 * shapes[-1].prod() * shapes[0][list(summed)].prod()
+    # Any other operation costs only what the programs within it do: loops, branches, calls.
     within = jax.tree.leaves(list(params.values()), is_leaf=lambda leaf: isinstance(leaf, JAXPRS))
     closed = [leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf for leaf in within]
     costs = [count_flops(leaf) for leaf in closed if isinstance(leaf, Jaxpr)]
+    # A shard_map's program is that of one device, and a loop's that of one turn.
     times = params['mesh'].size if name == 'shard_map' else params.get('length', 1)
     return times * (max(costs) if name == 'cond' else sum(costs))
 
@@ -170,9 +177,10 @@ def share_of_peak(flops_per_second: float) -> float | None:
 
 
 class Tracer:
-    """Traces the steps from `first` up to `end` into WORKDIR/profile and prints the top operations."""
+    """Trace the steps from `first` up to `end` into WORKDIR/profile and print the top operations."""
 
     def __init__(self, steps: tuple[int, int], workdir: Path, step: int, total: int, say=print):
+        # An empty range on the other hosts: two traces would write the same files.
         self._first, self._end = steps if hosts.is_first() else (0, 0)
         self._say = say
         if self._end and not step <= self._first < min(self._end, total):
@@ -191,6 +199,7 @@ class Tracer:
     def after(self, step: int, results):
         """End the trace where its last step is done; `results` is what that returned."""
         if self._running and step + 1 >= self._end:
+            # The host runs ahead: the devices may not have begun the last step yet.
             jax.block_until_ready(results)
             self.stop()
 
@@ -206,6 +215,7 @@ class Tracer:
 
 def top_operations(folder: Path, count: int = 15) -> list[str]:
     """Return a table of the operations with the most device time, from the newest trace in `folder`."""
+    # A run that was continued leaves a folder for each of its traces.
     newest = max(folder.rglob('*.xplane.pb'), key=lambda p: p.stat().st_mtime)
     data = jax.profiler.ProfileData.from_file(str(newest))
     seconds: Counter = Counter()
@@ -218,6 +228,7 @@ def top_operations(folder: Path, count: int = 15) -> list[str]:
                 continue
             for event in line.events:
                 if device or any(key == 'hlo_op' for key, _ in event.stats):
+                    # XLA numbers its operations: fusion.12 counts as fusion.
                     name = event.name.split('.')[0]
                     seconds[name] += event.duration_ns / 1e9
                     calls[name] += 1
