@@ -15,7 +15,7 @@ GROUPS = ('many', 'medium', 'few', 'head', 'tail')
 
 
 class Section(NamedTuple):
-    """A part of a run's report: its title, numbers, and a picture of them."""
+    """Hold a part of a run's report: its title, numbers, and a picture of them."""
 
     title: str
     table: Table
@@ -24,6 +24,7 @@ class Section(NamedTuple):
 
 def sections(run: Run) -> list[Section]:
     """Return the sections of a run with a long tail; none of others."""
+    # Each section has a source of its own, and is left out until that is there.
     found = []
     if run.groups():
         found.append(Section('Groups of classes', group_table(run), render(partial(draw_groups, run))))
@@ -41,6 +42,7 @@ def sections(run: Run) -> list[Section]:
 def titles(run: Run) -> list[str]:
     """Return what the members are called, with their losses where these differ."""
     losses = str(run.config.get('loss')).split('+')
+    # One loss for all is no part of a member's name.
     alike = len(losses) != len(run.members)
     return run.members if alike else [f'{m} {loss}' for m, loss in zip(run.members, losses)]
 
@@ -52,8 +54,11 @@ def group_table(run: Run) -> Table:
     for which in ('best', 'last'):
         for part in ('test', 'test_lt'):
             of_members = [m.get(which, {}).get(part) for m in run.results.get('members', [])]
+            # The images called test have the top level of results.json; others have a key.
             top = run.results if part == 'test' else run.results.get(part, {})
+            # The ensemble of one member is that member.
             ensemble = top.get('ensemble', {}).get(which) if len(of_members) > 1 else None
+            # The balanced images and the long-tailed ones may not both have been tested.
             for name, scores in zip([*titles(run), 'ensemble'], [*of_members, ensemble]):
                 if scores:
                     cells = [scores.get(g) for g in ('accuracy', *run.groups())]
@@ -67,6 +72,7 @@ def _percent(value: float | None) -> str:
 
 def calibration_table(calibration: dict) -> Table:
     """Return temperatures, and NLL and calibration error before and after them."""
+    # All weights were scored on the same parts, so that the first tell the columns.
     parts = list(next(iter(calibration['weights'].values()))['mean']['parts'])
     head = ['weights', 'member', 'T', *(f'{part} {what}' for part in parts for what in ('NLL', 'ECE %'))]
     rows = []
@@ -74,6 +80,7 @@ def calibration_table(calibration: dict) -> Table:
         for member in [*report['members'], {'name': 'mean', **report['mean']}]:
             row = [show(which), show(member['name']), f'{member["temperature"]:.3f}']
             for part in parts:
+                # Both numbers in one cell: the change is what the table is read for.
                 before, after = member['parts'][part]['before'], member['parts'][part]['after']
                 row.append(f'{before["nll"]:.3f} → {after["nll"]:.3f}')
                 row.append(f'{100 * before["ece"]:.2f} → {100 * after["ece"]:.2f}')
@@ -95,10 +102,12 @@ def draw_groups(run: Run) -> Figure:
     """Draw the recall of each group of classes over the epochs, a line for each member."""
     groups = [g for g in ('mean_recall', *GROUPS[:3]) if g in run.groups()]
     figure = Figure(figsize=(12, 3.3), layout='constrained')
+    # matplotlib returns a bare Axes for a single panel.
     panels = list(np.atleast_1d(figure.subplots(1, len(groups), sharey=True)))
     for ax, group in zip(panels, groups):
         epochs, values = run.curve(run.watched, group)
         for i, (name, line) in enumerate(zip(titles(run), values)):
+            # One member [1,E] at a time: a mean over different losses would say nothing.
             draw(ax, epochs, 100 * line[None], color=COLOURS[i % len(COLOURS)], label=show(name))
     label(panels, [f'{g.replace("_", " ")} (%), {run.watched}' for g in groups])
     add_legend(panels[0], [line for line in panels[0].lines if not line.get_label().startswith('_')])
@@ -109,12 +118,14 @@ def draw_reliability(run: Run) -> Figure:
     """Draw accuracy over confidence of each member and of their mean, before and after calibration."""
     report = next(iter(run.calibration['weights'].values()))
     members = [*zip(titles(run), report['members']), ('mean', report['mean'])]
+    # Up to four panels a row, and as many rows as it takes.
     columns = min(len(members), 4)
     rows = -(-len(members) // columns)
     figure = Figure(figsize=(12, 3.1 * rows), layout='constrained')
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     parts = [part for part in ('test_lt', 'test') if part in report['mean']['parts']]
     for ax, (name, member) in zip(panels, members):
+        # The diagonal is perfect calibration; a curve below it is overconfident.
         ax.plot([0, 1], [0, 1], color='grey', lw=0.8)
         for part, colour in zip(parts, COLOURS):
             for when, style in (('before', ':'), ('after', '-')):
@@ -122,15 +133,18 @@ def draw_reliability(run: Run) -> Figure:
                 _draw_bins(ax, numbers['reliability'], color=colour, ls=style, label=f'{part} {when}')
         ax.set_title(show(name), loc='left', parse_math=False)
         ax.set_xlabel('confidence')
+    # The last row may have more panels than members.
     for ax in panels[len(members) :]:
         ax.set_axis_off()
     panels[0].set_ylabel('accuracy')
+    # Without the diagonal, which has no name.
     add_legend(panels[0], panels[0].lines[1:])
     return figure
 
 
 def _draw_bins(ax: Axes, bins: dict, **line):
     images, confidence, correct = (np.array(bins[k]) for k in ('images', 'confidence', 'correct'))
+    # An empty bin has no mean, and would be 0/0.
     filled = images > 0
     points = (v[filled] / images[filled] for v in (confidence, correct))
     ax.plot(*points, marker='o', ms=3, lw=1.2, **line)
@@ -141,6 +155,7 @@ def draw_rejection(run: Run) -> Figure:
     figure = Figure(figsize=(12, 3.6), layout='constrained')
     panels = figure.subplots(1, 2, sharey=True)
     names = dict(zip(run.members, titles(run)))
+    # Colour tells rules apart, and the style of a line the images that they were tested on.
     for ax, risk in zip(panels, ('balanced', 'worst')):
         for part, style in zip(run.rejection['parts'], STYLES):
             for i, (name, risks) in enumerate(run.rejection['parts'][part].items()):

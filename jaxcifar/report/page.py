@@ -35,7 +35,9 @@ def draw(ax: Axes, epochs: np.ndarray, values: np.ndarray, members: bool = True,
     if not len(epochs):
         return
     with np.errstate(invalid='ignore'):  # as in `report.spread`
+        # values [K,E]: K members over E epochs.
         mean = values.mean(axis=0)
+        # The sample deviation of one member is undefined; its line needs no band.
         std = values.std(axis=0, ddof=1) if len(values) > 1 else 0 * mean
     marker = 'o' if len(epochs) < 3 else None  # a line through one point cannot be seen
     ax.plot(epochs, mean, marker=marker, ms=5, lw=1.7, **line)
@@ -65,6 +67,7 @@ def draw_run(run: Run) -> Figure:
     """Draw loss, accuracy and learning rate of one run."""
     figure = Figure(figsize=(12, 3.3), layout='constrained')
     loss, accuracy, rate = figure.subplots(1, 3)
+    # One colour a split in both panels, solid for members and dashed for a fused prediction.
     for split, colour in zip(('train_batch', 'train', run.watched), (COLOURS[4], *COLOURS)):
         for ax, field, factor in ((loss, 'loss', 1), (accuracy, 'accuracy', 100)):
             epochs, values = run.curve(split, field)
@@ -75,6 +78,7 @@ def draw_run(run: Run) -> Figure:
     draw(rate, *run.curve('train', 'lr'), color=COLOURS[2], label='learning rate')
     label((loss, accuracy, rate), ('loss (NLL, nats)', 'accuracy (%)', 'learning rate'))
     for ax in (loss, accuracy):
+        # matplotlib names lines without a label _child0, and so on: the thin ones of members.
         add_legend(ax, [line for line in ax.lines if not line.get_label().startswith('_')])
     return figure
 
@@ -85,7 +89,9 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
     whole, end = figure.subplots(1, 2)
     finished = any(run.results for run in runs)
     for i, run in enumerate(runs):
+        # When the colours are used up, they begin again with another style of line.
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
+        # The number finds the run in the table, where its full name stands.
         name = f'{run.number}. {shorten(run.name)} ({run.watched})'
         epochs, values = run.curve(run.watched, 'accuracy', run.fused)
         # Runs that have only begun would stretch the axis on which finished runs are told apart.
@@ -117,6 +123,7 @@ def render(draw_figure: Callable[[], Figure]) -> Picture:
             **dict.fromkeys(('axes.grid', 'axes.axisbelow'), True),
             **dict.fromkeys(('font.size', 'axes.titlesize'), 10),
         }
+        # The style counts at drawing: each theme draws the figure anew.
         file = io.BytesIO()
         with mpl.rc_context(style):  # type: ignore[arg-type]
             draw_figure().savefig(file, format='png', dpi=DPI)
@@ -126,6 +133,7 @@ def render(draw_figure: Callable[[], Figure]) -> Picture:
 
 def curves(run: Run) -> dict[str, Picture]:
     """Return {file stem: picture} of a run's curves."""
+    # Names of runs become names of files, on any file system.
     slug = re.sub(r'[^\w.-]+', '_', run.name, flags=re.ASCII)[:60]
     return {f'curves_{run.number:02d}_{slug}': render(partial(draw_run, run))}
 
@@ -145,7 +153,9 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 def markdown_table(table: Table) -> str:
     """Return a table in Markdown, its first row the header."""
+    # The warning must not be overlooked, in this format either.
     rows = [[f'**{text}**' if text == ON_TEST else escape_markdown(text) for text in row] for row in table]
+    # Padded cells keep the table readable as plain text.
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, ['-' * width for width in widths])
     lines = [' | '.join(text.ljust(w) for text, w in zip(row, widths)) for row in rows]
@@ -155,6 +165,7 @@ def markdown_table(table: Table) -> str:
 def html_table(table: Table, links: bool = False) -> str:
     """Return the table as HTML; with `links`, its n-th row leads to the section of the n-th run."""
     number = re.compile(r'\d[\d.,:/ ±]*|nan')
+    # A column of numbers is aligned to the right; the first one holds names.
     right = [i > 0 and any(map(number.fullmatch, c[1:])) for i, c in enumerate(zip(*table))]
     rows = []
     for n, row in enumerate(table):
@@ -190,12 +201,14 @@ def page(
     drawn: dict[str, Picture],
 ) -> str:
     """Return the whole page, with a section per run; every word that comes from a file is escaped."""
+    # What all runs have together, and then each run by itself.
     parts = [html_table(tables[0], links=True)]
     parts += ['<ul class="notes">', *(f'<li>{html.escape(note)}</li>' for note in notes), '</ul>']
     if 'comparison' in drawn:
         parts += ['<h2>Comparison</h2>', html_picture(drawn['comparison'], 'accuracy of all runs')]
     if tables[1]:
         parts += ['<h2>Settings that differ</h2>', html_table(tables[1])]
+    # The pictures of runs come first in the dict, in the order of the sections.
     for (run, members, extras, sessions), picture in zip(sections, drawn.values()):
         title = f'{run.number}. {show(run.name)}'
         parts.append(f'<section id="run-{run.number}"><h2>{html.escape(title)}</h2>')

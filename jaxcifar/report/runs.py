@@ -25,7 +25,7 @@ COLUMNS = {
 
 @dataclass
 class Run:
-    """The content of a run folder; `results` is empty until the run is finished."""
+    """Hold the content of a run folder; `results` is empty until the run is finished."""
 
     number: int
     folder: Path
@@ -117,9 +117,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
     lines = io.StringIO(text[: text.rfind('\n') + 1], newline='')
     try:
+        # A row with too few or too many cells is damaged, too.
         rows = [r for r in csv.DictReader(lines) if None not in r and None not in r.values()]
     except csv.Error as error:
         raise UserError(f'{path} is damaged: {error}') from None
+    # A table without rows is of a run that has just begun.
     if rows and (missing := COLUMNS[path.name] - rows[0].keys()):
         raise UserError(f'{path} lacks the columns {", ".join(sorted(missing))}')
     return rows
@@ -129,6 +131,7 @@ def show(value) -> str:
     """Return a value from a file as one printable line."""
     if value is None:
         return NONE
+    # Control characters of a damaged file could move the cursor of a terminal.
     text = ', '.join(map(str, value)) if isinstance(value, list) else str(value)
     return ''.join(c if c.isprintable() else ' ' for c in text)
 
@@ -140,12 +143,14 @@ def reads(folder: Path):
 
 def load(dirs: Sequence[str | Path]) -> list[Run]:
     """Return the runs in these folders; one line on stderr names each that is none."""
+    # A folder given twice is one run.
     folders = list(dict.fromkeys(Path(d).resolve() for d in dirs))
     leaves, runs = [f.name for f in folders], list[Run]()
     for folder in folders:
         if not (folder / 'metrics.csv').is_file():
             print(f'left out: {folder} is not a run folder: it has no metrics.csv', file=sys.stderr)
             continue
+        # Runs of a sweep may share a leaf; the folder above tells them apart.
         twice = leaves.count(folder.name) > 1
         names = ('config', 'results', 'run', 'calibration', 'rejection')
         json_files = [read_json(folder / f'{n}.json', {}) for n in names]

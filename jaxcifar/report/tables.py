@@ -51,8 +51,10 @@ def summary(runs: list[Run]) -> Table:
     for run in runs:
         members = len(run.members)
         last = spread(run.headline('last', 'accuracy'))
+        # A run without results shows its newest accuracy, with the name of the split before it.
         if not run.results and (so_far := spread(run.latest(run.watched, 'accuracy', run.fused))) != NONE:
             last = f'{run.watched} {so_far}'
+        # The median ignores a few epochs in which the machine was busy with something else.
         speed = [to_float(r['images_per_second']) for r in run.timing]
         table.append(
             [
@@ -81,6 +83,7 @@ def notes(runs: list[Run]) -> list[str]:
         'last: test accuracy of the weights after the last epoch. selected: of the weights of the '
         'best epoch. Ensemble, NLL (in nats) and ECE are test figures of the last weights.'
     ]
+    # What makes the numbers of a run better than they are comes first.
     if any(run.selection == 'test' for run in runs):
         found.append(
             f'{ON_TEST}: the best epoch was chosen on the test set itself, so "selected" is '
@@ -103,6 +106,7 @@ def notes(runs: list[Run]) -> list[str]:
         for run in runs
         if 'fusion' in run.results
     ]
+    # What the table cannot say yet, and what its ± means.
     if not all(run.results for run in runs):
         found.append(
             f'{UNFINISHED}: no final test figures yet. The latest accuracy on the split that is '
@@ -127,6 +131,7 @@ def differences(runs: list[Run]) -> Table:
         return []
     table = [['run', *(f'{run.number}. {show(run.name)}' for run in runs)]]
     table += [[key, *row] for key, row in values.items()]
+    # The longer side goes down the page, where there is more room.
     return [list(row) for row in zip(*table)] if len(runs) >= len(values) else table
 
 
@@ -135,11 +140,13 @@ Columns = dict[tuple[str, str], np.ndarray]  # (weights or split, field) -> the 
 
 def member_table(run: Run) -> Table:
     """Return the numbers behind a row of the summary: a row per member, their mean and the ensemble."""
+    # The scores: columns of numbers, and rows of members and of what they predict together.
     columns = _member_columns(run)
     head = [f'{"selected" if of == "best" else of} {UNITS[field][0]}' for of, field in columns]
     rows = [*_member_rows(run, columns), *_joint_rows(run, columns)]
     # Which epoch's weights were chosen, and by which accuracy.
     chosen = {show(m['name']): m.get('best') or {} for m in run.results.get('members', [])}
+    # A fused prediction chose for all members, and its row has the accuracy.
     chosen[FUSED] = run.results.get('fusion', {}).get('best', {})
     if any(chosen.values()):
         head += ['best epoch', f'{run.watched} % then']
@@ -159,13 +166,16 @@ def _member_columns(run: Run) -> Columns:
     else:
         fields = [(s, f) for s in ('train', run.watched) for f in ('accuracy', 'loss')]
         columns = {(s, f): run.latest(s, f) for s, f in fields}
+    # Where nothing was chosen, or no epoch is over yet, a column has no numbers.
     return {key: v for key, v in columns.items() if len(v) and not np.isnan(v).all()}
 
 
 def _member_rows(run: Run, columns: Columns) -> Table:
     """Return a row for each member and, of several, their mean."""
+    # A run that goes on has its members' names in metrics.csv alone.
     names = [m['name'] for m in run.results.get('members', [])] or run.members
     rows = [
+        # A slice, because `spread` takes arrays; it prints no ± for one value.
         [show(name), *(spread(v[i : i + 1], f) for (_, f), v in columns.items())]
         for i, name in enumerate(names)
     ]
@@ -177,6 +187,7 @@ def _member_rows(run: Run, columns: Columns) -> Table:
 def _joint_rows(run: Run, columns: Columns) -> Table:
     """Return rows of what the members predict together: their ensemble, and a fused prediction."""
     rows = []
+    # While a run goes on nobody has averaged its members.
     if any(run.ensemble(*key) for key in columns):
         rows.append(['ensemble', *(spread(run.ensemble(*key), key[1]) for key in columns)])
     for name in run.fusion('last'):
@@ -199,6 +210,7 @@ def session_table(run: Run) -> Table:
 def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
     """Write the page, the Markdown table and the curves into `out`; return their paths, in this order."""
     runs, out = load(dirs), Path(out)
+    # Every picture is drawn before a file is written: a damaged run leaves an old report whole.
     sections, pictures = [], dict[str, report_page.Picture]()
     for run in runs:
         with reads(run.folder):
@@ -210,6 +222,7 @@ def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
     files = {
         'report.html': report_page.page(tables, notes(runs), sections, pictures).encode(),
         'report.md': report_page.markdown(tables, notes(runs)).encode(),
+        # The files stand on white pages; only the report itself follows the reader's theme.
         **{f'{name}.png': picture['light'] for name, picture in pictures.items()},
     }
     out.mkdir(parents=True, exist_ok=True)
