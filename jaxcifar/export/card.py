@@ -32,10 +32,12 @@ def make_card(
     head: FusedHead | None = None,
 ) -> dict:
     """Return the card of members of a run and the `files` that they went to, as `write` describes them."""
+    # The sources: config.json, run.json and results.json of the workdir.
     config = saved.load(workdir / 'config.json')
     fields, session, results = flatten(saved.to_dict(config)), _last_session(workdir), _results(workdir)
     names = [member.about['name'] for member in members]
     with reading(workdir / 'results.json', 'delete it, and continue the run to have it made again'):
+        # Older results do not say how many images a member saw.
         counts = {m['name']: m.get('train_images') for m in results['members']} if results else {}
         seen = {name: None if count is None else int(count) for name, count in counts.items()}
         accuracy = _accuracy(results, checkpoint, names, config, head is not None) if results else None
@@ -57,6 +59,7 @@ def make_card(
                 'name': member.about['name'],
                 'parameters': _parameters(member.variables['params']),
                 'train_images': seen.get(member.about['name']),
+                # Only calibrated weights have a temperature; 1 would look like the result of a calibration.
                 **({'temperature': member.about['temperature']} if 'temperature' in member.about else {}),
                 **file,
             }
@@ -71,6 +74,7 @@ def _data(workdir: Path) -> dict:
     path = workdir / 'dataset.json'
     data = read_json(path)
     with reading(path):
+        # The folder may carry a name or an account of whoever trained.
         kind, _, file = data['name'].partition(':')
         data['name'] = f'{kind}:{Path(file).name}' if file else kind
         data['images']['train'], data['images']['test'], data['sha256'][:16]  # what the card needs
@@ -80,6 +84,7 @@ def _data(workdir: Path) -> dict:
 def _last_session(workdir: Path) -> dict:
     """Return what run.json says of the last process, {} where it says nothing."""
     with reading(workdir / 'run.json', 'delete it: a card does without'):
+        # The newest session is the one that wrote the weights.
         return dict(((read_json(workdir / 'run.json') or {}).get('sessions') or [{}])[-1])
 
 
@@ -89,6 +94,7 @@ def _parameters(tree) -> int:
 
 def _results(workdir: Path) -> dict | None:
     """Return results.json, None where there is none or the run has gone on since."""
+    # Results of an earlier end of the run are about other weights.
     steps = [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdecimal()]
     needed = {'members': list, 'mean': dict, 'ensemble': dict, 'selection': str}
     results = read_json(workdir / 'results.json', **needed)
@@ -102,11 +108,14 @@ def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDi
     """
     calibrated = checkpoint == CALIBRATED  # the chosen weights: a temperature leaves predictions alone
     choice = ('best' if 'best' in results['mean'] else 'last') if calibrated else checkpoint
+    # A step that is neither the best nor the last was never tested.
     scores = {m['name']: m[choice]['test'] for m in results['members'] if choice in m}
     if not scores.keys() >= set(names):
         return None
     mean, std = mean_and_std([scores[name] for name in names])
+    # Members that differ by design have a spread, but no error bar.
     error_bar = len(names) > 1 and runs_results.alike(results) and 'fusion' not in results
+    # The ensemble was measured over all members, so that a part of them has none.
     together = len(results['members']) == len(names) > 1 and not calibrated
     return {
         'split': 'test',
@@ -125,12 +134,14 @@ def to_markdown(card: dict) -> str:
     """Return the card for people, README.md of the folder."""
     data, recipe = card['data'], card['training']
     size = data['image_size']
+    # Twenty names show what the classes are; ImageNet has a thousand.
     classes = escape_markdown(', '.join(data['classes'][:20])) + (', …' if len(data['classes']) > 20 else '')
     rows = [
         f'| `{m["file"]}` | {m["parameters"]:,} | {m["bytes"]:,} | {_percent(card, m["name"])} '
         f'| {m["check"]} | {m["speed"]} |'
         for m in card['members']
     ]
+    # One literal: the card is read here as it looks there.
     return '\n'.join([
         f'# {recipe["network"]} for {escape_markdown(data["name"].rpartition(":")[2])}',
         '',
@@ -195,10 +206,12 @@ def _summary(card: dict) -> str:
     scores = card['accuracy']
     if scores is None:
         return f'Weights: {card["checkpoint"]}. No accuracy was measured of these.'
+    # Which images chose the weights decides how far the number can be trusted.
     kinds = {'none': 'of the last epoch', 'test': 'chosen on these TEST images'}
     chosen = kinds.get(scores['selected_on'], f'chosen on {scores["selected_on"]}')
     chosen = kinds['none'] if card['checkpoint'] == 'last' else chosen
     line = f'Test accuracy {percent(scores["mean"], scores["std"])}, weights {chosen}'
+    # What was predicted together, and how images were shown to the networks.
     if scores['fused'] is not None:
         line += f'; fused {percent(scores["fused"])}'
     if scores['ensemble'] is not None:
@@ -207,6 +220,7 @@ def _summary(card: dict) -> str:
         mirrored = ' and of its mirror image' if scores['flip'] else ''
         moved = f', also moved by {scores["shift"]} px,' if scores['shift'] else ''
         line += f'; all with the logits of an image{mirrored}{moved} averaged'
+    # A file may hold fewer digits than the weights that were tested.
     rounded = any(m['options'].get('fold') or m['options'].get('rest') == 'float16' for m in card['members'])
     line += '; measured before the numbers in these files were rounded (see check)' if rounded else ''
     return f'{line}.'
@@ -222,5 +236,6 @@ def _fused_row(card: dict) -> list[str]:
 
 def _seen(card: dict) -> str:
     """Return how many of the training images a member has seen, '' where that is not known."""
+    # Members of an expert split have seen different numbers of images.
     counts = sorted({m['train_images'] for m in card['members'] if m['train_images']})
     return f', of which a member saw {" or ".join(f"{n:,}" for n in counts)}' if counts else ''

@@ -1,4 +1,4 @@
-"""Trained networks as a function of images: what `jaxcifar.load` gives."""
+"""Call trained networks as a function of images: what `jaxcifar.load` gives."""
 
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from jaxcifar.runs.trained import Trained, open_trained
 
 
 class Classifier:
-    """Networks of the same classes, ready to be called with uint8 images [B,H,W,3].
+    """Call networks of the same classes with uint8 images [B,H,W,3].
 
     Of a packed file the weights stay packed in the device's memory; each call unpacks them anew.
 
@@ -30,12 +30,14 @@ class Classifier:
         about = members[0].about
         self.classes, self.image_size = tuple(about['classes']), about['image_size']
         self.names = [member.about['name'] for member in members] + [NAME] * (head is not None)
+        # The weights are an argument of the function: as constants they would be compiled into it.
         self.weights = jax.device_put(([member.variables for member in members], head and head.params))
         self._fused = head is not None
         runs, join_all = [member.outputs() for member in members], partial(join, head and head.make())
 
         def logits(weights, images):
             own, params = weights
+            # Members may have different networks, and so no common axis to map over.
             z, features = zip(*(run(w, images) for run, w in zip(runs, own)))
             return join_all(params, jax.numpy.stack(z), list(features))
 
@@ -44,6 +46,7 @@ class Classifier:
     def logits(self, images) -> np.ndarray:
         """Return logits [K,B,C] of every member; of a fused run [K+1,B,C], the fused ones as the last."""
         images = np.asarray(images)
+        # XLA would compile any shape in silence; networks of another size give worse answers only.
         wanted = (self.image_size, self.image_size, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != wanted:
             raise UserError(
@@ -53,6 +56,7 @@ class Classifier:
 
     def __call__(self, images) -> np.ndarray:
         """Return probabilities [B,C]: the fused ones, or the mean of the members'."""
+        # In float64 on the host, as evaluation does it.
         log_p = log_probabilities(self.logits(images))
         return np.exp(log_p[-1] if self._fused else mean_of_probabilities(log_p))
 
@@ -72,6 +76,7 @@ def choose(trained: Trained, member: str | int | None = None) -> tuple[list[Port
     if member in (None, 'all'):
         return members, head
     names = [m.about['name'] for m in members]
+    # '0_resnet18' answers to its name and to its id, 0.
     chosen = [m for m, name in zip(members, names) if str(member) in (name, name.split('_')[0])]
     if not chosen:
         raise UserError(f'{trained.path} has no member {member!r}; it has all, {", ".join(names)}')

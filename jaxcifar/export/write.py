@@ -1,4 +1,4 @@
-"""The export of a run: a folder with one file a member, each read again and compared, and a card."""
+"""Export a run: a folder with one file a member, each read again and compared, and a card."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
 class Format(NamedTuple):
-    """How a member is written and run again.
+    """Say how a member is written and run again.
 
     write(path, member, **options); run(path) -> a function of uint8 images to logits [B,C];
     exact: whether the logits have to be the network's, but for rounding; precision: the only one there is.
@@ -70,8 +70,10 @@ def _require(*packages: str):
 
 
 def _write_onnx(path: Path, member: Portable, bits: int = 2):
+    # onnx is optional: the other formats must work without it.
     from jaxcifar.formats.onnx_export import to_onnx
 
+    # Ternary kernels stay codes with a scale, so that the file is as small as they are.
     tree = packed.pack_tree(member.variables, '2bit')
     ternary = packed.map_packed(lambda leaf: leaf.ternary(), tree)
     about = {'jaxcifar': json.dumps(member.about), 'classes': json.dumps(member.about['classes'])}
@@ -82,19 +84,23 @@ def _write_onnx(path: Path, member: Portable, bits: int = 2):
 def _run_onnx(path: Path) -> Callable:
     import onnxruntime
 
+    # Other providers may round differently, and the check wants the network's own logits.
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     return lambda images: session.run(None, {'images': images})[0]
 
 
 def _write_stablehlo(path: Path, member: Portable):
     forward, size = member.forward(), member.about['image_size']
+    # B stays a symbol: one program takes batches of any size.
     shape = jax.export.symbolic_shape(f'B,{size},{size},3')
     function = jax.jit(lambda images: forward(member.variables, images))
+    # Lowered for all platforms at once, whichever of them is here.
     program = jax.export.export(function, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, np.uint8))
     write_bytes(path, program.serialize())
 
 
 def _run_stablehlo(path: Path) -> Callable:
+    # deserialize asks for a bytearray; read_bytes returns bytes.
     return jax.export.deserialize(bytearray(path.read_bytes())).call
 
 
@@ -126,6 +132,7 @@ def export(
     Raises:
       UserError: among others where a file does not give the network's logits.
     """
+    # Refuse what cannot be before anything large is loaded.
     how = lookup('format', FORMATS, kind)
     options = {name: value for name, value in options.items() if value is not None}
     for name in options.keys() - set(how.options):
@@ -139,6 +146,7 @@ def export(
     head = head if kind == 'release' else None
     folder = (output or workdir / 'exports' / kind).resolve()
     _check_free(folder)
+    # Everything is written beside the old export, which stays until the new one is whole.
     new = folder.with_name(f'.{folder.name}.new')
     shutil.rmtree(new, ignore_errors=True)
     files = [_write(new, how, one, options) for one in members]
@@ -147,6 +155,7 @@ def export(
         together.coupling = config.coupling
         write_safetensors(new / HEAD, head.about, head.params)
     write_json(new / 'config.json', saved.to_dict(together))
+    # The card, and what a release holds besides weights.
     card = make_card(workdir, checkpoint, kind, members, files, head)
     if kind == 'release':
         write_json(new / 'dataset.json', card['data'])
@@ -158,6 +167,7 @@ def export(
     write_text(new / 'README.md', to_markdown(card))
     write_sums(new)
     if head is not None:
+        # Each member was tried when it was written; the head joins them, and is tried through the folder.
         images, allowed = _noise(members[0]), TOLERANCE[members[0].about['precision']]
         _difference(new, load(new).logits(images)[-1], Classifier(members, head).logits(images)[-1], allowed)
     shutil.rmtree(folder, ignore_errors=True)
@@ -167,6 +177,7 @@ def export(
 
 def _check_free(folder: Path):
     """Raise `UserError` where there is anything but an export."""
+    # An export lists its own files, so that only those are ever deleted.
     sums = folder / SUMS
     names = [line.split()[-1] for line in sums.read_text().split('\n') if line] if sums.exists() else []
     others = {path.name for path in folder.glob('*')} - {SUMS, *names}
@@ -175,8 +186,9 @@ def _check_free(folder: Path):
 
 
 def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
-    """Write a member's file and try it; what the card says of it."""
+    """Write a member's file and try it; return what the card says of it."""
     precision = how.precision or member.about['precision']
+    # Some formats have one precision, and the network must be compared in that one.
     member = member._replace(about={**member.about, 'precision': precision})
     name = f'{member.about["name"]}.{how.ending}'
     path = folder / name
@@ -200,12 +212,14 @@ def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
 
 def _noise(member: Portable) -> np.ndarray:
     size = member.about['image_size']
+    # Noise needs no data set, and reaches values that photographs rarely have.
     return np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
 
 
 def _difference(path: Path, logits: np.ndarray, expected: np.ndarray, allowed: float) -> float:
     """Return the largest difference of logits; `UserError` where it is not `allowed`."""
     difference = float(np.abs(logits - expected).max())
+    # Written so that NaN fails too.
     if not difference <= allowed * max(1, np.abs(expected).max()) or math.isinf(difference):
         raise UserError(f'{path}: logits differ by {difference:.2g} from those of the network')
     return difference
