@@ -36,12 +36,14 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     logits [N,C], labels [N]; a one-dimensional search over log T, to eight digits.
     """
+    # float32 would flatten the minimum, and T has eight digits.
     logits = logits.astype(np.float64)
 
     def nll(log_t: float) -> float:
         log_p = log_probabilities(logits / np.exp(log_t))
         return -log_p[np.arange(len(labels)), labels].mean()
 
+    # In log T the range is symmetric, and T stays positive.
     return float(np.exp(minimize_scalar(nll, bounds=RANGE, method='bounded', options={'xatol': 1e-8}).x))
 
 
@@ -51,10 +53,12 @@ def fit(logits: dict[str, np.ndarray], images: Mapping[str, Images], names: list
     The mean is that of the calibrated members' probabilities p, and its temperature divides log p; its
     numbers `before` are those of the members as they were trained.
     """
+    # Without validation images nothing is fitted: T is 1, and the logits are only exported.
     fitted = FITTED_ON in logits
     log_p = {part: log_probabilities(z) for part, z in logits.items()}
     report: dict = {'members': []}
     scaled: dict[str, list[np.ndarray]] = {part: [] for part in logits}
+    # Each member by itself: its own temperature, and its scores before and after.
     for k, name in enumerate(names):
         t = temperature(logits[FITTED_ON][k], images[FITTED_ON].labels) if fitted else 1.0
         after = {part: log_probabilities(z[k].astype(np.float64) / t) for part, z in logits.items()}
@@ -62,9 +66,11 @@ def fit(logits: dict[str, np.ndarray], images: Mapping[str, Images], names: list
         report['members'].append({'name': name, 'temperature': t, 'parts': _compare(before, after, images)})
         for part, p in after.items():
             scaled[part].append(p)
+    # Then their mean. Averaging calibrated members makes it too cautious, so it gets a temperature too.
     mean = {part: mean_of_probabilities(np.stack(p)) for part, p in scaled.items()}
     t = temperature(mean[FITTED_ON], images[FITTED_ON].labels) if fitted else 1.0
     before = {part: mean_of_probabilities(p) for part, p in log_p.items()}
+    # Dividing log p and normalising again is what dividing logits would be.
     after = {part: log_probabilities(p / t) for part, p in mean.items()}
     report['mean'] = {'temperature': t, 'parts': _compare(before, after, images)}
     return report
@@ -92,6 +98,7 @@ def keep(
     workdir: Path, step: int, evaluation: Evaluation | None = None, scored: Mapping[str, Scored] | None = None
 ):
     """Call `calibrate` and print what it did, unless it has been done since step `step`."""
+    # The file has the step that it is about, so that a finished run is not calibrated twice.
     if (read_json_or_set_aside(workdir / FILE, step=int) or {}).get('step') != step:
         report = calibrate(workdir, evaluation, scored)
         if hosts.is_first():
@@ -106,6 +113,7 @@ def calibrate(
     A run that has just ended gives its own evaluation, and its weights as it has `scored` them. Raises
     `UserError` where the run is not one of a long tail.
     """
+    # The command opens the run; a training passes on what it has in memory.
     evaluation = evaluation or open_evaluation(workdir)
     session = evaluation.session
     counts = session.split.class_counts
@@ -143,6 +151,7 @@ def _calibrate_one(workdir: Path, evaluation: Evaluation, scored: Scored, folder
     session, names = evaluation.session, evaluation.session.names
     logits = {}
     for part in session.images:
+        # The end of a run has evaluated the test images already.
         known = scored.logits.get(part)
         z = evaluation.logits(scored.weights, part) if known is None else known
         logits[part] = z[: len(names)]  # without a fused prediction
@@ -175,6 +184,7 @@ def _export(workdir: Path, session: Session, logits: dict[str, np.ndarray], repo
     for part, z in logits.items():
         rows = {'labels': session.images[part].labels, 'indices': session.images[part].indices}
         for k, member in enumerate(report['members']):
+            # float16 halves the files; its three digits are enough for probabilities.
             scaled = (z[k] / member['temperature']).astype(np.float16)
             file = workdir / report['logits'] / member['name'] / part
             write_arrays(file.with_suffix('.npy'), scaled)
@@ -183,7 +193,9 @@ def _export(workdir: Path, session: Session, logits: dict[str, np.ndarray], repo
 
 def _save_weights(workdir: Path, session: Session, scored: Scored, report: dict):
     kept = BestWeights(workdir, 'calibrated')
+    # Stamps of an earlier calibration would be mixed with these; every step is after -1.
     kept.forget_after(-1)
+    # One (params, batch statistics) for each of the K members.
     members = session.population.disassemble(tuple(zip(scored.weights.params, scored.weights.stats)))
     for member, step, (params, stats) in zip(report['members'], scored.steps, members):
         kept.save(member['name'], step, params, stats, member['temperature'])

@@ -39,6 +39,7 @@ class Doctor:
 
     def attempt(self, what: str, work, *arguments):
         """Return the result of `work`, or None with a fault where it fails as a run would."""
+        # One fault must not hide the others: what comes next is tried as well.
         try:
             return work(*arguments)
         except Exception as error:
@@ -59,8 +60,10 @@ class Doctor:
         self.say(found)
         devices = self.attempt('jax finds no device', jax.devices) or []
         kinds = [device.device_kind for device in devices]
+        # A job may use fewer cores than the machine has.
         cores = len(os.sched_getaffinity(0))
         self.say(f'{len(kinds)} x {kinds[0] if kinds else "no device"} for jax; {cores} CPU cores')
+        # Without this check, a jax for CPUs would train slowly and say nothing.
         gpus = len(list(Path(NVIDIA).glob('*')))
         if gpus and not any(device.platform == 'gpu' for device in devices):
             hidden = os.environ.get('JAX_PLATFORMS')
@@ -69,6 +72,7 @@ class Doctor:
             )  # fmt: skip
             self.fault(f'the driver knows {gpus} NVIDIA GPUs, and jax does not see them: {why}')
         self.say(f'torch {torch.__version__} reads data only; a build without CUDA is right')
+        # Linux counts in kB.
         memory = dict(line.split(':') for line in Path('/proc/meminfo').read_text().splitlines())
         total, free = (int(memory[name].split()[0]) / 1e6 for name in ('MemTotal', 'MemAvailable'))
         self.say(f'{free:.1f} of {total:.1f} GB of memory are free')
@@ -80,6 +84,7 @@ class Doctor:
 
     def folder(self, what: str, path: Path) -> Path | None:
         """Return the part of a path that is there, or None with a fault where it cannot be written into."""
+        # The run makes the folders that are missing, so that the lowest one that exists decides.
         part = path.absolute()
         while not part.exists():
             part = part.parent
@@ -88,6 +93,7 @@ class Doctor:
             with tempfile.TemporaryFile(dir=part) as file:
                 file.write(bytes(4096))
 
+        # `attempt` returns None for success as well: the number of faults tells them apart.
         before = len(self.faults)
         self.attempt(f'{what} {path} cannot be written', write)
         if len(self.faults) > before:
@@ -107,6 +113,7 @@ class Doctor:
         place = self.folder('the workdir', workdir)
         if config.compile_cache:
             self.folder('the compile_cache', Path(config.compile_cache))
+        # Nothing is downloaded by a check.
         if config.dataset in SETS and not (root / f'{config.dataset}.npz').exists():
             self.fault(
                 f'{config.dataset}.npz is not in {root}: name its folder with JAXCIFAR_DATA or data.root, or '
@@ -130,13 +137,16 @@ class Doctor:
         from jaxcifar.machine.text import about
         from jaxcifar.runs.session import prepare
 
+        # The run as training would build it: session, state and step.
         session = prepare(config, dataset)
         mesh, population, each = session.mesh, session.population, session.epoch_steps
         check_batch(config, mesh)
         state = init_state(config, population)
+        # Bytes of a checkpoint: parameters, statistics and the optimiser's state.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         counts = train_counts(dataset, session.split)
         step = Compiled(make_train_step(config, population, dataset, each, state, counts), self.say)
+        # Take the steps, and wait for each: its time must not leak into the next.
         seconds = []
         with closing(batches(config, dataset, session.order, mesh, range(min(STEPS + 1, each)))) as source:
             for batch in source:
@@ -144,6 +154,7 @@ class Doctor:
                 state, row = step(state, batch)
                 jax.block_until_ready(row)
                 seconds.append(time.perf_counter() - start)
+        # The first step compiles. The fastest of the others is the machine's, undisturbed.
         best = min(seconds[1:] or seconds)
         self.say(
             f'{config.network} x {config.members} on {config.dataset}: a step takes {1e3 * best:,.1f} ms, '
@@ -151,7 +162,9 @@ class Doctor:
             f'{about(best * each * config.epochs)} on this {jax.devices()[0].platform.upper()}, '
             'evaluation not included'
         )
+        # Linux gives kB for the peak of the whole process.
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        # A CPU has no such numbers, and all devices hold the same shapes.
         peaks = [d.memory_stats() for d in mesh.devices.flat]
         on_device = ''.join(
             f'; {p["peak_bytes_in_use"] / GB:.1f} of {p["bytes_limit"] / GB:.1f} GB of a device'
@@ -161,6 +174,7 @@ class Doctor:
         self.say(
             f'the process took {memory:.1f} GB of memory{on_device}; a checkpoint takes {size / GB:.3f} GB'
         )
+        # The new checkpoint is whole before the oldest is deleted.
         needed = size * (config.checkpoint.keep + 1)
         if place is not None and shutil.disk_usage(place).free < needed:
             self.fault(f'the disk of the workdir must have {needed / GB:.3f} GB free for its checkpoints')
@@ -177,6 +191,7 @@ def main(argv: list[str]):
         doctor.data(Path(os.environ.get('JAXCIFAR_DATA') or 'data'))
         doctor.folder('the folder', Path('runs'))
     else:
+        # `parse` demands a workdir, and runs/ is where one would be.
         given = any(word.split('=')[0] == '--workdir' for word in argv)
         parsed = doctor.attempt(
             'the config', command_line.parse, argv if given else [*argv, '--workdir=runs']

@@ -31,12 +31,16 @@ def evaluate(
     dataset: str | None = None,
 ) -> dict:
     """Return what the command prints, but for a comparison with a baseline."""
+    # What is evaluated: networks, images, and the weights on the devices.
     trained = open_trained(path, checkpoint, dataset)
+    # The flag can only add to what the run's config says.
     trained.config.eval.flip = trained.config.eval.flip or flip
     evaluation = Evaluation(trained.with_images())
     images, session = evaluation.images(split), evaluation.session
+    # The logits, with temperatures and priors applied.
     restored = trained.restore(session.population)
     logits = restored.calibrate(evaluation.logits(restored.weights, split))
+    # Menon et al. 2021: subtracting τ·log π favours rare classes, as a balanced test set does.
     if posthoc_tau:
         logits = logits - posthoc_tau * log_priors_to_take(session)
     return {
@@ -54,6 +58,7 @@ def evaluate(
 def log_priors_to_take(session: Session) -> np.ndarray:
     """Return log π, the classes' shares in training, [K,1,C]; 0 of members that adjusted it in training."""
     config = session.config
+    # Losses that adjusted logits in training have taken the prior out already.
     plain = of_outputs(config, np.array(member_losses(config)) == 'cross_entropy')
     log_prior = of_outputs(config, log_priors(train_counts(session.dataset, session.split)))
     return plain[:, None, None] * log_prior[:, None]
@@ -69,11 +74,13 @@ def improve_on(rows: list[dict], baseline: Path) -> list[dict]:
         raise UserError(f'{baseline} has no results.json: the baseline is not finished')
     networks = member_networks(saved.load(baseline / 'config.json'))
     with reading(baseline / 'results.json'):
+        # One mean for each network, since a baseline may have several members of it.
         scores = [m.get('best', m['last'])['test']['accuracy'] for m in results['members']]
         of_network = {n: [s for s, theirs in zip(scores, networks) if theirs == n] for n in networks}
         means = {network: float(np.mean(values)) for network, values in of_network.items()}
     improved = []
     for row in rows:
+        # A name is ID_NETWORK.
         network = row['name'].partition('_')[2]
         if network not in means:
             raise UserError(f'{baseline} has no {network}, only {", ".join(means)}')

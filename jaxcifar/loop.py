@@ -33,14 +33,17 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
 
     Raises `UserError` for what the user can mend and `Preempted` when SIGTERM came and all is saved.
     """
+    # A wrong config must end before the workdir is made.
     config, workdir = finalize(config), Path(workdir)
     process.keep_compiled(config.compile_cache)
+    # The lock is held to the end: two processes would overwrite each other's checkpoints.
     with process.locked(workdir), process.signals() as terminated:
         session = prepare_run(config, workdir)
         with contextlib.closing(Keeper(session, workdir)) as keeper:
             state, progress, result = restore(session, keeper)
             if result is None or progress.goes_on(session):
                 return _train(session, keeper, state, progress, terminated)
+        # Nothing is left to do, but a calibration may have been interrupted.
         if hosts.is_first():
             print(f'{workdir} is finished; more config.epochs would continue it')
         if session.split.class_counts is not None:
@@ -117,6 +120,7 @@ def _open(session: Session, workdir: Path, state: TrainState, progress: Progress
     def closed(resource):
         return stack.enter_context(contextlib.closing(resource))
 
+    # The stack closes in reverse, so that the tracer's last lines still reach the console.
     logger = closed(open_logger(session, workdir, progress))
     workdirs.record(workdir, config, session.dataset, state.params, session.split)
     console = closed(Console(session.chooses_on, progress.step, session.total))
@@ -128,6 +132,7 @@ def _open(session: Session, workdir: Path, state: TrainState, progress: Progress
 
 def _make_step(session: Session, state: TrainState, say: Callable, poll: Callable) -> Compiled:
     """Return the step as a program that says when it has compiled."""
+    # Losses for long tails need the number of training images of each class.
     counts = train_counts(session.dataset, session.split)
     of_session = session.config, session.population, session.dataset, session.epoch_steps
     # Several hosts poll equally often: one may be compiling still when another has done.
@@ -137,6 +142,7 @@ def _make_step(session: Session, state: TrainState, say: Callable, poll: Callabl
 def _feed(session: Session, step: int) -> Generator[tuple[range, dict]]:
     """Yield (the steps of a call, its batch on the devices) from `step` to the end of the run."""
     config, order, steps = session.config, session.order, range(step, session.total)
+    # Closing the feed ends the loader's threads, also when training is interrupted.
     source = batches(config, session.dataset, order, session.mesh, steps)
     with contextlib.closing(source):
         yield from zip(order.calls(config, steps.start, steps.stop), source)
@@ -147,8 +153,10 @@ def _training_means(session: Session, keeper: Keeper, state: TrainState, progres
 
     Raises `UserError` where a loss is not finite.
     """
+    # The only numbers of an epoch that leave the devices: sums since its start.
     sums = jax.device_get(state.sums)
     if progress.lr is None:
+        # The rate of the epoch's last step, since `step` counts steps that are over.
         rates = session.learning_rates(progress.step - 1)
         progress.lr = np.asarray(rates)[: len(session.outputs)]
     means = {name: value / sums['count'] for name, value in sums.items() if name != 'count'}
@@ -169,6 +177,7 @@ def _log_time(clock: Clock, progress: Progress, logger) -> tuple[float, float]:
 
 def _log_batch(session: Session, keeper: Keeper, progress: Progress, row: dict, logger):
     """Write a step's numbers, every so many steps; only these are fetched within an epoch."""
+    # Each fetch waits for the devices, so that a row a step would slow training down.
     every = session.config.log.every_steps
     if every and progress.step % every == 0:
         row = jax.device_get(row)
@@ -178,6 +187,7 @@ def _log_batch(session: Session, keeper: Keeper, progress: Progress, row: dict, 
 
 def _validate(session: Session, evaluation: Evaluation, state: TrainState, progress: Progress) -> dict:
     """Return {name: logits} of the images that choose the weights; nothing where it is not time for that."""
+    # The last epoch is always evaluated: its weights may be the best.
     due = progress.epoch % session.config.eval.every_epochs == 0 or progress.step >= session.total
     if session.chooses_on is None or not due:
         return {}
@@ -191,6 +201,7 @@ def _choose(
     selection, accuracy = progress.selection, None
     for name, logits in validated.items():
         metrics = member_metrics(logits, session.images[name])
+        # Choose first: the row shows the best and the patience after this epoch.
         accuracy = metrics['accuracy']
         stopped = keeper.choose(state, progress, accuracy)
         console.stopped(session, progress, stopped)
@@ -215,6 +226,7 @@ def _finish(
     validated: logits of the last weights, by the names of the images, which need not be evaluated again.
     """
     workdir = keeper.workdir
+    # Score the weights of the last epoch and the chosen ones.
     scored = results.score(evaluation, workdir, state, progress, validated)
     result = results.summarise(session, progress, scored)
     sparsity.record(session, workdir, scored, result)

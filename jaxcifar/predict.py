@@ -29,12 +29,15 @@ def predict(
     evaluation, or to their centred square. The images of a run need not be there.
     """
     trained = open_trained(path, checkpoint, dataset)
+    # The session without images: only what the networks are is needed.
     session = trained.session
     restored = trained.restore(session.population)
     reader = _reader(session.config.dataset, session.dataset.image_size)
+    # All files are read first, so that a damaged one is named before anything compiles.
     pixels = np.stack([_read(path, reader) for path in images])
     logits = Evaluation(session).predict(restored.weights, pixels)
     log_p = log_probabilities(restored.calibrate(logits))
+    # The fused prediction is the last output of a run that has one.
     chosen = log_p[-1] if has_head(session.config) else mean_of_probabilities(log_p)
     return np.exp(chosen), list(session.dataset.classes)
 
@@ -44,6 +47,7 @@ def _reader(dataset: str, size: int) -> Callable:
     if not is_streamed(dataset):
         return partial(read_image, size=size)
 
+    # Only image files need the stream's transforms, whose packages take long to import.
     from jaxcifar.data import stream
 
     return partial(stream.read, transform=stream.eval_transform(size))

@@ -27,8 +27,10 @@ COLUMNS, EPOCHS = 10, 4
 
 def contact_sheet(config: ConfigDict):
     """Draw the matplotlib figure for a resolved config; with members' own batches, the first member's."""
+    # matplotlib is slow to import, and only this function needs it.
     from matplotlib.figure import Figure
 
+    # The first batch, seen by the very step that training takes.
     session = prepare(config)
     dataset = session.dataset
     step = TrainStep(config, session.population, dataset, session.epoch_steps)
@@ -37,6 +39,7 @@ def contact_sheet(config: ConfigDict):
         placed = next(source)
     own = has_own_batches(placed['image'])
     batch = of_first(jax.device_get(placed), own)
+    # The first row shows images as they are, the others as each epoch sees them.
     columns = min(COLUMNS, len(batch['label']))
     figure = Figure((1.4 * columns, 1.6 * (EPOCHS + 1)))
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.93, wspace=0.06, hspace=0.2)
@@ -51,6 +54,7 @@ def contact_sheet(config: ConfigDict):
         targets = of_first(targets, targets.first.ndim == 2)
         rows.append(visible(images[:columns], dataset.mean, dataset.std))
         names.append([label(targets, i, dataset.classes) for i in range(columns)])
+    # Draw them, a title above each picture.
     for row, pictures, titles in zip(axes, rows, names):
         for axis, picture, title in zip(row, pictures, titles):
             axis.imshow(picture)
@@ -66,6 +70,7 @@ def of_first(tree, own: bool):
 
 def visible(images: np.ndarray, mean, std) -> np.ndarray:
     """Turn normalised images back to uint8."""
+    # Clipped: rounding and colour operations may leave the range of bytes.
     return np.clip(np.rint(255 * (images * np.array(std) + np.array(mean))), 0, 255).astype(np.uint8)
 
 

@@ -39,8 +39,10 @@ def group_errors(wrong, weights, group):
     """
     errors = []
     for g in range(group.max() + 1):
+        # The n most confident images are answered, for every n at once.
         answered = np.cumsum(weights * (group == g))
         missed = np.cumsum(weights * (group == g) * wrong)
+        # 0/0 is 0 here: a group without an answer has made no error.
         errors.append(np.divide(missed, answered, out=np.zeros_like(missed), where=answered > 0))
     return np.cumsum(weights), np.array(errors)
 
@@ -50,24 +52,29 @@ def risk_coverage(confidence, wrong, weights, group) -> tuple[np.ndarray, dict[s
 
     error: of all answers; balanced and worst: the mean and the largest of the groups' errors.
     """
+    # A stable sort keeps the result the same on every machine.
     order = np.argsort(-confidence, kind='stable')
     confidence, wrong, weights, group = (a[order] for a in (confidence, wrong, weights, group))
+    # Images of equal confidence are answered together: only the last of them is a threshold.
     thresholds = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True))
     weights = weights / weights.sum()
     coverage, errors = group_errors(wrong, weights, group)
     with np.errstate(invalid='ignore'):  # a bootstrap sample may lack the first images
         error = np.nan_to_num(np.cumsum(weights * wrong) / coverage)
+    # Three risks of the same answers, each [N].
     risks = {'error': error, 'balanced': errors.mean(0), 'worst': errors.max(0)}
     return coverage[thresholds], {name: risk[thresholds] for name, risk in risks.items()}
 
 
 def area(coverage: np.ndarray, risk: np.ndarray) -> float:
     """Return ∫ risk d(coverage) from 0 to 1: the risk at each threshold, times the coverage that it adds."""
+    # The curve is a staircase, so this sum is exact.
     return float(np.sum(risk * np.diff(coverage, prepend=0.0)))
 
 
 def prior_weights(labels: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
     """Return [N] of sum 1: classes weigh as their shares of the training images, `class_counts` [C]."""
+    # A class that is absent from the labels divides by 1 instead of 0.
     weights = (class_counts / np.maximum(np.bincount(labels, minlength=len(class_counts)), 1))[labels]
     return weights / weights.sum()
 
@@ -76,12 +83,15 @@ def bootstrap(
     confidence, wrong, labels, group, weights, samples: int, seed: int = 0
 ) -> dict[str, list[float]]:
     """Return 95 % percentile intervals of the areas, from resampling each class's images with replacement."""
+    # Sorted by class, the images of each class are neighbours: `first` and `images` are their range.
     rng, order = np.random.default_rng(seed), np.argsort(labels, kind='stable')
     images = np.bincount(labels)[labels[order]]
     first = np.searchsorted(labels[order], labels[order])
     areas: dict[str, list[float]] = {name: [] for name in RISKS}
     for _ in range(samples):
+        # One draw for every image, from those of its own class.
         drawn = order[first + rng.integers(0, images)]
+        # Weights instead of copies: the order by confidence needs no new arrays.
         times = np.bincount(drawn, minlength=len(labels))
         coverage, risks = risk_coverage(confidence, wrong, weights * times, group)
         for name in RISKS:
@@ -92,6 +102,7 @@ def bootstrap(
 def tail_classes(class_counts: np.ndarray) -> np.ndarray:
     """Return [C] bool: classes of at most 20 training images, or the smaller half if all or none are."""
     tail = class_counts <= TAIL
+    # Both groups must have classes, or there is nothing to compare.
     return tail if 0 < tail.sum() < len(tail) else class_groups(class_counts)['tail']
 
 
@@ -100,6 +111,7 @@ def evaluate_rule(log_p: np.ndarray, labels: np.ndarray, group: np.ndarray, weig
     confidence, wrong = np.exp(log_p.max(1)), log_p.argmax(1) != labels
     coverage, risks = risk_coverage(confidence, wrong, weights, group)
     intervals = bootstrap(confidence, wrong, labels, group, weights, samples)
+    # The first threshold that reaches a coverage; rounding must not skip it.
     at = np.minimum(np.searchsorted(coverage, POINTS - 1e-9), len(coverage) - 1)
     return {
         name: {'area': area(coverage, risk), 'interval': intervals[name], 'curve': risk[at].tolist()}
@@ -115,8 +127,10 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
     calibration = read_json(workdir / 'calibration.json')
     if calibration is None:
         raise UserError(f'{workdir} has no calibration.json: {_remedy(workdir)}')
+    # The chosen weights are first in the file.
     which, report = next(iter(calibration['weights'].items()))
     names = [member['name'] for member in report['members']]
+    # Head and tail are the same for all rules and images.
     counts = np.array(calibration['class_counts'])
     tail = tail_classes(counts)
     found: dict = {
@@ -128,12 +142,14 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
         'parts': {},
     }
     for part in PARTS:
+        # The exported logits are calibrated already: z/T.
         files = [workdir / report['logits'] / name / part for name in names]
         if not files[0].with_suffix('.npy').exists():
             continue
         with np.load(files[0].with_suffix('.npz')) as rows:
             labels = rows['labels']
         log_p = log_probabilities(np.stack([np.load(file.with_suffix('.npy')) for file in files]))
+        # Each member is a rule by itself, and so is their mean.
         rules = dict(zip(names, log_p)) | ({'mean': mean_of_probabilities(log_p)} if len(names) > 1 else {})
         group, weights = tail[labels].astype(int), prior_weights(labels, counts)
         found['parts'][part] = {
@@ -159,6 +175,7 @@ def main():
     parser.add_argument('--workdir', type=Path, required=True)
     parser.add_argument('--samples', type=int, default=1000, help='of the bootstrap (1000)')
     args = parser.parse_args()
+    # Percentiles of no samples do not exist.
     if not 1 <= args.samples <= 1_000_000:
         parser.error(f'--samples must be from 1 to 1,000,000, got {args.samples}')
     saved.load(args.workdir / 'config.json')  # or a line that says it is no workdir

@@ -37,9 +37,11 @@ def import_weights(path: Path, workdir: Path, network: str | None = None, datase
     """
     changes = {'optimizer.name': optimizer, 'data.image_size': image_size}
     trained = TrainedFile(path, dataset, network, options, changes)
+    # Any machine has one device; a run that goes on from here may take more.
     trained.config.devices = 1
     session = trained.with_images()
     weights = trained.restore(session.population).weights
+    # Locked first, or two imports could both find the workdir empty.
     with process.locked(workdir):
         if (workdir / workdirs.CONFIG).exists():
             raise UserError(f'{workdir} holds a run: choose a new --workdir')
@@ -49,7 +51,9 @@ def import_weights(path: Path, workdir: Path, network: str | None = None, datase
 def _write_workdir(workdir: Path, session: Session, weights: Weights):
     """Write all that a run of no steps would have written, the config last."""
     config = session.config
+    # A fresh optimiser's state with the file's weights.
     state = init_state(config, session.population).replace(params=weights.params, stats=weights.stats)
+    # Empty tables with their header, as a run writes them when it starts.
     logger = Logger(config, workdir, member_names(config), 0, 0)
     meta = {
         'step': 0,
@@ -60,6 +64,7 @@ def _write_workdir(workdir: Path, session: Session, weights: Weights):
     logger.close()
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     checkpoints.save(0, state, meta)
+    # The config comes last: a folder without it is not taken for a run.
     checkpoints.wait()
     checkpoints.close()
     workdirs.record(workdir, config, session.dataset, weights.params)
@@ -70,11 +75,13 @@ def export_weights(workdir: Path, path: Path, member: int | None = None, checkpo
 
     They are those that its network sees: of a ternary one the ternary ones, not the floats behind them.
     """
+    # torch takes seconds to import, and only this direction writes with it.
     import torch
 
     if checkpoint == CALIBRATED:
         raise UserError('a state_dict has no temperature: use jaxcifar.export, or --checkpoint best')
     trained = open_trained(workdir, checkpoint)
+    # A state_dict holds one network, so that several members need a choice.
     ids = list(trained.config.member_ids)
     if member is None and len(ids) == 1:
         member = ids[0]
