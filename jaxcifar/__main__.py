@@ -44,6 +44,7 @@ def main():
         rest = spell_out(rest)
         print(f'workdir: {next(w for w in rest if w.startswith("--workdir=")).partition("=")[2]}', flush=True)
     module = 'main' if command == 'train' else command
+    # The command reads sys.argv as if it had been started by itself.
     sys.argv = [f'jaxcifar {command}', *rest]
     runpy.run_module(f'jaxcifar.{module}', run_name='__main__', alter_sys=True)
 

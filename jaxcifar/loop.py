@@ -226,7 +226,6 @@ def _finish(
     validated: logits of the last weights, by the names of the images, which need not be evaluated again.
     """
     workdir = keeper.workdir
-    # Score the weights of the last epoch and the chosen ones.
     scored = results.score(evaluation, workdir, state, progress, validated)
     result = results.summarise(session, progress, scored)
     sparsity.record(session, workdir, scored, result)

@@ -19,6 +19,7 @@ from jaxcifar.machine.command import run_command
 
 def main():
     """Run the command line."""
+    # Config files import each other, so this comes before one is read.
     shipped.be_importable()
     if asked := {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
         print(usage(str(__doc__), sys.argv[1 + sys.argv.index(asked.pop()) :]))
@@ -33,5 +34,6 @@ def main():
 
 
 if __name__ == '__main__':
+    # First of all: the process starts again, and would throw away what it had imported.
     memory.restart_in_huge_pages()
     run_command(main)

@@ -54,7 +54,6 @@ def contact_sheet(config: ConfigDict):
         targets = of_first(targets, targets.first.ndim == 2)
         rows.append(visible(images[:columns], dataset.mean, dataset.std))
         names.append([label(targets, i, dataset.classes) for i in range(columns)])
-    # Draw them, a title above each picture.
     for row, pictures, titles in zip(axes, rows, names):
         for axis, picture, title in zip(row, pictures, titles):
             axis.imshow(picture)

@@ -61,7 +61,6 @@ def risk_coverage(confidence, wrong, weights, group) -> tuple[np.ndarray, dict[s
     coverage, errors = group_errors(wrong, weights, group)
     with np.errstate(invalid='ignore'):  # a bootstrap sample may lack the first images
         error = np.nan_to_num(np.cumsum(weights * wrong) / coverage)
-    # Three risks of the same answers, each [N].
     risks = {'error': error, 'balanced': errors.mean(0), 'worst': errors.max(0)}
     return coverage[thresholds], {name: risk[thresholds] for name, risk in risks.items()}
 
@@ -130,7 +129,6 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
     # The chosen weights are first in the file.
     which, report = next(iter(calibration['weights'].items()))
     names = [member['name'] for member in report['members']]
-    # Head and tail are the same for all rules and images.
     counts = np.array(calibration['class_counts'])
     tail = tail_classes(counts)
     found: dict = {
@@ -149,7 +147,6 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
         with np.load(files[0].with_suffix('.npz')) as rows:
             labels = rows['labels']
         log_p = log_probabilities(np.stack([np.load(file.with_suffix('.npy')) for file in files]))
-        # Each member is a rule by itself, and so is their mean.
         rules = dict(zip(names, log_p)) | ({'mean': mean_of_probabilities(log_p)} if len(names) > 1 else {})
         group, weights = tail[labels].astype(int), prior_weights(labels, counts)
         found['parts'][part] = {
@@ -175,7 +172,6 @@ def main():
     parser.add_argument('--workdir', type=Path, required=True)
     parser.add_argument('--samples', type=int, default=1000, help='of the bootstrap (1000)')
     args = parser.parse_args()
-    # Percentiles of no samples do not exist.
     if not 1 <= args.samples <= 1_000_000:
         parser.error(f'--samples must be from 1 to 1,000,000, got {args.samples}')
     saved.load(args.workdir / 'config.json')  # or a line that says it is no workdir

@@ -56,6 +56,7 @@ def run_command(main: Callable[[], None]):
         sys.stdout.flush()
         os._exit(EXIT_PREEMPTED)  # everything is closed; XLA may still be compiling in a thread
     except KeyboardInterrupt:
+        # 128 + SIGINT, as shells report it.
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one clear line instead of a traceback."""
+"""Raise errors that a user can mend: one clear line instead of a traceback."""
 
 import difflib
 import re
@@ -26,11 +26,11 @@ OTHERS_CALL_IT = {
 
 
 class UserError(Exception):
-    """A mistake or fault that the user can mend; its message is the one line that is printed."""
+    """Report a mistake or fault that the user can mend; its message is the one line that is printed."""
 
 
 class Preempted(Exception):
-    """SIGTERM came, the state is saved: the same command goes on from here."""
+    """Report that SIGTERM came and the state is saved: the same command goes on from here."""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
@@ -83,6 +83,7 @@ def by_kind(where: str, argument: str, kinds: dict[str, Iterable[str]]) -> dict[
             start = word.removesuffix(':')
             if f'{start}:' in names:
                 raise UserError(f'{start} needs a path: {start}:PATH, as in {where}:{start}:/data/{start}')
+            # Of names joined by +, the one that is wrong gets the hint.
             unheard = [w for w in word.split('+') if not _is_of(w, names)]
             raise unknown(f'word of {where}', (unheard or [word])[0], names)
         if kind in given:

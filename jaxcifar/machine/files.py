@@ -24,6 +24,7 @@ def reading(path: Path, remedy: str = 'put back the file that was written') -> I
     try:
         yield
     except FAULTS as error:
+        # What a parser quotes may be a whole file: one short line is enough.
         why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         raise UserError(f'{path} is not a jaxcifar file ({why}): {remedy}') from None
 
@@ -62,6 +63,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]):
         # Only after the bytes are on the disk, or a power cut could leave an empty file by that name.
         os.replace(temporary, path)
     finally:
+        # After a success the name is gone; after a failure half a file has it.
         temporary.unlink(missing_ok=True)
 
 
@@ -125,5 +127,6 @@ def set_aside(path: Path, why: str, then: str = 'it is made again'):
     if _writes:
         folder = path.parent / 'damaged'
         folder.mkdir(exist_ok=True)
+        # The bytes are kept: somebody may still read numbers out of them.
         os.replace(path, folder / path.name)
         print(f'warning: {why}: moved to {folder}, and {then}', file=sys.stderr)

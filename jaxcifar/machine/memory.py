@@ -20,11 +20,13 @@ def wish() -> dict[str, str]:
         useful = '[madvise]' in SETTING.read_text()  # always: it gives them unasked; never: it refuses
     except OSError:
         useful = False
+    # Other tunables that the user has set are kept.
     return {VARIABLE: ':'.join(filter(None, (told, TUNABLE)))} if useful and not asked else {}
 
 
 def restart_in_huge_pages():
     """Begin this command again with the wish, if there is one: glibc hears it only when a process starts."""
+    # The process keeps its number, so that signals of a cluster still reach it.
     if asked := wish():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **asked})
 

@@ -1,4 +1,4 @@
-"""Numbers and values as a reader gets them: one way to print each kind."""
+"""Print numbers and values as a reader gets them: one way for each kind."""
 
 import html
 import re
@@ -16,6 +16,7 @@ def duration(seconds: float) -> str:
 
 def about(seconds: float) -> str:
     """Return a time in the largest unit that it has two of: 'about 17 days'."""
+    # At least two of a unit, since rounding 1.5 days to 2 would mislead.
     for unit, size in (('days', 86_400), ('hours', 3600), ('minutes', 60)):
         if seconds >= 2 * size:
             return f'about {seconds / size:.0f} {unit}'
@@ -45,10 +46,12 @@ def show(value, length: int = 60) -> str:
         words = value if isinstance(value, str) and value.isprintable() and value else repr(value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
         words = f'a number of about {value.bit_length() * 3 // 10:,} digits'
+    # An error is one line, whatever the value holds.
     words = ' '.join(words.split())
     return words if len(words) <= length else f'{words[: length - 3]}...'
 
 
 def escape_markdown(text: str) -> str:
     """Return text as Markdown that shows it as it is: names in it come from files."""
+    # Within a word an underscore is literal in Markdown already.
     return html.escape(re.sub(r'([\\|`*\[\]~]|(?<!\w)_|_(?!\w))', r'\\\1', text), quote=False)

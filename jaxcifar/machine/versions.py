@@ -16,11 +16,13 @@ def git_commit() -> str:
     """
 
     def git(*args: str) -> str:
+        # The current folder may be within another repository.
         here = str(Path(__file__).parent)
         return subprocess.run(['git', '-C', here, *args], capture_output=True, text=True).stdout.strip()
 
     try:
         commit = git('rev-parse', 'HEAD')
+        # Writing results down must not make the next run look as if its code had changed.
         changes = commit and git('status', '--porcelain', '-uno', ':/', ':!/experiments/results')
     except FileNotFoundError:  # git itself is not there
         commit = changes = ''

@@ -18,6 +18,7 @@ class Selection:
     @classmethod
     def start(cls, members: int) -> 'Selection':
         """Return the selection before the first evaluation."""
+        # Below every accuracy: even 0 is a first best.
         return cls(np.full(members, -1.0), np.zeros(members, int), np.zeros(members, int))
 
     def update(self, accuracy: np.ndarray, epoch: int, config: ConfigDict) -> np.ndarray:
@@ -42,6 +43,7 @@ class Selection:
     def active(self, config: ConfigDict) -> np.ndarray:
         """Return which members go on, [K] bool."""
         limit = config.early_stopping.patience
+        # A patience of 0 stands for no early stopping.
         return self.patience < limit if limit else np.ones(len(self.best), bool)
 
     def diverged(self, values, config: ConfigDict) -> np.ndarray:
@@ -50,6 +52,7 @@ class Selection:
         Or [K+1] with a fused prediction, which goes on as long as they do.
         """
         finite = [all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)) for tree in values]
+        # A stopped member takes no more steps, and must not end the run of the others.
         return np.resize(self.active(config), len(finite)) & ~np.array(finite)
 
     def columns(self, outputs: int) -> dict[str, np.ndarray]:

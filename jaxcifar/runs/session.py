@@ -16,6 +16,7 @@ from jaxcifar.engine.couplings import make_learning_rates, output_names
 from jaxcifar.engine.population import Population, make_mesh
 
 
+# Comparing two sessions would compare arrays of images; nobody needs that.
 @dataclass(frozen=True, eq=False)
 class Session:
     """Hold a resolved config, its images and its networks; all else follows from these when asked for."""
@@ -74,6 +75,7 @@ class Session:
     @property
     def tests(self) -> dict[str, Images]:
         """The images that results.json is about."""
+        # Only long tails have test_lt, test images in the proportions of training.
         return {name: self.images[name] for name in ('test', 'test_lt') if name in self.images}
 
     @property

@@ -61,6 +61,7 @@ def record(session: Session, workdir: Path, scored: Mapping[str, Scored], result
         for member, layers in zip(results['members'], counts):
             for layer, (size, count) in layers.items():
                 table.writerow((member['name'], checkpoint, layer, size, f'{count / size:.6g}'))
+            # A plain member beside ternary ones has no share of zeros.
             if layers:
                 sizes, zero = zip(*layers.values())
                 member[checkpoint]['zeros'] = sum(zero) / sum(sizes)
