@@ -1,4 +1,4 @@
-"""What is here, and what is wrong: python -m jaxcifar.doctor [--config FILE[:ARGUMENT] --workdir FOLDER]
+"""Say what is here, and what is wrong: python -m jaxcifar.doctor [--config FILE[:ARGUMENT] --workdir FOLDER]
 
 Prints versions, devices, memory, disk and the data that are found. With a config, and changes to it as for
 jaxcifar.main, it also takes a few steps of that run and says how long all of it will take. Nothing is

@@ -1,4 +1,4 @@
-"""The one training loop: evaluate, save, next batch, step, write; and the test images at the end."""
+"""Run the one training loop: evaluate, save, next batch, step, write; and the test images at the end."""
 
 import contextlib
 from collections.abc import Callable, Generator

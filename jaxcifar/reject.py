@@ -1,4 +1,4 @@
-"""Selective classification from exported logits: python -m jaxcifar.reject --workdir DIR
+"""Classify selectively from exported logits: python -m jaxcifar.reject --workdir DIR
 
 Chow's rule (1970): a network answers where its largest probability is at least t, for each member and
 for the uniform mean of the members' calibrated probabilities. As t falls from 1 to 0, the share of

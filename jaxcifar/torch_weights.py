@@ -1,4 +1,4 @@
-"""PyTorch weights to and from workdirs.
+"""Bring PyTorch weights into workdirs, and back out of them.
 
     python -m jaxcifar.torch_weights FILE.pth --workdir DIR
     python -m jaxcifar.torch_weights --workdir DIR --to FILE.pth

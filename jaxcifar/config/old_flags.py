@@ -1,4 +1,4 @@
-"""Flags of the programs that trained these networks before, and how their meaning is written here."""
+"""Translate flags of the programs that trained these networks before into fields of this one."""
 
 import re
 import shlex

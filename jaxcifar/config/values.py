@@ -27,7 +27,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Field:
-    """The default of a field, and the type, range or choices of its values.
+    """Declare the default of a field, and the type, range or choices of its values.
 
     A default of None stands for a value that is filled in after the command line. `shape` is a key of SHAPES.
     """

@@ -1,4 +1,4 @@
-"""Trained networks for others: python -m jaxcifar.export --workdir DIR --format FORMAT
+"""Export trained networks for others: python -m jaxcifar.export --workdir DIR --format FORMAT
 
     release      weights, config, metrics and sums: for jaxcifar.load(FOLDER) and --config.init_from=FOLDER
     safetensors  the weights by their names

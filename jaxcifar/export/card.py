@@ -1,4 +1,4 @@
-"""Model cards: what exported weights are, were trained on and are worth, as JSON and as Markdown."""
+"""Make model cards: what exported weights are, were trained on and are worth, in JSON and in Markdown."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The frame of every command: faults end in one line on stderr and an exit status, not a traceback."""
+"""Frame every command: faults end in one line on stderr and an exit status, not a traceback."""
 
 import argparse
 import errno

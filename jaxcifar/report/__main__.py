@@ -1,4 +1,4 @@
-"""One page about any number of runs: `python -m jaxcifar.report DIR... [--out FOLDER]`.
+"""Write one page about any number of runs: `python -m jaxcifar.report DIR... [--out FOLDER]`.
 
 Reads only the files that a run leaves in its folder, so it needs no accelerator and starts fast.
 """

@@ -1,4 +1,4 @@
-"""The HTML around a report: $subtitle and $body are filled in, and nothing is loaded from elsewhere."""
+"""Hold the HTML around a report: $subtitle and $body are filled in, and nothing is loaded from elsewhere."""
 
 from string import Template
 

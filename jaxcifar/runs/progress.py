@@ -27,7 +27,7 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """Epochs that are over."""
+        """Return how many epochs are over."""
         return self.step // self.epoch_steps
 
     def goes_on(self, session: Session) -> bool:

@@ -27,65 +27,65 @@ class Session:
 
     @property
     def mesh(self) -> Mesh:
-        """The devices, as ('member', 'data')."""
+        """Return the devices, as ('member', 'data')."""
         return self.population.mesh
 
     @property
     def names(self) -> list[str]:
-        """The K members' names."""
+        """Return the K members' names."""
         return member_names(self.config)
 
     @property
     def outputs(self) -> list[str]:
-        """The names of all that predicts: the K members and, as the last, the coupling's head."""
+        """Return the names of all that predicts: the K members and, as the last, the coupling's head."""
         return output_names(self.config)
 
     @cached_property
     def split(self) -> Split:
-        """Which images train, which choose and which only test; `UserError` where that cannot be."""
+        """Return which images train, choose and only test; `UserError` where that cannot be."""
         return make_split(self.dataset, self.config)
 
     @cached_property
     def order(self) -> Order:
-        """Which images each step sees; `UserError` where they do not fill a batch."""
+        """Return which images each step sees; `UserError` where they do not fill a batch."""
         # A batch is cut once for the devices and once more for accumulated gradients.
         multiple = self.mesh.shape['data'] * self.config.optimizer.accumulate
         return Order(self.config, self.split.train, multiple)
 
     @property
     def epoch_steps(self) -> int:
-        """Steps of an epoch."""
+        """Return the steps of an epoch."""
         return self.order.steps_per_epoch
 
     @property
     def total(self) -> int:
-        """Steps of the whole run."""
+        """Return the steps of the whole run."""
         return self.config.epochs * self.epoch_steps
 
     @cached_property
     def learning_rates(self) -> Callable:
-        """step -> each member's learning rate and those of the head's parts, [K] or [K+2]."""
+        """Return step -> the learning rates of the members and of the head's parts, [K] or [K+2]."""
         return make_learning_rates(self.config, self.epoch_steps)
 
     @cached_property
     def images(self) -> dict[str, Images]:
-        """All that can be evaluated, by name."""
+        """Return all images that can be evaluated, by name."""
         return evaluation_images(self.dataset, self.split)
 
     @property
     def tests(self) -> dict[str, Images]:
-        """The images that results.json is about."""
+        """Return the images that results.json is about."""
         # Only long tails have test_lt, test images in the proportions of training.
         return {name: self.images[name] for name in ('test', 'test_lt') if name in self.images}
 
     @property
     def chooses_on(self) -> str | None:
-        """The name of the images that choose the best weights, None where nothing is chosen."""
+        """Return the name of the images that choose the best weights, None where nothing is chosen."""
         return validation_split(self.config)
 
     @property
     def validation(self) -> Images | None:
-        """The images that choose the best weights."""
+        """Return the images that choose the best weights, None where nothing is chosen."""
         return self.images[self.chooses_on] if self.chooses_on else None
 
 

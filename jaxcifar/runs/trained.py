@@ -87,7 +87,7 @@ class Trained:
 
     @cached_property
     def session(self) -> Session:
-        """The networks without any images."""
+        """Return the networks without any images."""
         return self._prepare(self.described)
 
     def with_images(self) -> Session:
