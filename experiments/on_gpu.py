@@ -76,6 +76,7 @@ class Loan:
                 raise UserError(f'{name} failed with exit status {status}: {(lines or [""])[-1][:200]}')
         row = {**results.here(self.device), 'step': name, 'seconds': f'{time.monotonic() - start:.0f}'}
         results.append('on_gpu', [row])
+        self.pack()  # the row of the last step is in the archive, too
 
     def _run(self, name: str, words: list[str], until: float) -> int | None:
         """Return a command's exit status; None where it had to leave at `until`."""

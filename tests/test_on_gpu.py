@@ -11,6 +11,7 @@ import pytest
 from experiments import halves, on_gpu, results
 from experiments.gpu_steps import STEPS, Step
 from jaxcifar.machine.errors import Preempted, UserError
+from tests.conftest import CACHE
 
 
 @pytest.fixture
@@ -27,17 +28,25 @@ def go(tmp_path, monkeypatch):
     return call
 
 
-def test_a_rehearsal_runs_every_step_and_brings_its_rows_back(go, tmp_path, monkeypatch, capsys):
-    go('--rehearse', '--budget', '1800')
+FEW = 'smoke', 'beside_pytorch', 'speedrun', 'mutual'  # one of each kind; the others take as long again
+
+
+@pytest.mark.parametrize(
+    'names', [FEW, pytest.param(tuple(STEPS), marks=pytest.mark.slow)], ids=['few', 'all']
+)
+def test_a_rehearsal_runs_every_step_and_brings_its_rows_back(names, go, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '.3')
+    go('--rehearse', '--budget', '1800', '--only', ','.join(names))
     said = capsys.readouterr().out
-    assert said.count('] waits for cifar') == 4  # in the first of two calls, with a half of each set
+    waiting = [name for name in names if STEPS[name].data]
+    assert said.count('] waits for cifar') == len(waiting)  # in the first call, with a half of each set
     finished = [row['step'] for row in results.read('on_gpu')]
-    without = [name for name, step in STEPS.items() if not step.data]
-    assert finished == without + [name for name, step in STEPS.items() if step.data]
+    assert finished == [name for name in names if name not in waiting] + waiting
     assert list((tmp_path / 'workdir' / 'smoke' / 'profile').rglob('*.xplane.pb'))
     with zipfile.ZipFile(tmp_path / 'out' / 'on_gpu.zip') as archive:
         names = archive.namelist()
-    tables = {'bench', 'members', 'options', 'accuracy', 'on_gpu'}
+    tables = {'bench', 'accuracy', 'on_gpu'} | ({'members', 'options'} & set(names))
     assert {f'results/{name}.csv' for name in tables} <= set(names) and 'mutual/results.json' in names
     assert len(list((tmp_path / 'out').iterdir())) == 1
     kept = {name: results.read(name) for name in tables}
