@@ -69,8 +69,10 @@ def divergence_from_peers(logits: jax.Array) -> jax.Array:
     p = jnp.exp(taught)
 
     def mean_of_peers(x: jax.Array) -> jax.Array:
+        # A single member has no peers: the guard avoids 0/0.
         return (x.sum(0) - x) / max(len(x) - 1, 1)
 
+    # A sum over all minus a member's own is the sum of its peers.
     return (mean_of_peers((p * taught).sum(-1)) - (mean_of_peers(p) * log_p).sum(-1)).mean(-1)
 
 
@@ -79,6 +81,7 @@ def dual_path(config: ConfigDict) -> Callable:
     alpha = config.fusion.alpha
 
     def coupling(own: jax.Array, logits: jax.Array, features: list[jax.Array], targets: Targets):
+        # The last row belongs to the head, the others to the members.
         individual = own[:-1].sum()
         total = own[-1] + alpha * individual
         parts = {

@@ -36,6 +36,7 @@ class Fusion(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         width = features.shape[-1]
+        # The fast variance, E[x²] - E[x]², cancels in float32 where the mean is large.
         norms = (nn.LayerNorm(1e-5, use_fast_variance=False, name=f'norm{k}') for k in range(len(features)))
         x = RULES[self.rule](self, jnp.stack([norm(f) for norm, f in zip(norms, features)]))
         hidden = nn.relu(nn.Dense(width, name='fc1')(x))
@@ -61,6 +62,7 @@ def transformer(fusion: Fusion, n: jax.Array) -> jax.Array:
     members, batch, width = n.shape
     projected = jnp.split(nn.Dense(3 * width, name='in_proj')(n), 3, -1)
     query, key, value = (p.reshape(members, batch, fusion.heads, -1) for p in projected)
+    # Attention is among the K members of one image, never among images.
     scores = jnp.einsum('qbhd,kbhd->bhqk', query, key) / math.sqrt(width / fusion.heads)
     mixed = jnp.einsum('bhqk,kbhd->qbhd', fusion.drop(nn.softmax(scores)), value)
     return nn.Dense(width, name='out_proj')(mixed.reshape(n.shape)).mean(0)
@@ -96,12 +98,15 @@ def make_module(config: ConfigDict, feature_sizes: list[int], num_classes: int) 
             modules = {'fusion': (fusion(False), features), 'global_head': (global_head, features[0])}
             return {name: module.init(key, x)['params'] for name, (module, x) in modules.items()}
 
+        # Shapes are enough here; the values are drawn as PyTorch draws them.
         drawn = initialise(jax.eval_shape(create, jax.random.key(0)), seed, torch)
+        # A head of zeros makes the mean of the members the first prediction.
         if f.residual:
             drawn['global_head'] = jax.tree.map(lambda leaf: 0 * leaf, drawn['global_head'])
         return drawn
 
     def apply(params, logits: jax.Array, features: list[jax.Array], key: jax.Array | None = None):
+        # A key means training: without one there is no dropout.
         rngs = None if key is None else {'dropout': key}
         module = fusion(train=key is not None)
         u = module.apply({'params': params['fusion']}, jnp.stack(features), rngs=rngs)

@@ -22,6 +22,7 @@ def rescale() -> optax.GradientTransformation:
     """Add to an update what takes a kernel w to √outputs·w/‖w‖, so that the update goes on from there."""
 
     def add(update: jax.Array, kernel: jax.Array) -> jax.Array:
+        # Only the direction of a kernel before a norm matters, so its length is free to fix.
         factor = kernel.shape[-1] ** 0.5 / jnp.linalg.norm(kernel)
         return update + (factor - 1) * kernel if kernel.ndim == 4 else update
 
@@ -39,5 +40,6 @@ def _of_unit_size(update: jax.Array) -> jax.Array:
 
 
 def _matrices(params):
+    # Height, width and inputs make the rows; outputs make the columns.
     number = optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,))
     return jax.tree.map(lambda leaf: number if leaf.ndim == 4 else None, params)

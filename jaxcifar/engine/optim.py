@@ -45,6 +45,7 @@ def muon(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformat
     """
     o = config.optimizer
     kernels = [*orthogonal(o), *_decay(config, weight_decay), optax.scale_by_learning_rate(lr)]
+    # Norms and biases are not matrices, so they descend with a rate of their own.
     rest = sgd(config, lr * o.rest, weight_decay, o.rest_momentum)
     chains = {'kernel': optax.chain(*kernels), 'rest': optax.chain(*rest)}
     return [optax.multi_transform(chains, kernel_or_rest)]
@@ -56,12 +57,15 @@ OPTIMIZERS: dict[str, Callable] = {'sgd': sgd, 'adamw': adamw, 'muon': muon}
 def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:
     """Return a member's chain; `lr` and `weight_decay` are scalars and may be traced."""
     chain = OPTIMIZERS[config.optimizer.name](config, lr, weight_decay)
+    # The norm is taken before weight decay enters the gradient, as in torch.
     if config.optimizer.clip:
         chain.insert(0, optax.clip_by_global_norm(config.optimizer.clip))
+    # This factor follows the optimiser, since adamw would divide it out before.
     if _learns_scales(config):
         chain.append(optax.masked(optax.scale(config.ternary.scale_lr), _mask(is_scale)))
     if config.optimizer.rates:
         chain.append(scale_by_path(parse_rules('optimizer.rates', config.optimizer.rates)))
+    # Rescaling comes last, because it adds to the finished update.
     if config.optimizer.rescale:
         chain.append(rescale())
     return optax.chain(*chain)
@@ -76,6 +80,7 @@ def average(decay: float, step: jax.Array, old, new):
     """Return the moving average of a tree with min(decay, (1+step)/(10+step)), or None where decay is 0."""
     if not decay:
         return None
+    # An early average with the full decay would mostly be the first weights.
     now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return optax.incremental_update(new, old, 1 - now)
 
@@ -92,6 +97,7 @@ def _decay(config: ConfigDict, weight_decay) -> list[optax.GradientTransformatio
     def decays(factor: float) -> Callable:
         return _mask(lambda path: not is_scale(path) and number_of(rules, path, 0.0) == factor)
 
+    # One transform serves each distinct factor, however many rules name it.
     factors = dict.fromkeys(rule.number for rule in rules)
     chain = [optax.add_decayed_weights(weight_decay * factor, decays(factor)) for factor in factors]
     if _learns_scales(config) and config.ternary.scale_decay:

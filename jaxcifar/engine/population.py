@@ -1,4 +1,4 @@
-"""K networks as one: their parameters, where they live, and their forward pass.
+"""Run K networks as one: their parameters, where they live, and their forward pass.
 
 Members of one network and view form a group whose parameters are stacked, [K_g,...]. The devices form a mesh
 ('member', 'data'): groups are cut along the first axis, batches along the second. The members that share
@@ -26,7 +26,7 @@ from jaxcifar.models import Network, build
 
 
 class Group(NamedTuple):
-    """Members with the same network and view."""
+    """Hold members with the same network and view."""
 
     network: Network
     view: View
@@ -35,7 +35,7 @@ class Group(NamedTuple):
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    """A mesh of as many members side by side as all groups allow, and the rest of the devices on data."""
+    """Return a mesh of as many members side by side as all groups allow, the rest of the devices on data."""
     devices = jax.devices()
     count = config.devices or len(devices)
     if count > len(devices):
@@ -45,6 +45,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
     kinds = member_kinds(config)
     if config.update_order == 'sequential':  # members that take turns have nothing to do side by side
         kinds = list(dict.fromkeys(kinds))
+    # The member axis must divide every group, or a device would hold half a member.
     side_by_side = gcd(count, *(kinds.count(kind) for kind in kinds))
     shape = (side_by_side, count // side_by_side)
     return jax.make_mesh(shape, ('member', 'data'), (AxisType.Auto,) * 2, devices=devices[:count])
@@ -61,7 +62,7 @@ def check_batch(config: ConfigDict, mesh: Mesh):
 
 
 class Population:
-    """The members of a run.
+    """Hold the members of a run.
 
     Variables are tuples over groups of stacked trees; outputs are in the members' order.
     """
@@ -74,12 +75,14 @@ class Population:
         self._shards = mesh.shape['data']
         self._sync_norm = config.sync_norm and self._shards > 1
         kinds = member_kinds(config)
+        # An empty option keeps the network's own default.
         options = {name: value for name, value in config.model.items() if value != ''}
         dtype, axis = jnp.dtype(config.precision), 'data' if self._sync_norm else None
 
         def make(name: str) -> Network:
             return build(name, num_classes, image_size, dtype, axis, **options)
 
+        # Networks or views that differ cannot be stacked, so each kind is a group of its own.
         self.groups = []
         for kind in dict.fromkeys(kinds):
             (name, view), members = kind, tuple(k for k, other in enumerate(kinds) if other == kind)
@@ -88,7 +91,7 @@ class Population:
             self.groups.append(Group(network, VIEWS[view](config), members, way))
 
     def init(self, images: np.ndarray | None = None) -> tuple[Any, Any]:
-        """Fresh (params, batch statistics) of all members, as numpy arrays.
+        """Draw fresh (params, batch statistics) of all members, as numpy arrays.
 
         images: normalised training images [N,H,W,3] that some networks fit variables to.
         """
@@ -100,27 +103,28 @@ class Population:
         return tuple(params), tuple(stats)
 
     def show(self, params, share: jax.Array | float = 1.0) -> tuple:
-        """What the networks get of the parameters; `share` is for the views, see there."""
+        """Return what the networks get of the parameters; `share` is for the views, see there."""
         groups = zip(self.groups, params)
         return tuple(jax.vmap(partial(g.view.show, share=share))(tree) for g, tree in groups)
 
     @property
     def fits(self) -> bool:
-        """Whether `init` wants images."""
+        """Return whether `init` wants images."""
         return any(group.network.fits for group in self.groups)
 
     def shapes(self) -> list:
-        """The members' variables' shapes, {'params': …, 'batch_stats': …} of each."""
+        """Return the members' variables' shapes, {'params': …, 'batch_stats': …} of each."""
+        # Shapes come from tracing alone, so no weights are drawn.
         shapes = {k: g.network.shapes() for g in self.groups for k in g.members}
         return [shapes[k] for k in range(self.size)]
 
     def feature_sizes(self) -> list[int]:
-        """The members' numbers of features, D_k."""
+        """Return the members' numbers of features, D_k."""
         sizes = {k: g.network.feature_size() for g in self.groups for k in g.members}
         return [sizes[k] for k in range(self.size)]
 
     def member_keys(self) -> jax.Array:
-        """The members' own random keys, [K]."""
+        """Return the members' own random keys, [K]."""
         return jnp.stack([jax.random.fold_in(jax.random.key(s), i) for s, i in self._seeds])
 
     def describe(self) -> str:
@@ -133,12 +137,14 @@ class Population:
         alone = copy.copy(self)
         alone.size, alone._seeds = 1, self._seeds[k : k + 1]
         (group,) = (g for g in self.groups if k in g.members)
+        # A loop of one member is a plain network, without the cost of a stacked axis.
         alone.groups = [group._replace(members=(0,), way='loop')]
         return alone
 
     def of_member(self, groups, k: int) -> tuple:
         """Cut member k's part out of stacked groups: the one group of `only(k)`, [1,...]."""
         ((group, tree),) = ((g, tree) for g, tree in zip(self.groups, groups) if k in g.members)
+        # A slice keeps the leading axis, so that the part is a stacked group of one.
         row = group.members.index(k)
         return (jax.tree.map(lambda leaf: leaf[row : row + 1], tree),)
 
@@ -150,31 +156,32 @@ class Population:
         )
 
     def copy_for_each(self, batch):
-        """A batch's arrays [B,…] repeated for each member, [K,B,…], where its member lives."""
+        """Repeat a batch's arrays [B,…] for each member, [K,B,…], where its member lives."""
         # Groups of different networks each take their rows: those must be at hand everywhere.
         axes = ('member' if len(self.groups) == 1 else None, 'data')
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.size, *x.shape)), batch)
         return jax.lax.with_sharding_constraint(copies, self.sharding(*axes))
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """Where an array lives whose leading axes are these mesh axes."""
+        """Return where an array lives whose leading axes are these mesh axes."""
         return NamedSharding(self.mesh, P(*axes))
 
     def assemble(self, members: list) -> tuple:
-        """K members' trees on the host -> stacked groups on the devices."""
+        """Turn K members' trees on the host into stacked groups on the devices."""
         groups = tuple(stack([members[k] for k in g.members]) for g in self.groups)
         return hosts.put(groups, self.sharding('member'))
 
     def disassemble(self, groups) -> list:
-        """Stacked groups on the devices -> K members' trees of numpy arrays."""
+        """Turn stacked groups on the devices into K members' trees of numpy arrays."""
         members: list = [None] * self.size
         for group, tree in zip(self.groups, hosts.fetch(groups)):
+            # A group's rows are in its own order, so they go back to the members' places.
             for i, k in enumerate(group.members):
                 members[k] = jax.tree.map(lambda leaf, i=i: leaf[i], tree)
         return members
 
     def split_by_group(self, per_member: jax.Array) -> tuple[jax.Array, ...]:
-        """[K,...] -> one [K_g,...] for each group; rows after the K-th belong to no member."""
+        """Split [K,...] into one [K_g,...] for each group; rows after the K-th belong to no member."""
         return tuple(per_member[np.array(g.members)] for g in self.groups)
 
     def forward(self, params, stats, images: jax.Array, train: bool, keys: jax.Array | None = None):
@@ -183,7 +190,7 @@ class Population:
         params are what `show` gave. Returns logits [K,B,C], features (K arrays [B,D_k]) and the new
         batch statistics.
         """
-        # What each group gets: its own weights and keys, and the images of all or its own.
+        # Members with batches of their own need them cut by group; a shared batch stays whole.
         own_batches, groups = images.ndim == 5, len(self.groups)
         group_images = self.split_by_group(images) if own_batches and groups > 1 else [images] * groups
         group_keys = [None] * groups if keys is None else self.split_by_group(keys)

@@ -61,6 +61,7 @@ def init_state(config: ConfigDict, population: Population, images=None) -> Train
             step=jnp.zeros((), jnp.int32),
             params=params,
             stats=stats,
+            # Rates do not shape the optimiser's state, so zeros stand in for them.
             opt=tuple(jax.vmap(make_optimizer(config, 0.0, 0.0).init)(p) for p in params),
             ema=(params, stats) if config.ema else None,
             active=jnp.ones(population.size, bool),
@@ -69,6 +70,7 @@ def init_state(config: ConfigDict, population: Population, images=None) -> Train
         )
 
     head_params = head and head.module.init((run_seed(config),))
+    # The shardings must be known before compiling, and tracing alone tells the shapes.
     shapes = jax.eval_shape(create, params, stats, head_params)
     placed = hosts.put((params, stats), population.sharding('member'))
     alike = hosts.put(head_params, population.sharding())
@@ -93,6 +95,7 @@ def formats(state: TrainState):
 def settle(state: TrainState) -> TrainState:
     """Return a state in its `formats`: restored arrays, and weights from elsewhere, come in plain order."""
     wanted = formats(state)
+    # A CPU keeps plain order, so there is nothing to compile or to copy.
     if not any(isinstance(leaf, Format) for leaf in jax.tree.leaves(wanted)):
         return state
     return jax.jit(lambda state: state, out_shardings=wanted)(state)
@@ -118,6 +121,7 @@ def pick(population: Population, mask: jax.Array, ours, theirs) -> tuple:
     """Choose between two trees of the members' arrays: `ours` for members in `mask` [K], else `theirs`."""
 
     def choose(mask):
+        # The mask [K_g] is broadcast over all axes but the first.
         return lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
     groups = zip(population.split_by_group(mask), ours, theirs)

@@ -71,7 +71,7 @@ class TrainStep:
         """Return the state with new weights and optimisers, and what is logged, {name: [K]}."""
         (grads, head_grads), stats, numbers = self.gradients(state, images, targets, dropout_keys)
         if self.head and self.config.fusion.clip_all:
-            # What is not used does not count.
+            # Frozen members do not count in the joint norm.
             grads = pick(self.population, self._moving(state), grads, jax.tree.map(jnp.zeros_like, grads))
             grads, head_grads = clip((grads, head_grads), self.config.fusion.clip_all)
         params, opt = self._update(self.population, grads, state.opt, state.params, lr, self.weight_decay)
@@ -140,6 +140,7 @@ class TrainStep:
         parts, stats = self.config.optimizer.accumulate, state.stats
         params = state.params, state.head and state.head.params
         total: Any = None
+        # Batch statistics pass from part to part, as over smaller batches.
         for i in range(parts):
             split = partial(jnp.split, indices_or_sections=parts, axis=targets.first.ndim - 1)
             keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
@@ -185,18 +186,20 @@ class SequentialStep(TrainStep):
             return self._outputs(everyone.only(k), params, before, x, keys, state.step)
 
         for k in range(everyone.size):
+            # Every member is run before any is updated, so that the first has peers to see.
             params.append(everyone.of_member(state.params, k))
             output, pullback, new_stats = jax.vjp(partial(forward, k), params[k], has_aux=True)
             outputs.append(output)
             pullbacks.append(pullback)
             stats.append(new_stats)
         for k in range(everyone.size):
-
+            # Only its own output is differentiated, so what the peers show is constant.
             def total(own_output, k=k):
                 everyones = [*outputs[:k], own_output, *outputs[k + 1 :]]
                 logits, features = zip(*everyones)
                 return self._couple((jnp.concatenate(logits), [f for (f,) in features]), targets)
 
+            # The stored pullback carries the slope to the weights without a second forward pass.
             slope, row = jax.grad(total, has_aux=True)(outputs[k])
             (grads,) = pullbacks[k](slope)
             own = slice(k, k + 1)
@@ -206,6 +209,7 @@ class SequentialStep(TrainStep):
             # A member that has been stopped goes on teaching, as it is.
             params[k] = jax.tree.map(partial(jnp.where, state.active[k]), after[0], params[k])
             numbers.append(jax.tree.map(lambda value, k=k: value[k], row))
+            # Those after it must see its new weights; after the last nobody looks.
             if k < everyone.size - 1:
                 outputs[k], _ = forward(k, params[k])
         logged = jax.tree.map(lambda *values: jnp.stack(values), *numbers)

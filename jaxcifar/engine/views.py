@@ -57,6 +57,7 @@ def _with_scales(config: ConfigDict, params):
 
 def _show_ternary(config: ConfigDict, params, share: jax.Array | float = 1.0):
     flat = flatten_dict(params, sep='/')
+    # The network does not know the scales, so they are taken out of its parameters.
     shown = {path: value for path, value in flat.items() if not is_scale(path)}
     for path in ternary_layers(config, flat):
         kernel = flat[path]
@@ -80,11 +81,14 @@ def make_share(config: ConfigDict, steps_per_epoch: int) -> Callable:
     0 for `float_epochs`, then rising to 1 within `blend_epochs`.
     """
     start, length = config.ternary.float_epochs, config.ternary.blend_epochs
+    # A Python float, unlike a traced one, leaves the blend out of the program.
     if not start + length:
         return lambda step: 1.0
 
     def share(step) -> jax.Array:
+        # The share is counted in steps, so that it also rises within an epoch.
         since = jnp.asarray(step) - start * steps_per_epoch
+        # A blend of no epochs is a jump; dividing by its length would give NaN.
         if not length:
             return (since >= 0).astype(jnp.float32)
         return jnp.clip(since / (length * steps_per_epoch), 0, 1)
@@ -98,6 +102,7 @@ def ternary_layers(config: ConfigDict, params) -> list[str]:
     Raises:
       UserError: none are.
     """
+    # Callers hold the tree either nested or already flat.
     flat = params if '/' in next(iter(params)) else flatten_dict(params, sep='/')
     kernels = [path for path in flat if path.endswith('/kernel')]
     found = [path for path in kernels if re.search(config.ternary.layers, path)]

@@ -1,4 +1,4 @@
-"""Batch normalisation with a gradient of its own."""
+"""Normalise batches, with a gradient of its own."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from jaxcifar.models.convolution import vary_alike
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, as torch's: the running variance is unbiased.
+    """Normalise a batch over all axes but the last, as torch's: the running variance is unbiased.
 
     Ioffe & Szegedy 2015. Statistics are float32 whatever the compute type. With `axis_name`, the
     statistics of a training batch are those of the whole batch on that mesh axis.
@@ -31,9 +31,11 @@ class BatchNorm(nn.Module):
         bias = self.param('bias', nn.initializers.zeros, (channels,))
         if self.train:
             y, mean, var = normalise_batch(x, scale, bias, self.epsilon, self.axis_name)
+            # Initialisation sees a dummy batch, which must not enter the statistics.
             if not self.is_initializing():
                 m, n = self.momentum, _pixels(x, self.axis_name)
                 running_mean.value = m * running_mean.value + (1 - m) * mean
+                # The running variance is unbiased, N/(N-1), though the batch is normalised by the biased.
                 running_var.value = m * running_var.value + (1 - m) * var * (n / max(n - 1, 1))
         else:
             y = _affine(x, running_mean.value, running_var.value + self.epsilon, scale, bias)
@@ -41,7 +43,7 @@ class BatchNorm(nn.Module):
 
 
 def normalise_batch(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None):
-    """(normalised x, mean [C], biased variance [C]) of x [...,C], float32; only the first has a gradient."""
+    """Return (normalised x, mean [C], biased variance [C]) of x [...,C]; only the first has a gradient."""
     x, scale, bias = vary_alike(x, scale, bias)
     return _normalise(x, scale, bias, epsilon, axis_name)
 
@@ -83,10 +85,13 @@ def _normalise(x, scale, bias, epsilon, axis_name):
 
 
 def _forward(x, scale, bias, epsilon, axis_name):
+    # The input is kept in its own type, half the memory of float32 under bfloat16.
     saved, x = x, x.astype(jnp.float32)
     mean, square = (total / (x.size // x.shape[-1]) for total in _sums(x, x * x))
     if axis_name is not None:
+        # Shards are of equal size, so the mean of their means is that of the batch.
         mean, square = jax.lax.pmean((mean, square), axis_name)
+    # Rounding may take E[x²] - E[x]² below 0, whose root would be NaN.
     var = jnp.maximum(square - mean * mean, 0.0)
     y = _affine(x, mean, var + epsilon, scale, bias)
     return (y, mean, var), (saved, mean, var + epsilon, scale)
@@ -99,10 +104,12 @@ def _backward(epsilon, axis_name, saved, gradients):
     Autodiff finds the same in half as many more operations, which costs compile time.
     """
     x, mean, variance, scale = saved
+    # Running statistics pass no gradient on, so only the first counts.
     g, _, _ = gradients
     dtype, x = x.dtype, x.astype(jnp.float32)
     d_bias, products = _sums(g, g * x)
     d_scale = (products - mean * d_bias) * jax.lax.rsqrt(variance)
+    # Parameters take this shard's sums; only dx needs those of the whole batch.
     sums = d_bias, d_scale
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)

@@ -73,8 +73,10 @@ def _side_by_side(alone, members_as: str):
 def _block_diagonal(alone, x, kernel):
     """Convolve x [K,B,H,W,C] with kernel [K,h,w,C,D] as one with K·C channels: [K,B,H',W',D]."""
     count, height, width, inputs, outputs = kernel.shape
+    # The kernel becomes [h,w,K,C,K,D], zero wherever the two members differ.
     own = jnp.eye(count, dtype=bool)[:, None, :, None]
     blocks = jnp.where(own, jnp.moveaxis(kernel, 0, 2)[..., None, :], jnp.zeros((), kernel.dtype))
+    # Members move beside the channels: [B,H,W,K·C].
     wide = jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], count * inputs)
     y = alone(wide, blocks.reshape(height, width, count * inputs, count * outputs))
     return jnp.moveaxis(y.reshape(*y.shape[:3], count, outputs), 3, 0)
@@ -82,12 +84,14 @@ def _block_diagonal(alone, x, kernel):
 
 def _convolve(x, kernel, *, stride, padding, groups):
     native = partial(_native, stride=stride, padding=padding, groups=groups)
+    # The platform is chosen at lowering, since an export may name several.
     on_cpu = _on_cpu(x.shape, kernel.shape, stride, padding, groups)
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=native) if on_cpu else native(x, kernel)
 
 
 def _on_cpu(shape, kernel_shape, stride, padding, groups):
-    """The form that is faster on a CPU than XLA's own, where there is one."""
+    """Return the form that is faster on a CPU than XLA's own, where there is one."""
+    # One kernel a channel leaves no product of matrices to win from.
     if groups == shape[-1] == kernel_shape[-1]:
         return partial(_depthwise, stride=stride, padding=padding)
     if groups > 1:
@@ -105,7 +109,7 @@ def _on_cpu(shape, kernel_shape, stride, padding, groups):
 
 
 def _winograd(x, kernel):
-    """In float32, as XLA on a CPU computes convolutions of bfloat16 too."""
+    """Compute in float32, as XLA on a CPU computes convolutions of bfloat16 too."""
     given, kernel = vary_alike(x.astype(jnp.float32), kernel.astype(jnp.float32))
     return convolve_3x3(given, kernel).astype(x.dtype)
 
@@ -117,30 +121,33 @@ def _native(x, kernel, *, stride, padding, groups=1):
 
 
 def _separate(x, kernel, *, stride, padding, groups):
-    """One convolution a group."""
+    """Run one convolution a group."""
     parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1))
     return jnp.concatenate([_native(a, k, stride=stride, padding=padding) for a, k in parts], -1)
 
 
 def _depthwise(x, kernel, *, stride, padding):
-    """Each channel with a kernel of its own: kernel [h,w,1,C]."""
+    """Convolve each channel with a kernel of its own: kernel [h,w,1,C]."""
+    # A custom gradient must vary as its input does, so the cast stands outside of it.
     x, kernel = vary_alike(x, kernel)
     return _shifted_sum(x, kernel, stride, padding)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _shifted_sum(x, kernel, stride, padding):
-    """One product of the whole image for each pixel of the kernel."""
+    """Add up one product of the whole image for each pixel of the kernel."""
     return sum(part * kernel[i, j, 0] for (i, j), part in _shifted(x, kernel.shape, stride, padding))
 
 
 def _shifted(x, kernel_shape, stride, padding):
-    """((i, j), what the pixel i, j of the kernel sees of x: [B,H',W',C])."""
+    """Yield ((i, j), what the pixel i, j of the kernel sees of x: [B,H',W',C])."""
     height, width = kernel_shape[:2]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    # The far edge may leave pixels over that no window reaches.
     rows, columns = ((n - k) // stride + 1 for n, k in zip(x.shape[1:3], (height, width)))
     for i in range(height):
         for j in range(width):
+            # The end lies just behind the last pixel read, so that no stride adds one.
             ends = i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1
             yield (i, j), x[:, i : ends[0] : stride, j : ends[1] : stride]
 
@@ -150,10 +157,11 @@ def _forward(x, kernel, stride, padding):
 
 
 def _backward(stride, padding, saved, g):
-    """Autodiff would add up as many padded images as the kernel has pixels, one after the other."""
+    """Return both gradients; autodiff would add up one padded image after the other for each kernel pixel."""
     x, kernel = saved
+    # Sums over the batch and the image lose too much in bfloat16.
     products = [(part * g).astype(jnp.float32) for _, part in _shifted(x, kernel.shape, stride, padding)]
-    # One pass for all sums.
+    # A reduction of many arrays reads them in one pass; separate sums would take one each.
     zeros = [jnp.zeros_like(products[0], shape=())] * len(products)
     sums = jax.lax.reduce(products, zeros, partial(jax.tree.map, jnp.add), (0, 1, 2))
     # The gradient, spread by the stride, goes through the mirrored kernel. What the stride left over at
@@ -163,6 +171,7 @@ def _backward(stride, padding, saved, g):
         for n, m, k, (low, _) in zip(x.shape[1:3], g.shape[1:3], kernel.shape, padding)
     ]
     g = jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
+    # All padding is in g already.
     dx = _shifted_sum(g, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
     return dx, jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
@@ -171,7 +180,7 @@ _shifted_sum.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-    """A convolution without bias, square, padded by `padding` zeros on each side."""
+    """Apply a convolution without bias, square, padded by `padding` zeros on each side."""
 
     filters: int
     size: int
@@ -186,5 +195,6 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.filters)
         kernel = self.param('kernel', nn.initializers.zeros, shape)
         pads = ((self.padding, self.padding),) * 2
+        # Parameters stay float32; only the computation is in the narrower type.
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         return convolve(x, kernel, self.stride, pads, self.groups, self.members_as)

@@ -47,6 +47,7 @@ class Layers:
         """
         if not self.drop_path:
             return x
+        # Dropout broadcast over all axes but the first keeps or drops an image's whole branch.
         whole = tuple(range(1, x.ndim))
         drop = nn.Dropout(self.drop_path * depth, broadcast_dims=whole, deterministic=not self.train)
         return drop(x)
@@ -54,6 +55,7 @@ class Layers:
 
 def head(x: jax.Array, num_classes: int, name: str = 'fc', drop=lambda x: x) -> tuple[jax.Array, jax.Array]:
     """Return (logits [B,C], features [B,D]), float32: mean over the pixels, `drop` and a dense layer."""
+    # A mean over many pixels would round away in bfloat16.
     features = x.astype(jnp.float32).mean((1, 2))
     return nn.Dense(num_classes, name=name)(drop(features)), features
 
@@ -71,7 +73,9 @@ def initialise(shapes, seed: tuple[int, ...], scheme: Callable | None = None, ze
     flat = flatten_dict(shapes, sep='/')
     leaves = {}
     for path, leaf in flat.items():
+        # A checksum of the path is the same in every process, unlike Python's `hash`.
         rng = np.random.default_rng((*seed, zlib.crc32(path.encode())))
+        # A bias is drawn by the fan-in of the kernel beside it.
         kernel = flat.get(path.rsplit('/', 1)[0] + '/kernel')
         if path.endswith('/scale'):
             drawn = np.full(leaf.shape, not (zeroed and re.search(zeroed, path)))
@@ -94,6 +98,7 @@ def he(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
     if len(shape) == 4:
         height, width, _, out = shape
         return rng.standard_normal(shape, np.float32) * np.sqrt(2 / (height * width * out))
+    # The two sizes of a dense kernel, [in,out], are its fans.
     limit = np.sqrt(6 / sum(shape))
     return rng.uniform(-limit, limit, shape)
 
@@ -109,6 +114,7 @@ def dirac(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarra
     """Draw as `torch`, but let first filters pass their inputs on (Zagoruyko & Komodakis 2017)."""
     drawn = torch(rng, is_kernel, shape, kernel)
     if is_kernel and len(shape) == 4:
+        # Filters beyond the number of inputs have no input to pass on.
         passed = min(shape[2:])
         drawn[:, :, :, :passed] = 0
         drawn[shape[0] // 2, shape[1] // 2, range(passed), range(passed)] = 1

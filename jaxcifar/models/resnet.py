@@ -18,6 +18,7 @@ from jaxcifar.models.layers import Layers, head
 def subsample(x: jax.Array, filters: int, stride: int, layers: Layers) -> jax.Array:
     """Take every `stride`-th pixel; new channels are zero, half on each side: shortcut A."""
     x = x[:, ::stride, ::stride]
+    # Zeros need no parameters, which the paper's small networks rely on.
     extra = filters - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
 
@@ -91,6 +92,7 @@ class PreActBlock(nn.Module):
         y = a.conv(self.filters, 3, name='conv2')(a.drop(nn.relu(a.norm('bn2')(y))))
         if x.shape != y.shape:
             x = a.conv(self.filters, 1, self.stride, name='shortcut_0')(x)
+        # No ReLU stands on this path, so the identity reaches the head unchanged.
         return x + a.skip(y, self.depth)
 
 
@@ -121,14 +123,18 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         else:
             x = a.conv(self.width, 3, name='conv1')(x)
+            # A pre-activation block begins with norm and ReLU, so its stem has neither.
             x = x if preact else nn.relu(a.norm('bn1')(x))
+        # A block's depth runs from 0 to 1; a single block must not divide by 0.
         done, total = 0, max(sum(self.stages) - 1, 1)
         for stage, blocks in enumerate(self.stages):
             for i in range(blocks):
+                # The first stage keeps the image's size: the stem has already halved large ones.
                 stride = 2 if stage > 0 and i == 0 else 1
                 make = partial(self.block, layers=a, shortcut=SHORTCUTS[self.shortcut])
                 x = make(self.width * 2**stage, stride, done / total, name=f'layer{stage + 1}_{i}')(x)
                 done += 1
+        # A pre-activation block ends without a norm, so the last sum needs one here.
         if preact:
             x = nn.relu(a.norm('bn')(x))
         return head(x, self.num_classes)

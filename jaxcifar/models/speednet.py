@@ -45,6 +45,7 @@ def whitening_filters(images: np.ndarray, count: int, epsilon: float = 5e-4) -> 
     windows = np.lib.stride_tricks.sliding_window_view(images, (PATCH, PATCH), axis=(1, 2))
     patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, PATCH * PATCH * images.shape[-1])
     values, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
+    # `eigh` sorts upwards, and every filter has its negative, so half the count is needed.
     largest = np.argsort(values)[::-1][: count // 2]
     filters = vectors[:, largest] / np.sqrt(values[largest] + epsilon)
     both = np.concatenate([filters, -filters], axis=1)

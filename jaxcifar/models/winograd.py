@@ -33,6 +33,7 @@ def convolve_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _forward(x, kernel):
+    # Kernels are transformed once, and all parts of the batch use them.
     kernels = (G_TWICE @ kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
     def part(_, arrays):
@@ -45,12 +46,14 @@ def _forward(x, kernel):
 
 def _backward(saved, g):
     x, kernels = saved
+    # The input's gradient is a convolution with mirrored kernels, from outputs to inputs.
     transposed = kernels.swapaxes(1, 2)
 
     def part(sums, arrays):
         x, g = arrays
         tiles, squares = _stack(_transform(B_T, _tiles(x))), _stack(_transform(A, _squares(g)))
         dx = _convolve(g, transposed, B_T_MIRRORED, A_T_MIRRORED)
+        # The kernel's gradient adds up over the parts in the transformed space, and returns once.
         return sums + jnp.einsum('tnc,tnd->tcd', tiles, squares), dx
 
     sums, dx = _in_parts(part, jnp.zeros_like(kernels), kernels, x, g)
@@ -63,6 +66,7 @@ convolve_3x3.defvjp(_forward, _backward)
 def _in_parts(function, carry, kernels, *arrays):
     """A scan over parts of the batch, whose tiles take no more memory than a cache, or than the kernels."""
     batch = len(arrays[0])
+    # Tiles take 16 bytes for each number of the image: 16 entries of 4 bytes for 4 pixels.
     least = 16 * max(a.size for a in arrays) / max(CACHE, kernels.nbytes)
     count = next(n for n in range(1, batch + 1) if batch % n == 0 and n >= min(least, batch))
     parts = [a.reshape(count, -1, *a.shape[1:]) for a in arrays]
@@ -82,6 +86,7 @@ def _transform(matrix: Matrix, grid):
     """matrix · grid · matrixᵀ, where the grid's entries are arrays of one shape."""
 
     def times(parts):
+        # The coefficients are almost all 0 or ±1, so sums beat a product of matrices.
         return [sum(c * part for c, part in zip(row, parts) if c) for row in matrix]
 
     columns = [times(column) for column in zip(*grid)]
