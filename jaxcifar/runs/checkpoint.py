@@ -57,9 +57,10 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
-        """Return the complete checkpoints, oldest first."""
-        # Without its seal a checkpoint cannot be checked, and so does not count.
-        return sorted(s for s in self._manager.all_steps() if self._file(s, SEAL).exists())
+        """Return the complete checkpoints, oldest first, as they lie on disk."""
+        # Without its seal a checkpoint cannot be checked, and so does not count. Orbax's own list will not do:
+        # it lacks what is to be deleted once a save is whole, and stays where that save fails.
+        return sorted(int(path.parent.name) for path in self.folder.glob(f'[0-9]*/{SEAL}'))
 
     def save(self, step: int, state: TrainState, meta: dict):
         """Begin to save; a failure of the save before it is raised here.
