@@ -57,11 +57,13 @@ def hue(images: jax.Array, shift: jax.Array) -> jax.Array:
     # Channel n is V - chroma·clip(min(k, 4-k), 0, 1), k = (n + 6H) mod 6 and n = 5, 3, 1.
     k = (sixths[..., None] + jnp.array([5, 3, 1], jnp.float32)) % 6
     turned = value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+    # Floats are cut off, so a factor of 255 would almost never reach 255.
     return _to_uint8(turned * 255.999)
 
 
 def posterize(images: jax.Array, bits: jax.Array) -> jax.Array:
     """Keep the highest bits, 0 to 8 of them."""
+    # Eight bits shifted left exceed a byte, so the shift is done in int32.
     mask = (255 << (8 - bits.astype(jnp.int32))) & 255
     return images & _each(mask.astype(jnp.uint8))
 
@@ -98,8 +100,10 @@ def equalize(images: jax.Array) -> jax.Array:
     batch, _, _, channels = images.shape
     x = images.reshape(batch, -1, channels).astype(jnp.int32)
     channel = jnp.arange(batch)[:, None, None] * channels + jnp.arange(channels)
+    # One scatter fills the histograms of all images and channels.
     counts = jnp.zeros(batch * channels * 256, jnp.int32).at[(channel * 256 + x).ravel()].add(1)
     below = counts.reshape(batch, channels, 256)
+    # A value's own pixels do not count as below it.
     below = jnp.cumsum(below, -1) - below
     largest = x.max(1)[..., None]
     step = jnp.take_along_axis(below, largest, -1) // 255

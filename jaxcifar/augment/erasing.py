@@ -40,7 +40,9 @@ def random_erasing(
         aspect = ratio[0] * (ratio[1] / ratio[0]) ** aspect
         sides = jnp.round(jnp.stack([jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)], -1))
         fits = (sides < jnp.array(size)).all(-1)
+        # argmax finds the first try that fits; where none does, nothing is painted.
         side = jnp.take_along_axis(sides, fits.argmax(1)[:, None, None], 1)[:, 0]  # [B,2]
+        # Every place where the box lies within the image is equally likely.
         corner = jnp.floor(place * (jnp.array(size) - side + 1))
         happens = (happens[:, 0] < probability) & fits.any(1)
         return _paint(images, corner, corner + side, happens, colour)
@@ -69,5 +71,6 @@ def _paint(images, corner, end, happens, colour) -> jax.Array:
         at = jnp.arange(images.shape[1 + axis])
         return (at >= corner[:, axis, None]) & (at < end[:, axis, None])
 
+    # Comparing rows and columns needs no slice of a size that varies by image.
     box = inside(0)[:, :, None] & inside(1)[:, None] & happens[:, None, None]
     return jnp.where(box[..., None], colour, images)

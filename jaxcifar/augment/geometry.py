@@ -29,6 +29,7 @@ def inverse_matrix(op: str, magnitude: float, height: int, width: int) -> np.nda
         'translate_y': (1, 0, 0, 0, 1, -int(magnitude)),
         'rotate': (cos, -sin, 0, sin, cos, 0),
     }.get(op, (1, 0, 0, 0, 1, 0))
+    # torch's scale goes from -1 to 1 over a side, so pixels are divided by half of it.
     half_sizes = [width / 2] * 3 + [height / 2] * 3
     return np.array(matrix, np.float32) / np.array(half_sizes, np.float32)
 

@@ -103,10 +103,12 @@ def mix_batch(mixes: list[Mix], key: jax.Array, images: jax.Array, labels: jax.A
     """
     batch, height, width, _ = images.shape
     count = 1 if mixes[0].per == 'batch' else batch
+    # Every mix has a key of its own, so that adding one changes no draw of the others.
     first, second, *keys = jax.random.split(key, 2 + len(mixes))
     # Each mix owns a piece of [0, 1), as long as its probability; none owns what is left.
     chance = jax.random.uniform(first, (count, 1, 1))
     partner = jax.random.permutation(second, batch)
+    # A share of 1 leaves the image as it is, where no mix happens.
     kept, start = jnp.ones((count, 1, 1)), 0.0
     for mix, mix_key in zip(mixes, keys):
         happens = (start <= chance) & (chance < start + mix.probability)

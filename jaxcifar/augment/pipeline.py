@@ -29,6 +29,7 @@ def random_crop(padding: int, mode: str = 'zeros') -> Callable:
 
     def crop(key: jax.Array, images: jax.Array) -> jax.Array:
         batch, height, width, channels = images.shape
+        # A corner at `padding` leaves the image in place.
         corners = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
         padded = jnp.pad(images, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)), mode)
         # A slice per image is the fastest form on CPU; one-hot products are slow there.
@@ -57,6 +58,7 @@ def alternating_flip() -> Callable:
     """Mirror every image in every other epoch; a fixed half of them in the even ones (Jordan 2024)."""
 
     def flip(images: jax.Array, index: jax.Array, epoch: jax.Array) -> jax.Array:
+        # A hash of the index fixes each image's half without a table of the data set.
         hashed = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(jax.random.key(0), i)))(index)
         flips = ((hashed + epoch.astype(hashed.dtype)) % 2 == 1)[:, None, None, None]
         return jnp.where(flips, images[:, :, ::-1], images)
@@ -114,7 +116,7 @@ class Term(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The position of its stage in RANKS."""
+        """Return the position of its stage in RANKS."""
         return next(i for i, stages in enumerate(RANKS) if self.stage in stages)
 
 
@@ -144,6 +146,7 @@ def _terms(text: str) -> list[ast.expr]:
         raise UserError(f'cannot read augment={text!r}; write it like crop(4)+flip') from None
     terms: list[ast.expr] = []
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        # Python nests a sum to the left, so its last term comes out first.
         terms.insert(0, node.right)
         node = node.left
     expanded: list[ast.expr] = []
@@ -209,11 +212,13 @@ class Augmentation:
 
     def _augment(self, key: jax.Array, batch: dict[str, jax.Array], epoch: jax.Array):
         images = batch['image']
+        # Each step's key goes by its place, so that one more at the end changes none before it.
         keys = [jax.random.fold_in(key, i) for i in range(len(self.steps) + 1)]
         for (stage, step), step_key in zip(self.steps, keys):
             if stage is NORMALISED and images.dtype == jnp.uint8:
                 images = normalise(images, self.mean, self.std)
             images = step(images, batch['index'], epoch) if stage is INDEXED else step(step_key, images)
+        # Where no step works on normalised images, they are not normalised yet.
         if images.dtype == jnp.uint8:
             images = normalise(images, self.mean, self.std)
         if not self.mixes:

@@ -58,6 +58,7 @@ WIDE = Ranges(0.99, 32.0, 135.0, 0.99, 6)
 def magnitudes(op: str, ranges: Ranges, bins: int, size: tuple[int, ...]) -> np.ndarray:
     """Return the op's bins, from weak to strong, as torchvision has them: float64 [bins]."""
     if op == 'posterize':
+        # torchvision counts the bits that are kept, from 8 down.
         return np.round(8 - np.arange(bins) / ((bins - 1) / ranges.bits))
     if op == 'solarize':
         return 255 * _linspace(1.0, 0.0, bins)
@@ -120,6 +121,7 @@ def apply(images: jax.Array, change: Change, colours) -> jax.Array:
 def apply_colour(images: jax.Array, chosen: jax.Array, amount: jax.Array, colours) -> jax.Array:
     """Change the colours of each image; `chosen` [B] are positions in COLOURS, or -1 for none."""
     names = list(COLOURS)
+    # Every op runs on every image, since a branch for each image would be a loop on the device.
     changed = [COLOURS[name](images, amount) for name in colours]
     conditions = [(chosen == names.index(name))[:, None, None, None] for name in colours]
     return jnp.select(conditions, changed, images)
@@ -194,11 +196,13 @@ def auto_augment() -> Callable:
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         size, count = images.shape[1:3], len(images)
+        # Five numbers an image: the pair, two signs, and whether each op happens.
         pair, *chances = jax.random.uniform(key, (5, count))
         position = (pair * len(CIFAR10_POLICY)).astype(jnp.int32)
         for column, sign, chance in zip(zip(*CIFAR10_POLICY), chances[:2], chances[2:]):
             ops, probability, bins = zip(*column)
             strengths = [magnitudes(op, USUAL, 10, size)[b] for op, b in zip(ops, bins)]
+            # The sign is an axis of the table, so that one gather picks both.
             table = stack([both_signs(op, m, size) for op, m in zip(ops, strengths)])
             changed = apply(images, draw(table, pair, sign), sorted({*ops} & {*COLOURS}))
             happens = chance < jnp.array(probability)[position]
@@ -223,8 +227,10 @@ def color_jitter(
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         chances, order = jax.random.uniform(key, (2, len(images), len(active)))
+        # Sorting uniform numbers gives each image a random permutation.
         order = order.argsort(1)
         amounts = jnp.take_along_axis(low + chances * (high - low), order, 1)
+        # An op may come first for one image and last for another, so each turn offers all.
         for i in range(len(active)):
             images = apply_colour(images, jnp.asarray(positions)[order[:, i]], amounts[:, i], active)
         return images

@@ -33,6 +33,7 @@ class Split(NamedTuple):
         """Return the sha256 of all indices, and of an own validation part, in hex."""
         digest = hashlib.sha256(self.own_validation.encode())
         for indices in (self.train, self.validation, *self.parts.values()):
+            # A fixed width and byte order give the same sum on every machine.
             digest.update(np.asarray(indices, '<i8').tobytes())
         return digest.hexdigest()
 
@@ -133,9 +134,11 @@ def _hold_out(pool: np.ndarray, dataset, config) -> Split:
     from sklearn.model_selection import train_test_split  # takes a second to import
 
     size, seed = config.data.validation_size, config.data.split_seed
+    # sklearn reads an integer as a count and a float as a share.
     size, labels = int(size) if size >= 1 else float(size), dataset.y_train[pool]
     try:
         train, held = train_test_split(pool, test_size=size, stratify=labels, random_state=seed)
     except ValueError as error:
         raise UserError(f'cannot hold out data.validation_size={size}: {error}; set another') from error
+    # Sorted rows make the split independent of the order in which sklearn returns them.
     return Split(np.sort(train), np.sort(held))

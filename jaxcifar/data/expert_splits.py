@@ -16,6 +16,7 @@ from jaxcifar.machine.errors import UserError
 
 def holdout_and_pool(images: int, config) -> tuple[np.ndarray, np.ndarray]:
     """Draw (the fusion holdout, the pool): sorted indices of so many images."""
+    # Every expert's run must hold out the same, so nothing but seed and size decides.
     order = np.random.default_rng(config.experts.seed).permutation(images)
     held = _size('experts.holdout', config.experts.holdout, images)
     return np.sort(order[:held]), np.sort(order[held:])
@@ -42,6 +43,7 @@ def overlap(pool: np.ndarray, config) -> list[np.ndarray]:
         )
     order = np.random.default_rng(e.seed).permutation(pool)
     shared, unique = round(e.shared * len(pool)), round(e.unique * len(pool))
+    # The pieces do not touch, so no image is the own of two experts.
     own = [order[shared + k * unique : shared + (k + 1) * unique] for k in range(e.count)]
     return [np.concatenate([order[:shared], images]) for images in own]
 
@@ -64,6 +66,7 @@ def rectangular(rows: list[np.ndarray], members: tuple[int, ...]) -> np.ndarray:
     if not all(len(rows[k]) for k in members):
         sizes = [len(row) for row in rows]
         raise UserError(f'expected images for each of the members {members}, got {sizes} of them')
+    # The longest of all rows decides, also where this run leaves its member out.
     table = np.full((len(members), max(len(row) for row in rows)), -1)
     for filled, k in zip(table, members):
         filled[: len(rows[k])] = rows[k]
@@ -126,6 +129,7 @@ def _read(path: Path) -> list[np.ndarray]:
         for row in rows:
             if row.ndim != 1 or not len(row) or row.dtype.kind not in 'iu':
                 raise ValueError('expected a list of whole numbers, or a list of such lists')
+            # A repeated index would count an image twice in every epoch.
             values, times = np.unique(row, return_counts=True)
             if times.max() > 1:
                 index, most = values[times.argmax()], times.max()

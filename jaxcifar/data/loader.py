@@ -102,6 +102,7 @@ class Order:
         n = self.train.shape[-1]
 
         def shuffles(seed: tuple[int, ...], images: np.ndarray) -> np.ndarray:
+            # The epoch is part of the seed, so that resuming needs no state of a generator.
             rng, rounds = np.random.default_rng((epoch, *seed)), -(-n // len(images))
             return np.concatenate([images[rng.permutation(len(images))] for _ in range(rounds)])[:n]
 
@@ -145,6 +146,7 @@ def _host_batches(config, dataset, order: Order, sharding: NamedSharding, calls:
 
 def _device_batches(config, dataset, order: Order, sharding: NamedSharding, calls: Iterator[range]):
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    # The whole data set stays on every device, so that a step sends only indices.
     images, labels = hosts.put((dataset.x_train, dataset.y_train), everywhere)
 
     @jax.jit
@@ -183,6 +185,7 @@ def prefetch(source, place: Callable, depth: int = 2) -> Generator:
     def put(item) -> bool:
         while not closed.is_set():
             try:
+                # A put without a timeout would never notice that the reader has closed.
                 ready.put(item, timeout=0.1)
                 return True
             except queue.Full:
@@ -196,6 +199,7 @@ def prefetch(source, place: Callable, depth: int = 2) -> Generator:
                     return
             put((None, StopIteration()))
         except BaseException as error:
+            # An error must reach the reader, which would wait for ever otherwise.
             put((None, error))
 
     thread = threading.Thread(target=work, name='prefetch', daemon=True)

@@ -27,6 +27,7 @@ def class_sizes(labels: np.ndarray, classes: int, imbalance: float) -> np.ndarra
     """Return n_i [C], from the largest class down to 1/imbalance of it; no more than a class has."""
     largest, ranks = len(labels) // classes, np.arange(classes) / (classes - 1)
     wanted = np.array([int(largest * (1 / imbalance) ** rank) for rank in ranks])
+    # A class may have fewer images than its rank asks for.
     return np.minimum(wanted, np.bincount(labels, minlength=classes))
 
 
@@ -41,6 +42,7 @@ def parts(y_train: np.ndarray, y_test: np.ndarray, classes: int, config) -> dict
         raise UserError(
             f'long_tail.imbalance={imbalance:g} leaves the last class without images: set a smaller one'
         )
+    # Each draw begins its own generator: the test images do not depend on the training ones.
     train = _draw(y_train, sizes, seed)
     if config.split == 'long_tail_standard':
         return {'train': train}
@@ -102,6 +104,7 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
         'imbalance': float(config.long_tail.imbalance),
         'seed': config.long_tail.seed,
     }
+    # The manifest is written last, so without it the other files may not be whole.
     if not (folder / 'manifest.json').exists():
         drawn = parts(dataset.y_train, dataset.y_test, dataset.num_classes, config)
         _write(folder, dataset, made_from, drawn)
@@ -115,6 +118,7 @@ def _write(folder: Path, dataset, made_from: dict, drawn: dict[str, np.ndarray])
     for name, indices in drawn.items():
         source = source_of(made_from['protocol'], name)
         labels = getattr(dataset, f'y_{source}')
+        # The sum is taken of the bytes as written, so any tool can check it.
         text = (json.dumps(indices.tolist()) + '\n').encode()
         files[f'{name}.json'] = text
         manifest['parts'][name] = {
@@ -135,6 +139,7 @@ def _write(folder: Path, dataset, made_from: dict, drawn: dict[str, np.ndarray])
 def _read(folder: Path, made_from: dict) -> dict[str, np.ndarray]:
     """Read the index files that the manifest vouches for; `UserError` where they are others."""
     remedy = 'put back what was there, or delete the folder to have it made anew'
+    # The loop changes this name, so that an error tells which file it met.
     name = 'manifest'
     try:
         manifest = json.loads((folder / 'manifest.json').read_text())

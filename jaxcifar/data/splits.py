@@ -71,7 +71,9 @@ class Images(NamedTuple):
 
 def evaluation_images(dataset, split: Split) -> dict[str, Images]:
     """Return the parts to evaluate, by name: train (what any member trains on), validation, test, …"""
+    # Members may share images; each is evaluated once.
     train = {'train': np.unique(np.concatenate(rows_of(split.train))), **split.parts}
+    # Parts of the test images index other arrays than those of the training images.
     test = {name: train.pop(name) for name in split.of_test}
     if len(split.validation):
         train['validation'] = split.validation
@@ -84,6 +86,7 @@ def evaluation_images(dataset, split: Split) -> dict[str, Images]:
     images = {name: take(dataset.x_train, dataset.y_train, rows) for name, rows in train.items()}
     if split.own_validation:
         images['validation'] = take(dataset.x_val, dataset.y_val)
+    # A long tail has a test part of its own, without the images that chose its weights.
     if 'test' not in test:
         images['test'] = take(dataset.x_test, dataset.y_test)
     return images | {name: take(dataset.x_test, dataset.y_test, rows) for name, rows in test.items()}
@@ -91,6 +94,7 @@ def evaluation_images(dataset, split: Split) -> dict[str, Images]:
 
 def train_counts(dataset, split: Split) -> np.ndarray:
     """Count the training images of each class: [K,C], or [1,C] where members share theirs."""
+    # The -1 that fills short rows is left out, or it would count as the last image.
     labels = [dataset.y_train[row] for row in rows_of(split.train)]
     return np.stack([np.bincount(row, minlength=dataset.num_classes) for row in labels])
 
@@ -110,6 +114,7 @@ def check(config):
             f'split={config.split} has no data.validation={chosen}: set data.validation={allowed[0]} '
             f'({others} are possible, too)'
         )
+    # A file that nothing reads is as much a mistake as one that is missing.
     for field, wanted in (('train', config.split), ('validation', chosen)):
         given = bool(config.files[field])
         if given != (wanted == 'file'):

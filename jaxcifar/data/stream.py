@@ -101,6 +101,7 @@ class Reader:
     def _transform(self, image: Image.Image, seed: tuple[int, ...]) -> np.ndarray:
         if self.seeds is None:
             return np.asarray(self.transform(image))
+        # SeedSequence mixes the tuple, so that neighbours do not get related seeds.
         state = int(np.random.SeedSequence(seed).generate_state(1)[0])
         # The generator may be somebody's: it is left as it was.
         with GENERATOR, torch.random.fork_rng(devices=[]):

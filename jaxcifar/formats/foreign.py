@@ -1,4 +1,4 @@
-"""Weights that others saved: a state_dict in a file of PyTorch or of safetensors, for a network of ours.
+"""Read weights that others saved: a state_dict in a file of PyTorch or of safetensors, for a network of ours.
 
 Training scripts put weights among other things, and wrappers of modules put prefixes before their names.
 Both are taken off. Layers are told by torchvision's names, and the classifier, whose name each script
@@ -35,7 +35,7 @@ OLD_PICKLES = 4  # before torch 1.6: a number, a version, the machine, and the o
 
 
 class Foreign(NamedTuple):
-    """The weights of one file: float32 arrays by their names, without prefixes."""
+    """Hold the weights of one file: float32 arrays by their names, without prefixes."""
 
     path: Path
     tensors: dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""ONNX graphs: a function's jaxpr, translated primitive by primitive.
+"""Translate a function's jaxpr to an ONNX graph, primitive by primitive.
 
 What depends on the weights alone is computed here, so that a batch norm arrives as one product and one
 sum. Images are [B,H,W,C] in JAX and [B,C,H,W] in the graph, which is what runtimes are fast at. Ternary
@@ -74,6 +74,7 @@ def _reduce(operation: str) -> Callable:
 def _blocks(graph: Graph, eqn, x: Tensor) -> str:
     """Translate [B,H,W,C] -> [B,H/p,p,W/q,q,C]; the graph has it as [B,C,H/p,p,W/q,q]."""
     new = eqn.params['new_sizes']
+    # Only a cut of height and width into blocks means the same with channels first.
     _require(eqn, len(x.shape) == 4 and len(new) == 6)
     batch, height, width, channels = x.shape
     _require(eqn, (new[0], new[-1]) == (batch, channels))
@@ -95,6 +96,7 @@ def _slice(graph: Graph, eqn, x: Tensor) -> str:
 def _pad(graph: Graph, eqn, x: Tensor, value) -> str:
     pads = eqn.params['padding_config']
     _require(eqn, len(x.shape) == 4 and not any(inner for _, _, inner in pads))
+    # ONNX lists the pads at all beginnings, then those at all ends.
     low, high = ([pads[a][side] for a in NCHW] for side in (0, 1))
     return graph.add('Pad', x.name, graph.integers(low + high), graph.constant(np.asarray(value)))
 
@@ -112,6 +114,7 @@ def _pool(operation: str, **attributes) -> Callable:
         _require(
             eqn, (window[0], window[3]) == (1, 1) and {*p['base_dilation'], *p['window_dilation']} == {1}
         )
+        # ONNX lists the pads at all beginnings, then those at all ends.
         ends = [pads[1][0], pads[2][0], pads[1][1], pads[2][1]]
         shape = {'kernel_shape': window[1:3], 'strides': strides[1:3], 'pads': ends}
         y = graph.add(operation, x.name, **shape, **attributes)
@@ -175,10 +178,12 @@ def _equation(graph: Graph, eqn, inputs: list) -> list:
     name, inner = eqn.primitive.name, eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
     if name == 'platform_index':  # of where it runs: here the form that is the same everywhere
         return [eqn.params['platforms'].index(None)]
+    # A branch that is known at export leaves no condition in the graph.
     if name == 'cond' and not isinstance(inputs[0], Tensor):
         inner, inputs = eqn.params['branches'][int(inputs[0])], inputs[1:]
     if isinstance(inner, ClosedJaxpr):
         return _translate(graph, inner.jaxpr, inner.consts, inputs)
+    # What does not depend on the images is a constant, so it is computed now.
     if not any(isinstance(value, (Tensor, Ternary)) for value in inputs):
         if name in FOLDS:
             return [FOLDS[name](*inputs, **eqn.params)]
@@ -207,15 +212,19 @@ def to_onnx(
         variables,
         is_leaf=is_ternary,
     )
+    # The batch of 1 is only traced; the graph calls it B and takes any number.
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)
     jaxpr = jax.make_jaxpr(function)(shapes, images)
     graph = Graph(bits)
     leaves = jax.tree.leaves(variables, is_leaf=is_ternary)
+    # All nodes behind this transpose have their channels first.
     first = Tensor(graph.add('Transpose', 'images', perm=NCHW), images.shape)
     (logits,) = _translate(graph, jaxpr.jaxpr, jaxpr.consts, [*leaves, first])
+    # Nodes have running names, so the output gets its fixed one here.
     graph.nodes.append(helper.make_node('Identity', [logits.name], ['logits']))
     given = helper.make_tensor_value_info('images', TensorProto.UINT8, ['B', *images.shape[1:]])
     wanted = helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['B', logits.shape[1]])
+    # Codes of 2 and 4 bits need a newer opset, which plain weights must not demand.
     opset = max(OPSET, CODES[bits][1]) if any(map(is_ternary, leaves)) else OPSET
     model = helper.make_model(
         helper.make_graph(graph.nodes, 'jaxcifar', [given], [wanted], graph.constants),

@@ -1,4 +1,4 @@
-"""The parts of an ONNX graph: nodes, constants, and ternary kernels as codes with their scales."""
+"""Hold the parts of an ONNX graph: nodes, constants, and ternary kernels as codes with their scales."""
 
 from typing import NamedTuple
 
@@ -14,14 +14,14 @@ NCHW = (0, 3, 1, 2)  # the graph's axes as JAX's; the way back is (0, 2, 3, 1)
 
 
 class Tensor(NamedTuple):
-    """A value that depends on the images: its name in the graph, and its shape in JAX."""
+    """Hold a value that depends on the images: its name in the graph, and its shape in JAX."""
 
     name: str
     shape: tuple[int, ...]
 
 
 class Graph:
-    """The nodes and constants so far."""
+    """Collect the nodes and constants of a graph."""
 
     def __init__(self, bits: int):
         self.nodes: list = []
@@ -38,6 +38,7 @@ class Graph:
     def constant(self, value: np.ndarray) -> str:
         """Return the name of a constant; equal ones are one."""
         value = np.ascontiguousarray(value)
+        # Bytes alone would confuse constants of different types or shapes.
         key = value.dtype.name, value.shape, value.tobytes()
         if key not in self._names:
             self._names[key] = f'constant_{len(self._names)}'
@@ -65,11 +66,13 @@ class Graph:
         def floats(scale: np.ndarray) -> str:
             if len(scale) == 1:
                 return self.add('DequantizeLinear', quantised, self.constant(scale.reshape(())))
+            # The output channels are the kernel's last axis, wherever the transposition puts it.
             axis = axes.index(len(axes) - 1)
             return self.add('DequantizeLinear', quantised, self.constant(scale), axis=axis)
 
         if np.array_equal(positive, negative):
             return floats(positive)
+        # Each dequantised copy is right for one sign, and their halves add up to the kernel.
         above = self.add('Relu', floats(positive))
         below = self.add('Min', floats(negative), self.constant(np.array(0, np.float32)))
         return self.add('Add', above, below)

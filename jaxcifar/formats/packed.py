@@ -1,4 +1,4 @@
-"""Ternary kernels as bytes: packed, unpacked, and kept packed in memory until they are used.
+"""Keep ternary kernels as bytes: packed, unpacked, and kept packed in memory until they are used.
 
 Codes are in the order of the kernel [h,w,in,out] or [in,out]:
 
@@ -25,9 +25,10 @@ TRITS = (np.arange(256)[:, None] // 3 ** np.arange(5) % 3).astype(np.uint8)  # o
 
 
 def pack(codes: np.ndarray, how: str) -> np.ndarray:
-    """Codes in {-1, 0, 1} of any shape -> bytes."""
+    """Pack codes in {-1, 0, 1} of any shape to bytes."""
     base, count = lookup('packing', CODES, how)
     digits = np.asarray(codes).ravel().astype(np.uint8) + np.uint8(1)
+    # The digit 1 is the code 0, as what fills up the last byte has to be.
     digits = np.pad(digits, (0, -len(digits) % count), constant_values=1).reshape(-1, count)
     return (digits * base ** np.arange(count)).sum(1).astype(np.uint8)
 
@@ -42,7 +43,7 @@ def unpack(data, how: str, shape: tuple[int, ...], xp=np):
 
 
 class Packed(PyTreeNode):
-    """A ternary kernel as bytes: what is kept in memory, and made into floats where it is used."""
+    """Hold a ternary kernel as bytes: what is kept in memory, and made into floats where it is used."""
 
     data: Any  # uint8 [bytes]
     positive: Any  # as of `Ternary`
@@ -65,6 +66,7 @@ def _pack_leaf(leaf: np.ndarray, how: str):
     # numpy: JAX would compile this for the shape of each kernel.
     for per_channel in (False, True) if leaf.ndim > 1 else ():
         axes = tuple(range(leaf.ndim - per_channel))
+        # The largest value of each sign is its scale, if the kernel has three values at all.
         positive, negative = (np.atleast_1d(np.maximum(v, 0).max(axes)) for v in (leaf, -leaf))
         if np.array_equal(_on_host(leaf, positive, negative), leaf):
             codes = np.sign(leaf).astype(np.int8)
@@ -73,7 +75,7 @@ def _pack_leaf(leaf: np.ndarray, how: str):
 
 
 def _on_host(codes: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """`quantize.to_floats`, to the bit."""
+    """Repeat `quantize.to_floats` in numpy, to the bit."""
     return np.where(codes > 0, positive, np.where(codes < 0, -negative, np.float32(0)))
 
 
@@ -89,7 +91,7 @@ def to_dense(tree):
 
 
 def unpack_where_used(function: Callable) -> Callable:
-    """`function(variables, images)` for variables with `Packed` kernels, to be compiled.
+    """Return `function(variables, images)` for variables with `Packed` kernels, to be compiled.
 
     Each kernel becomes floats right before its layer and is gone after it, so that neither between calls
     nor within one there is ever more than one in memory.
@@ -99,6 +101,7 @@ def unpack_where_used(function: Callable) -> Callable:
         leaves = jax.tree.leaves(variables, is_leaf=_is_packed)
         if not any(map(_is_packed, leaves)):
             return function(variables, images)
+        # Tracing needs only the kernels' shapes, so no floats exist yet.
         kinds = [(leaf.shape, np.float32 if _is_packed(leaf) else leaf.dtype) for leaf in leaves]
         structure = jax.tree.structure(variables, is_leaf=_is_packed)
         shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
@@ -120,11 +123,14 @@ def _evaluate(jaxpr: Jaxpr, consts, values) -> list:
     for eqn in jaxpr.eqns:
         inputs = [a.val if isinstance(a, Literal) else known[a] for a in eqn.invars]
         inner = eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
+        # A packed kernel stays packed across a nested jit, or it would become floats at its border.
         if isinstance(inner, ClosedJaxpr):
             outputs = _evaluate(inner.jaxpr, inner.consts, inputs)
         elif eqn.primitive.name == 'convert_element_type' and _is_packed(inputs[0]):
+            # A cast is only noted, so that floats of the first type never exist.
             outputs = [inputs[0].replace(dtype=np.dtype(eqn.params['new_dtype']))]
         else:
+            # The largest input is the activation, which exists only once the layer before is done.
             after = max((v for v in inputs if not _is_packed(v)), key=np.size, default=0)
             inputs = [_to_floats(v, after) if _is_packed(v) else v for v in inputs]
             bound = eqn.primitive.bind(*inputs, **eqn.params)

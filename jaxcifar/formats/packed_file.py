@@ -1,4 +1,4 @@
-"""Ternary networks in one small file.
+"""Write ternary networks into one small file, and read them.
 
 b'jaxcifar', version and length of the header (uint32, little endian), sha256 of all that follows; the
 header, JSON: what the network is and its tensors in order; the tensors, one behind the other. A ternary
@@ -27,10 +27,11 @@ REST = {'float32': '<f4', 'float16': '<f2'}
 
 
 def fold_norms(variables: dict) -> dict:
-    """Batch norms as y = a·x + b: a and b are their new scale and bias, and statistics are left out."""
+    """Turn batch norms into y = a·x + b: a and b are their new scale and bias; statistics are left out."""
     params, stats = flatten_dict(variables['params']), flatten_dict(variables['batch_stats'])
     for path in [p[:-1] for p in stats if p[-1] == 'var']:
         mean, var = (np.asarray(stats.pop((*path, name)), np.float64) for name in ('mean', 'var'))
+        # Products in float64 leave one rounding, that of the result.
         a = params[*path, 'scale'] / np.sqrt(var + BatchNorm.epsilon)
         b = params[*path, 'bias'] - mean * a
         params[*path, 'scale'], params[*path, 'bias'] = a.astype(np.float32), b.astype(np.float32)
@@ -64,6 +65,7 @@ def write(path: Path, about: dict, variables: dict, how: str = 'trits', rest: st
     tensors, parts = [], []
 
     def put(name: str, array) -> int:
+        # The message below says more than numpy's warning.
         with np.errstate(over='ignore'):
             small = np.asarray(array).astype(dtype)
         if not np.isfinite(small).all():
@@ -73,6 +75,7 @@ def write(path: Path, about: dict, variables: dict, how: str = 'trits', rest: st
 
     for name, leaf in flatten_dict(tree, sep='/').items():
         if isinstance(leaf, Packed):
+            # TWN has one scale for both signs, and a second would only repeat it.
             alike = np.array_equal(leaf.positive, leaf.negative)
             scales = [put(name, s) for s in ((leaf.positive,) if alike else (leaf.positive, leaf.negative))]
             parts.append(leaf.data.tobytes())
@@ -101,6 +104,7 @@ def read(path: Path) -> tuple[dict, dict]:
     _, version, length, digest = START.unpack_from(data)
     if version != VERSION:
         raise UserError(f'{path} is of version {version}; this jaxcifar reads version {VERSION}')
+    # The sum is checked before anything is parsed, so that damage has one message.
     if hashlib.sha256(body := data[START.size :]).digest() != digest:
         raise UserError(f'{path} is damaged: its {len(data)} bytes are not those that were written')
     try:
@@ -116,9 +120,11 @@ def _parse(body: bytes, length: int) -> tuple[dict, dict]:
     leaves: dict[str, Any] = {}
     for name, shape, kind, *scales in header['tensors']:
         if kind in CODES:
+            # Where both signs share a scale, the list has one entry, its first and its last.
             signs = [take(dtype, n).astype(np.float32) for n in scales[0]]
             if {len(sign) for sign in signs} - {1, shape[-1]}:
                 raise ValueError(f'{name} has scales for other channels than its {shape[-1]}')
+            # The ceiling counts a last byte that is only partly filled.
             codes = take(np.dtype(np.uint8), -(-math.prod(shape) // CODES[kind][1]))
             leaves[name] = Packed(codes, signs[0], signs[-1], tuple(shape), kind)
         else:
@@ -131,6 +137,7 @@ def _parse(body: bytes, length: int) -> tuple[dict, dict]:
 
 def _take(body: memoryview, at: list[int], dtype: np.dtype, count: int) -> np.ndarray:
     """Return the next `count` numbers; `at` is where they begin, and moves on."""
+    # numpy takes a count of -1 for all that is left.
     if count < 0:
         raise ValueError(f'{count} numbers')
     numbers = np.frombuffer(body, dtype, count, at[0])

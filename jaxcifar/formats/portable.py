@@ -1,4 +1,4 @@
-"""Trained networks as others get them: weights as the forward pass sees them, and what these are of.
+"""Read and write networks as others get them: weights as the forward pass sees them, and what these are of.
 
 A member's file says by itself all that is needed to run it. Two kinds are read here, `safetensors` and
 `packed` with ternary kernels, and the folders of them that `jaxcifar.export` makes.
@@ -38,7 +38,7 @@ ABOUT = ('name', 'network', 'options', 'precision', 'classes', 'image_size', 'me
 
 
 class Portable(NamedTuple):
-    """One member.
+    """Hold one member.
 
     about: JSON: its name; network, options, precision, classes and image_size, what `build` needs; mean and
       std of the data; config; of a calibrated one temperature. Files of old are to be read by versions
@@ -51,7 +51,7 @@ class Portable(NamedTuple):
 
     @property
     def config(self) -> ConfigDict:
-        """The config of a run of this member alone; its weights are as a network sees them."""
+        """Return the config of a run of this member alone; its weights are as a network sees them."""
         return saved.from_dict(self.about['config'])
 
     def network(self) -> Network:
@@ -79,7 +79,7 @@ class Portable(NamedTuple):
 
 
 class FusedHead(NamedTuple):
-    """What makes one prediction of all members of a fused run.
+    """Hold what makes one prediction of all members of a fused run.
 
     about: JSON: its name, the config's group fusion, the number of classes, and the members' D_k.
     """
@@ -238,6 +238,7 @@ def check_sums(folder: Path) -> set[str]:
     """Return the names of the files that have sums; `UserError` where one of them is not as it was."""
     try:
         lines = [line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines()]
+        # A name with a folder in it could lead out of the export.
         elsewhere = [name for _, name in lines if Path(name).name != name]
         if elsewhere:
             raise ValueError(f'{SUMS} names {elsewhere[0]}, which is not in this folder')

@@ -1,4 +1,4 @@
-"""PyTorch's state_dicts as variables, and variables as state_dicts."""
+"""Turn PyTorch's state_dicts into variables, and variables into state_dicts."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ def to_torch(variables) -> 'dict[str, torch.Tensor]':
     for path, value in flatten_dict(variables).items():
         name = torch_name(path)
         state[name] = torch.tensor(np.ascontiguousarray(np.transpose(value, _axes(value.ndim))))
+        # A strict `load_state_dict` demands the counter of every norm.
         if path[-1] == 'var':
             state[name.replace(LEAVES['var'], COUNTER)] = torch.tensor(0)
     return state
@@ -50,6 +51,7 @@ def from_torch(state: Mapping[str, Any], shapes) -> Any:
     leaves = {}
     for path, leaf in flatten_dict(shapes).items():
         value = np.asarray(state[torch_name(path)], np.float32)
+        # The copy is contiguous and does not share the tensor's memory.
         leaves[path] = np.array(value.transpose(np.argsort(_axes(leaf.ndim))), order='C')
     return unflatten_dict(leaves)
 
