@@ -47,6 +47,7 @@ def check_part(arrays: dict[str, np.ndarray], part: str):
 
 def _check_images(key: str, x: np.ndarray):
     is_shaped = x.ndim == 4 and x.shape[1] == x.shape[2] and x.shape[3] == 3 and x.size > 0
+    # The usual case ends here; all below serves the message.
     if is_shaped and x.dtype == np.uint8:
         return
     remedies = ([] if is_shaped else _reshape(key, x)) + _recast(key, x)
@@ -57,6 +58,7 @@ def _check_images(key: str, x: np.ndarray):
 def _reshape(key: str, x: np.ndarray) -> list[str]:
     """Say how images of another shape become [n,H,W,3]; [] where that is unknown."""
     if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[3] not in (1, 3, 4):
+        # One image is enough to tell what remains to be done to the shape.
         moved = np.moveaxis(x[:1], 1, 3)
         return [f'{key}.transpose(0, 2, 3, 1)', *_reshape(key, moved)]
     if x.ndim == 3:
@@ -109,6 +111,7 @@ def set_aside_test(x: np.ndarray, y: np.ndarray, names: Sequence[str] = ()) -> d
 
     Raises ValueError where a class is too small for both.
     """
+    # The import takes a second, and most data sets have a test part.
     from sklearn.model_selection import train_test_split
 
     labels, counts = np.unique(y, return_counts=True)

@@ -89,6 +89,7 @@ def read_images(listing: Listing, size: int) -> tuple[np.ndarray, np.ndarray, st
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
             return error
 
+    # Pillow releases Python's lock while it decodes, so threads help.
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(read, listing.paths))
     pixels, labels = [], []

@@ -54,6 +54,7 @@ def _array(file, key: str) -> np.ndarray:
     try:
         return file[key]
     except ValueError as error:
+        # Only this message tells pickled objects from a damaged array.
         if 'allow_pickle' not in str(error):
             raise
         raise Unusable(

@@ -91,6 +91,7 @@ def _scaled(image: Image.Image) -> tuple[Image.Image, str]:
         # Pillow opens 16-bit files of two formats as 32-bit numbers. Of others nobody knows the white.
         if image.mode == 'I' and (image.format not in ('PNG', 'PPM') or low < 0 or high > 65535):
             raise ValueError('expected pixels of 8 or 16 bits, got 32-bit or signed ones; save it in 8 bits')
+        # Adding half of 257 rounds to the nearest, and needs more than 16 bits.
         grey, change = (pixels.astype(np.uint32) + 128) // 257, '16-bit'
     return Image.fromarray(grey.astype(np.uint8)).convert('RGB'), change
 
@@ -98,6 +99,7 @@ def _scaled(image: Image.Image) -> tuple[Image.Image, str]:
 def _on_white(image: Image.Image) -> tuple[Image.Image, str]:
     """Lay an image that may be transparent on white."""
     image = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
+    # Many opaque files carry an alpha channel, which is no reason to report a change.
     if image.getchannel('A').getextrema()[0] == 255:
         return image.convert('RGB'), ''
     paper = Image.new('RGBA', image.size, WHITE)

@@ -47,6 +47,7 @@ class Head(NamedTuple):
 
     def start(self, params) -> HeadState:
         """Return the state before the first step."""
+        # Rates do not shape an optimiser's state, so zeros stand in for them.
         opt = {part: chain.init(params[part]) for part, chain in self._chains((0.0, 0.0)).items()}
         return HeadState(params, opt, params if self.config.ema else None)
 
@@ -54,6 +55,7 @@ class Head(NamedTuple):
         """Return the state after a step with these gradients and the parts' learning rates [2]."""
         if self.config.fusion.clip:
             grads = clip(grads, self.config.fusion.clip)
+        # Each part is a chain of its own, because it has its own rate and state.
         params, opt = {}, {}
         for part, chain in self._chains(rates).items():
             updates, opt[part] = chain.update(grads[part], state.opt[part], state.params[part])
@@ -76,4 +78,5 @@ def join(head: Head | None, params, logits: jax.Array, features: list[jax.Array]
     if head is None:
         return logits
     fused = head.module.apply(params, logits, features, key)
+    # As one more row, the head is logged and evaluated as the members are.
     return jnp.concatenate([logits, fused[None]])

@@ -46,6 +46,7 @@ LOSSES = {
 
 def log_priors(counts: np.ndarray) -> np.ndarray:
     """Return log π [...,C] from training images of each class [...,C]; a class without any counts as one."""
+    # log 0 would make every logit of that class infinite.
     counts = np.maximum(counts, 1)
     return np.log(counts / counts.sum(-1, keepdims=True))
 
@@ -63,12 +64,14 @@ def make_loss(config: ConfigDict, counts: np.ndarray):
     A row more, the prediction of the coupling's head, has the loss of the first member.
     counts: training images of each class, [C] or [K,C].
     """
+    # Numbers become one row an output, so that one `vmap` serves members that differ.
     names = of_outputs(config, member_losses(config))
     smoothing, tau = (of_outputs(config, per_member(config, f)) for f in ('label_smoothing', 'tau'))
     log_prior = of_outputs(config, np.atleast_2d(log_priors(counts)))
     numbers = [jnp.array(n, jnp.float32) for n in (smoothing, tau, log_prior)]
 
     def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        # Most runs have one loss, which then costs nothing but itself.
         first, *others = dict.fromkeys(names.tolist())
         values = jax.vmap(LOSSES[first])(logits, labels, *numbers)
         # Not one member at a time: they may live on different devices.

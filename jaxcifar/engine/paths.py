@@ -38,6 +38,7 @@ def _parse(field: str, word: str, bare: float | None) -> Rule:
         raise UserError(f"{field}: expected rules like 'bias=64', got {word!r}")
     pattern, number = match.groups() if match else (word, str(bare))
     try:
+        # A bad expression fails here, where its field can be named, not while tracing.
         re.compile(pattern)
         rule = Rule(pattern, float(number))
     except (re.error, ValueError) as error:
@@ -79,4 +80,5 @@ def path_names(tree) -> list[str]:
 
 def path_name(path) -> str:
     """Write a JAX key path as 'stage/block/kernel'."""
+    # Keys of dicts hold their name in `key`; other keys print as they are.
     return '/'.join(str(getattr(k, 'key', k)) for k in path)

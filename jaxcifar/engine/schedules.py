@@ -35,6 +35,7 @@ def multistep(s: ConfigDict, epochs: int) -> optax.Schedule:
 def step_decay(s: ConfigDict, epochs: int) -> optax.Schedule:
     """Multiply by gamma every `step_size` epochs."""
     _at_least_one(s, 'step_size')
+    # Fractions of an epoch must not move a staircase.
     return lambda epoch: jnp.power(s.gamma, jnp.floor(epoch).astype(jnp.int32) // s.step_size)
 
 
@@ -99,6 +100,7 @@ def follow(config: ConfigDict, schedule: str, initial: list[float], steps_per_ep
         epoch = (step // steps_per_epoch).astype(jnp.float32)
         if s.per == 'step':
             epoch += step % steps_per_epoch / steps_per_epoch
+        # The first step counts as 1, or a rate of 0 would waste it.
         warmup = jnp.minimum((step + 1) / s.warmup_steps, 1.0) if s.warmup_steps else 1.0
         return rates * warmup * factor(epoch)
 

@@ -24,6 +24,7 @@ def choose(way: str, network: Network, count: int, platform: str) -> str:
         return 'loop'
     if way != 'auto':
         return way
+    # Kernels of convolutions have four axes, and the outputs are their last.
     shapes = [leaf.shape for leaf in jax.tree.leaves(network.shapes()['params'])]
     return 'one' if max(shape[-1] for shape in shapes if len(shape) == 4) <= WIDEST else 'loop'
 
@@ -52,6 +53,7 @@ def run_members(network: Network, way: str, train: bool, own_batches: bool, para
             {'params': params, 'batch_stats': stats}, images, keys
         )
         return logits, features, stats
+    # In a Python loop, not a `scan`, whose convolution gradients are far slower on a CPU.
     outputs = []
     for k, (own_params, own_stats) in enumerate(zip(unstack(params), unstack(stats))):
         variables = {'params': own_params, 'batch_stats': own_stats}
@@ -64,6 +66,7 @@ def run_members(network: Network, way: str, train: bool, own_batches: bool, para
 
 def stack(trees: list):
     """Join K trees to one tree with a leading axis K; on the host if the leaves are there."""
+    # Stacking on the host keeps fresh weights off the first device before they are placed.
     on_host = isinstance(jax.tree.leaves(trees[0])[0], np.ndarray)
     return jax.tree.map(lambda *leaves: (np if on_host else jnp).stack(leaves), *trees)
 

@@ -108,6 +108,7 @@ def build(
     _check_options(name, options)
 
     def module(train: bool, members_as: str = 'loop'):
+        # Evaluation has no batch statistics to synchronise, and may run outside the mesh.
         axis = axis_name if train else None
         layers = Layers(train, dtype, axis, dropout, drop_path, norm_momentum, members_as)
         return make(num_classes=num_classes, layers=layers, **options)
@@ -116,11 +117,13 @@ def build(
     if zero_init and zeroed is None:
         raise UserError(f'the blocks of {name} do not end in a norm: model.zero_init is not for it')
 
+    # One image is enough: no variable's shape depends on the batch.
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
 
     def shapes():
         return jax.eval_shape(module(train=False).init, jax.random.key(0), image)
 
+    # Only some networks fit variables to images; the others need none loaded.
     fit = getattr(module(train=False), 'fit', None)
 
     def feature_size() -> int:

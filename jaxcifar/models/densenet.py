@@ -53,6 +53,7 @@ class DenseNet(nn.Module):
                 maps.append(DenseLayer(self.growth, done / total, a, name=name)(maps))
                 done += 1
             x = jnp.concatenate(maps, -1)
+            # The head takes the last block's maps, so no transition follows it.
             if b < len(self.blocks):
                 x = nn.relu(a.norm(f'features_transition{b}_norm')(x))
                 x = a.conv(x.shape[-1] // 2, 1, name=f'features_transition{b}_conv')(x)

@@ -31,6 +31,7 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         a, hidden, y, i = self.layers, x.shape[-1] * self.expansion, x, 0
+        # Without expansion torchvision leaves this layer out, and its names move up by one.
         if self.expansion > 1:
             y = nn.relu6(a.norm('conv_0_1')(a.conv(hidden, 1, name='conv_0_0')(y)))
             i = 1
@@ -59,6 +60,7 @@ class MobileNetV2(nn.Module):
         block, total = 0, sum(n for _, _, n, _ in STAGES) - 1
         for stage, (t, c, n, s) in enumerate(STAGES):
             for i in range(n):
+                # Small images stay whole in the second stage too, or too few pixels would reach the last.
                 stride = s if i == 0 and (large or stage != 1) else 1
                 block += 1
                 x = InvertedResidual(c, t, stride, (block - 1) / total, a, name=f'features_{block}')(x)
