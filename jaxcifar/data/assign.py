@@ -32,6 +32,7 @@ class Split(NamedTuple):
     def fingerprint(self) -> str:
         """Return the sha256 of all indices, and of an own validation part, in hex."""
         digest = hashlib.sha256(self.own_validation.encode())
+        # Order counts: the same images in another order make another run.
         for indices in (self.train, self.validation, *self.parts.values()):
             # A fixed width and byte order give the same sum on every machine.
             digest.update(np.asarray(indices, '<i8').tobytes())

@@ -108,6 +108,7 @@ def count_rows(paths: str) -> int:
 def _read_files(paths: str) -> list[np.ndarray]:
     names = paths.split(',')
     files = [_read(Path(os.path.expanduser(name.strip()))) for name in names]
+    # Only a single file may hold several lists; of several files each is one member's.
     if len(files) == 1:
         return files[0]
     for name, rows in zip(names, files):
@@ -124,6 +125,7 @@ def _read(path: Path) -> list[np.ndarray]:
         content = READERS[path.suffix](path)
         if not isinstance(content, list):
             raise ValueError(f'expected a list of indices, got a {type(content).__name__}')
+        # An empty list is no list of lists; the check below names it.
         nested = bool(content) and all(isinstance(row, list) for row in content)
         rows = [np.array(row) for row in (content if nested else [content])]
         for row in rows:

@@ -167,6 +167,7 @@ def in_order(images, size: int, workers: int) -> Generator[np.ndarray]:
 
     from jaxcifar.data.stream import Reader
 
+    # A file that cannot be read may be replaced by any of its class.
     everything = np.arange(len(images))
     requests = ((0, everything[start : start + size]) for start in starts)
     loader = data_loader(Reader(images, [everything]), requests, workers)

@@ -74,6 +74,7 @@ def _cut(indices: np.ndarray, labels: np.ndarray, share: float, seed: int):
 
 def _cut_train(images: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Cut the images into 80, 8, 6 and 3 %. In any other order a class has one image left for two parts."""
+    # Each share is of what the cuts before it have left.
     images, _ = _cut(images, labels, 0.97, seed)
     tune, images = _cut(images, labels, 0.08 / 0.97, seed)
     images, calib = _cut(images, labels, 0.86 / 0.89, seed)
@@ -113,6 +114,7 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
 
 def _write(folder: Path, dataset, made_from: dict, drawn: dict[str, np.ndarray]):
     """Write the index files, then the manifest that vouches for them."""
+    # What the parts were made from is kept with them, so that other images are noticed.
     manifest: dict = {**made_from, 'parts': {}}
     files: dict[str, bytes] = {}
     for name, indices in drawn.items():

@@ -121,6 +121,7 @@ def check(config):
             user = 'split' if field == 'train' else 'data.validation'
             missing = f'{user}=file needs files.{field}'
             raise UserError(f'files.{field} is for {user}=file, not {wanted}' if given else missing)
+    # A member's id picks its row, so an id beyond the rows has no images.
     among = population(config)
     if among is not None and max(config.member_ids) >= among:
         where = 'files.train' if config.split == 'file' else 'experts.count'

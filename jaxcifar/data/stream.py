@@ -60,6 +60,7 @@ class Reader:
         """Read (epoch, indices): 'image', 'label', 'index', and what `ImageFiles.noted` takes out."""
         epoch, indices = request
         rows = [row.tolist() for row in np.atleast_2d(indices)]
+        # A worker cannot print or keep these for the run, so they travel with the batch.
         faults, converted = dict[int, str](), dict[int, str]()
         try:
             images = [
@@ -112,5 +113,6 @@ class Reader:
     def _candidates(self, index: int, pool: np.ndarray) -> Iterator[int]:
         """Yield the index itself, then the others of its class in order, the first after the last."""
         yield index
+        # The order by index is the same in every process.
         alike = np.sort(pool[self.files.labels[pool] == self.files.labels[index]])
         yield from np.concatenate([alike[alike > index], alike[alike < index]]).tolist()

@@ -63,6 +63,7 @@ def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransf
     # This factor follows the optimiser, since adamw would divide it out before.
     if _learns_scales(config):
         chain.append(optax.masked(optax.scale(config.ternary.scale_lr), _mask(is_scale)))
+    # Factors by path apply to the finished update, so they act as rates.
     if config.optimizer.rates:
         chain.append(scale_by_path(parse_rules('optimizer.rates', config.optimizer.rates)))
     # Rescaling comes last, because it adds to the finished update.

@@ -37,6 +37,7 @@ class Group(NamedTuple):
 def make_mesh(config: ConfigDict) -> Mesh:
     """Return a mesh of as many members side by side as all groups allow, the rest of the devices on data."""
     devices = jax.devices()
+    # Zero means all devices.
     count = config.devices or len(devices)
     if count > len(devices):
         raise UserError(f'devices={count}, but there are {len(devices)}')

@@ -104,6 +104,7 @@ def ternary_layers(config: ConfigDict, params) -> list[str]:
     """
     # Callers hold the tree either nested or already flat.
     flat = params if '/' in next(iter(params)) else flatten_dict(params, sep='/')
+    # Only kernels are matched: norms and biases are too few to be worth a code.
     kernels = [path for path in flat if path.endswith('/kernel')]
     found = [path for path in kernels if re.search(config.ternary.layers, path)]
     if not found:

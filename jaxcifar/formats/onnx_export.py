@@ -26,6 +26,7 @@ def _elementwise(operation: str) -> Callable:
 
 
 def _maximum(graph: Graph, eqn, a, b) -> str:
+    # A maximum with the number 0 is how a ReLU arrives here.
     if not isinstance(b, Tensor) and np.ndim(b) == 0 and b == 0:
         return graph.add('Relu', graph.operand(a))  # which runtimes fuse into the convolution before it
     return graph.add('Max', graph.operand(a), graph.operand(b))
@@ -86,6 +87,7 @@ def _slice(graph: Graph, eqn, x: Tensor) -> str:
     p = eqn.params
     steps = p['strides'] or (1,) * len(x.shape)
     cuts = zip(p['start_indices'], p['limit_indices'], steps, x.shape)
+    # Axes that are taken whole stay out, above all the batch, whose size is not known.
     axes = [a for a, (start, end, step, size) in enumerate(cuts) if (start, end, step) != (0, size, 1)]
     _require(eqn, len(x.shape) == 4 and 0 not in axes)
     columns = ([values[a] for a in axes] for values in (p['start_indices'], p['limit_indices']))
@@ -187,10 +189,12 @@ def _equation(graph: Graph, eqn, inputs: list) -> list:
     if not any(isinstance(value, (Tensor, Ternary)) for value in inputs):
         if name in FOLDS:
             return [FOLDS[name](*inputs, **eqn.params)]
+        # JAX computes what is rare enough that compiling it does not matter.
         outputs = eqn.primitive.bind(*inputs, **eqn.params)
         return list(outputs) if eqn.primitive.multiple_results else [outputs]
     if name not in PRIMITIVES:
         raise UserError(f'ONNX: no translation of {name} yet; it would be a line in {__name__}.PRIMITIVES')
+    # Every primitive with a translation has one output.
     (output,) = eqn.outvars
     return [Tensor(PRIMITIVES[name](graph, eqn, *inputs), output.aval.shape)]
 
@@ -207,6 +211,7 @@ def to_onnx(
       UserError: the function has an operation that is not in `PRIMITIVES`.
     """
     is_ternary = lambda leaf: isinstance(leaf, Ternary)  # noqa: E731
+    # The function is traced with floats, whatever form the kernels are kept in.
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((leaf.codes if is_ternary(leaf) else leaf).shape, np.float32),
         variables,

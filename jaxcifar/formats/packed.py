@@ -36,6 +36,7 @@ def pack(codes: np.ndarray, how: str) -> np.ndarray:
 def unpack(data, how: str, shape: tuple[int, ...], xp=np):
     """Return what `pack` was given, int8; `xp` is numpy, or jax.numpy within a compiled function."""
     if how == '2bit':
+        # Two bits a code: shifts by 0, 2, 4 and 6 give the four of a byte, first one lowest.
         digits = data[:, None] >> xp.arange(0, 8, 2, dtype=np.uint8) & np.uint8(3)
     else:
         digits = xp.asarray(TRITS)[data]  # twice as fast as dividing
@@ -106,6 +107,7 @@ def unpack_where_used(function: Callable) -> Callable:
         structure = jax.tree.structure(variables, is_leaf=_is_packed)
         shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
         image = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        # The jaxpr tells where each kernel is first used, which the function itself hides.
         jaxpr, output = jax.make_jaxpr(function, return_shape=True)(shapes, image)
         outputs = _evaluate(jaxpr.jaxpr, jaxpr.consts, [*leaves, images])
         return jax.tree.unflatten(jax.tree.structure(output), outputs)
@@ -135,6 +137,7 @@ def _evaluate(jaxpr: Jaxpr, consts, values) -> list:
             inputs = [_to_floats(v, after) if _is_packed(v) else v for v in inputs]
             bound = eqn.primitive.bind(*inputs, **eqn.params)
             outputs = bound if eqn.primitive.multiple_results else [bound]
+        # Values go by variable, whether they are packed or not.
         known.update(zip(eqn.outvars, outputs))
     return [a.val if isinstance(a, Literal) else known[a] for a in jaxpr.outvars]
 

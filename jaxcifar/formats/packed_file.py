@@ -29,6 +29,7 @@ REST = {'float32': '<f4', 'float16': '<f2'}
 def fold_norms(variables: dict) -> dict:
     """Turn batch norms into y = a·x + b: a and b are their new scale and bias; statistics are left out."""
     params, stats = flatten_dict(variables['params']), flatten_dict(variables['batch_stats'])
+    # Only norms have a variance, so it tells where they are.
     for path in [p[:-1] for p in stats if p[-1] == 'var']:
         mean, var = (np.asarray(stats.pop((*path, name)), np.float64) for name in ('mean', 'var'))
         # Products in float64 leave one rounding, that of the result.
@@ -44,6 +45,7 @@ def unfold_norms(variables: dict) -> dict:
     for path, scale in flatten_dict(variables['params']).items():
         if path[-1] == 'scale':
             stats[*path[:-1], 'mean'] = np.zeros_like(scale)
+            # The norm adds ε again, so that the root is that of 1.
             stats[*path[:-1], 'var'] = np.full_like(scale, 1 - BatchNorm.epsilon)
     return {'params': variables['params'], 'batch_stats': unflatten_dict(stats)}
 
@@ -87,6 +89,7 @@ def write(path: Path, about: dict, variables: dict, how: str = 'trits', rest: st
         raise UserError(
             'no kernel is ternary: this run has another view; use --format safetensors or release'
         )
+    # Tensors have no offsets: their order, shapes and kinds say where each one lies.
     header = {'about': about, 'rest': rest, 'folded': fold, 'tensors': tensors}
     text = json.dumps(header, separators=(',', ':')).encode()
     body = b''.join([text, *parts])
@@ -102,6 +105,7 @@ def read(path: Path) -> tuple[dict, dict]:
     if len(data) < START.size:
         raise UserError(f'{path} is damaged: it ends after {len(data)} bytes')
     _, version, length, digest = START.unpack_from(data)
+    # A newer version may sum its bytes in another way, so it is told first.
     if version != VERSION:
         raise UserError(f'{path} is of version {version}; this jaxcifar reads version {VERSION}')
     # The sum is checked before anything is parsed, so that damage has one message.

@@ -62,6 +62,7 @@ def differences(state: Mapping[str, Any], shapes) -> dict[str, list[str]]:
     for path, leaf in flatten_dict(shapes).items():
         expected[torch_name(path)] = tuple(leaf.shape[axis] for axis in _axes(leaf.ndim))
     given = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(COUNTER)}
+    # Names that only one side has are told as missing or extra already.
     differ = sorted(name for name in expected.keys() & given.keys() if expected[name] != given[name])
     faults = {
         'missing': sorted(expected.keys() - given.keys()),

@@ -120,6 +120,7 @@ class ResNet(nn.Module):
         a, preact = self.layers, self.block is PreActBlock
         if self.stem == 'imagenet':
             x = nn.relu(a.norm('bn1')(a.conv(self.width, 7, 2, name='conv1')(x)))
+            # The padding is torch's, one pixel on each side; Flax's 'SAME' would pad one side only.
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         else:
             x = a.conv(self.width, 3, name='conv1')(x)

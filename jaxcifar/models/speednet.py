@@ -48,6 +48,7 @@ def whitening_filters(images: np.ndarray, count: int, epsilon: float = 5e-4) -> 
     # `eigh` sorts upwards, and every filter has its negative, so half the count is needed.
     largest = np.argsort(values)[::-1][: count // 2]
     filters = vectors[:, largest] / np.sqrt(values[largest] + epsilon)
+    # A GELU would lose the negative half of each component.
     both = np.concatenate([filters, -filters], axis=1)
     return both.reshape(PATCH, PATCH, images.shape[-1], -1).astype(np.float32)
 
@@ -58,6 +59,7 @@ def halve(x: jax.Array) -> jax.Array:
     Its gradient is elementwise, which takes a tenth of the time of `nn.max_pool`'s on a CPU.
     """
     batch, height, width, channels = x.shape
+    # A reshape into 2x2 blocks needs even sides.
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
 

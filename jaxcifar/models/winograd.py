@@ -89,6 +89,7 @@ def _transform(matrix: Matrix, grid):
         # The coefficients are almost all 0 or ±1, so sums beat a product of matrices.
         return [sum(c * part for c, part in zip(row, parts) if c) for row in matrix]
 
+    # Left and right products are the same sums, taken along columns and then along rows.
     columns = [times(column) for column in zip(*grid)]
     return [times(row) for row in zip(*columns)]
 
@@ -101,6 +102,7 @@ def _stack(grid) -> jax.Array:
 def _tiles(x):
     """4x4 entries [B,H/2,W/2,C], one for each pixel of a tile; neighbours overlap by two."""
     _, height, width, _ = x.shape
+    # The convolution's own padding; even sizes then split into tiles without a rest.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return [[x[:, i : i + height : 2, j : j + width : 2] for j in range(4)] for i in range(4)]
 
