@@ -231,6 +231,8 @@ def _finish(
     sparsity.record(session, workdir, scored, result)
     results.log(session, progress, scored, workdir, logger)
     keeper.checkpoints.wait()
+    # What only deleted checkpoints could have come back to goes with them.
+    keeper.best.prune(keeper.checkpoints.steps())
     # With results.json the run is over: all else must be on disk before it.
     result['metrics_length'] = logger.flush()
     results.write(workdir, result)

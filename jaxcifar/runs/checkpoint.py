@@ -58,8 +58,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the complete checkpoints, oldest first, as they lie on disk."""
-        # Without its seal a checkpoint cannot be checked, and so does not count. Orbax's own list will not do:
-        # it lacks what is to be deleted once a save is whole, and stays where that save fails.
+        # Without its seal a checkpoint cannot be checked, and so does not count. Orbax's own list will not
+        # do: it lacks what is deleted once a save is whole, and what stays where that save fails.
         return sorted(int(path.parent.name) for path in self.folder.glob(f'[0-9]*/{SEAL}'))
 
     def save(self, step: int, state: TrainState, meta: dict):

@@ -97,6 +97,9 @@ def lost_best(best: BestWeights, session: Session, progress: Progress) -> str | 
         step = int(progress.selection.best_epoch[k]) * progress.epoch_steps
         # The parts of a head are kept whenever the members are.
         for name in [member, *head_parts(session.config)] if step else ():
+            # A state that was saved in mid-evaluation will choose the stamp of its own step again.
+            if progress.pending and progress.step in best.steps(name):
+                continue
             if step not in best.steps(name):
                 return f'{best.folder / name / f"{step}.npz"}, the best weights so far, is gone'
             try:

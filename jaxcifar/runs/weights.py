@@ -87,9 +87,8 @@ class BestWeights:
         """Delete what none of these checkpoints can come back to."""
         oldest = min(checkpoints, default=0)
         for member in self.folder.glob('*'):
-            # The newest stamp before the oldest checkpoint stays. That one may still be restored, and where
-            # it was saved in mid-evaluation, it knows nothing of a stamp of its own step.
-            for stamp in [s for s in self.steps(member.name) if s < oldest][:-1]:
+            # The newest stamp of the oldest checkpoint stays: that one may still be restored.
+            for stamp in [s for s in self.steps(member.name) if s <= oldest][:-1]:
                 self._file(member.name, stamp).unlink(missing_ok=True)
 
     def _file(self, member: str, step: int) -> Path:
