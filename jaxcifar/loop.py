@@ -71,7 +71,7 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
         feed = stack.enter_context(contextlib.closing(_feed(session, progress.step)))
         terminated.can_save = True
         if progress.step:
-            keeper.save(state, progress, logger)  # what was taken over from another workdir
+            keeper.save(state, progress, logger)  # a takeover is saved; a resumed run has this step already
 
         while True:
             # Evaluate, where an epoch is over. If SIGTERM comes before the end, none of it has happened.

@@ -87,7 +87,8 @@ class TrainStep:
             batch = self.population.copy_for_each(batch)
         keys = self._keys(AUGMENT, step, of_members=batch['image'].ndim == 5)
         images, targets = self.augment(keys, batch, step // self.epoch_steps)
-        # Labels that all share stay so: no device has to send another its members'.
+        # Labels that all share stay so: no device has to send another its members'. Mixed labels never get
+        # here: `resolve` refuses augment_each with mixup or cutmix.
         return images, Targets(labels) if each else targets
 
     def _keys(self, purpose: int, step: jax.Array, of_members: bool) -> jax.Array:

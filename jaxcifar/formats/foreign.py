@@ -1,8 +1,6 @@
 """Read weights that others saved: a state_dict in a file of PyTorch or of safetensors, for a network of ours.
 
-Training scripts put weights among other things, and wrappers of modules put prefixes before their names.
-Both are taken off. Layers are told by torchvision's names, and the classifier, whose name each script
-chooses anew, by being the only dense layer.
+Wrappers and prefixes are taken off. The classifier, which each script names anew, is the only dense layer.
 """
 
 import io
@@ -23,14 +21,13 @@ from jaxcifar.machine.errors import UserError
 from jaxcifar.models import CHOICES, NETWORKS, build, has_choice
 
 ENDINGS = ('.pt', '.pth', '.pth.tar', '.th', '.ckpt', '.bin', '.safetensors')
-# Where training scripts keep weights among other things. An average of them comes after the weights.
+# Where training scripts keep weights; an average of them comes after.
 WRAPPERS = ('model_state_dict', 'state_dict', 'model', 'net', 'network', 'module', 'weights', 'params',
             'state_dict_ema', 'model_ema', 'ema')  # fmt: skip
 PREFIXES = re.compile(r'(module|model|backbone|net)\.')  # DataParallel's, and usual names of an attribute
 COMPILED = '_orig_mod.'  # torch.compile's, which may stand before any part of a name
 OLD_DENSENET = re.compile(r'(denselayer\d+\.(norm|conv))\.(\d)')  # norm.1, as in torchvision's own files
-DEEPEST = 4  # wrappers within wrappers
-CLOSEST = 3  # networks of which all options are tried
+DEEPEST, CLOSEST = 4, 3  # wrappers within wrappers; networks of which all options are tried
 OLD_PICKLES = 4  # before torch 1.6: a number, a version, the machine, and the object
 
 
