@@ -100,8 +100,7 @@ def build(
     dropout, drop_path: rates of dropout within blocks, and of stochastic depth at the last block.
     init: 'he' or 'torch' (see `layers.initialise`); zero_init: norms that end a block begin at 0.
     norm_momentum: share of the old in the running statistics of norms.
-    options: what only some networks have: shortcut 'A' or 'B', stem 'cifar' or 'imagenet', whitening 'bias';
-        in code also the other fields of their modules.
+    options: shortcut, stem or whitening, where a network has them; in code any field of its module.
     """
     make = lookup('network', NETWORKS, name)
     scheme = lookup('model.init', SCHEMES, init)
@@ -116,19 +115,17 @@ def build(
     zeroed = module(train=False).last_norm if zero_init else None
     if zero_init and zeroed is None:
         raise UserError(f'the blocks of {name} do not end in a norm: model.zero_init is not for it')
-
     # One image is enough: no variable's shape depends on the batch.
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-
-    def shapes():
-        return jax.eval_shape(module(train=False).init, jax.random.key(0), image)
 
     # Only some networks fit variables to images; the others need none loaded.
     fit = getattr(module(train=False), 'fit', None)
 
+    def shapes():
+        return jax.eval_shape(module(train=False).init, jax.random.key(0), image)
+
     def feature_size() -> int:
-        (_, features), _ = jax.eval_shape(lambda v, x: apply(v, x, False), shapes(), image)
-        return features.shape[-1]
+        return jax.eval_shape(lambda v, x: apply(v, x, False), shapes(), image)[0][1].shape[-1]
 
     def draw(seed: tuple[int, ...], images: np.ndarray | None = None):
         variables = initialise(shapes(), seed, scheme, zeroed)
