@@ -1,6 +1,5 @@
 """What an older version wrote is read, evaluated, gone on with and published as it was then."""
 
-import hashlib
 import json
 import shutil
 
@@ -24,15 +23,6 @@ def folder(tmp_path, monkeypatch, tiny_networks):
     monkeypatch.chdir(tmp_path)
     old.write_data(tmp_path)
     return tmp_path
-
-
-def sha(arrays: dict) -> str:
-    """Of names, types, shapes and bytes, as tests/old/make.py takes it."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        a = np.asarray(arrays[name])
-        digest.update(f'{name} {a.dtype} {a.shape} '.encode() + a.tobytes())
-    return digest.hexdigest()
 
 
 def known(found, expected):
@@ -65,10 +55,10 @@ def test_a_run_that_was_stopped_goes_on(folder, monkeypatch, capsys):
     run, expected, step = folder / 'stopped', EXPECTED['stopped'], old.STOPPED_AT
     kept = contents(run, 'metrics.csv', 'best/*/*')
     arrays = {jax.tree_util.keystr(p): a for p, a in jax.tree.leaves_with_path(state(run, step))}
-    assert checkpoints(run)[-1] == meta(run, step)['step'] == step and sha(arrays) == expected['state']
+    assert checkpoints(run)[-1] == meta(run, step)['step'] == step and old.sha(arrays) == expected['state']
     words = '--checkpoint', step, '--output', 'arrays'
     old.command(monkeypatch, 'export', '--workdir', run, '--format', 'safetensors', *words)
-    weights = {p.stem: sha(load_file(p)) for p in (folder / 'arrays').glob('*.safetensors')}
+    weights = {p.stem: old.sha(load_file(p)) for p in (folder / 'arrays').glob('*.safetensors')}
     assert weights == expected['weights']  # to the bit
 
     again = shutil.copytree(run, folder / 'again')

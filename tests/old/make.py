@@ -16,7 +16,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from jaxcifar.train import Run
 from safetensors.numpy import load_file
@@ -27,21 +26,12 @@ from tests import old, processes
 from tests.steps import Tiny
 
 
-def sha(arrays: dict) -> str:
-    """Of names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        a = np.asarray(arrays[name])
-        digest.update(f'{name} {a.dtype} {a.shape} '.encode() + a.tobytes())
-    return digest.hexdigest()
-
-
 def state_sha(workdir: Path) -> str:
     """Of the newest checkpoint's arrays."""
     import jax
 
     tree = processes.state(workdir.absolute(), processes.checkpoints(workdir)[-1])
-    return sha({jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)})
+    return old.sha({jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)})
 
 
 def scrub(workdir: Path):
@@ -110,7 +100,7 @@ def main():
     pack('stopped', 'stopped')
     words = '--checkpoint', old.STOPPED_AT, '--output', 'arrays'
     old.command(patch, 'export', '--workdir', 'stopped', '--format', 'safetensors', *words)
-    arrays = {p.stem: sha(load_file(p)) for p in Path('arrays').glob('*.safetensors')}
+    arrays = {p.stem: old.sha(load_file(p)) for p in Path('arrays').glob('*.safetensors')}
     state = state_sha(Path('stopped'))
     shutil.rmtree('stopped')
     old.unpack('stopped', folder)
