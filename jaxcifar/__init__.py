@@ -9,18 +9,39 @@ __version__ = '0.1.0'
 refuse_other_modules()
 
 
-def train(config, workdir) -> dict:
-    """Train, or go on training, in `workdir`, and return what its results.json holds.
+def train(config, workdir=None, **fields):
+    """Train, or go on training, in `workdir`, and return the run: train('mutual:resnet32', members=4).
 
-    See `jaxcifar.loop.train`.
+    config: a shipped config's name or a config file, 'quickstart' or 'mine.py:argument', or a `ConfigDict`.
+    workdir: where the run is kept; a new folder of runs/ without it, which a line names.
+    fields: changes by the names that the command line takes without its dashes: lr=.05. A name with a dot is
+      written **{'fusion.dropout': .1}.
+
+    The run has `history`, `results`, `config`, `workdir` and `load()`, and is also the dict of its
+    results.json: see `jaxcifar.run.Run`. Raises `UserError` for what the user can mend.
     """
+    from jaxcifar.config import command_line
+    from jaxcifar.run import Run
+
+    config, workdir = command_line.chosen(config, workdir, fields)
+    # JAX takes a second: not before the config is right.
     from jaxcifar import loop
 
-    return loop.train(config, workdir)
+    return Run(workdir, loop.train(config, workdir))
+
+
+def open(workdir):
+    """Return the run in a folder, finished or not, as `train` does.
+
+    Raises `UserError` where there is none.
+    """
+    from jaxcifar.run import Run
+
+    return Run(workdir)
 
 
 def load(path, member=None):
-    """Return trained networks as a function of uint8 images [B,H,W,3].
+    """Return trained networks: predict(images) names what is on them; they are also a function of images.
 
     See `jaxcifar.export.classifier.load`.
     """

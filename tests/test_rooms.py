@@ -21,7 +21,7 @@ ROOMS = {
     'commands': 'export report runs formats engine data augment models config machine',
 }
 # What commands import of one another.
-DOORS = {('', 'loop'), ('main', 'loop'), ('loop', 'calibrate')}
+DOORS = {('', 'loop'), ('', 'run'), ('main', 'loop'), ('loop', 'calibrate')}
 WITHOUT_JAX = {'machine.errors', 'machine.command', 'machine.memory', 'machine.files', 'config', 'report'}
 WITHOUT_JAX |= {'data.gather', 'data.stream', 'data.files', 'data.vision'}  # workers import these
 

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import fields as config_fields
-from jaxcifar.config import shipped
+from jaxcifar.config import shipped, short
 from jaxcifar.config.old_flags import translated
 from jaxcifar.machine.errors import UserError, unknown
 from jaxcifar.machine.text import show
@@ -38,6 +38,25 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
         raise UserError('--config and --workdir must both be given; see python -m jaxcifar.main --help')
     if not isinstance(config, ConfigDict):
         raise UserError(f"the config file's get_config() must return a ConfigDict, got {show(config)}")
+    return config, Path(workdir)
+
+
+def chosen(config, workdir, fields: Mapping) -> tuple[ConfigDict, Path]:
+    """Return (config, workdir) of a call from Python: `config` is a `ConfigDict`, or what --config takes.
+
+    fields: as for `short.changed`. Without a workdir a line names the new one.
+    """
+    name = config if isinstance(config, (str, Path)) else ''
+    if name:
+        # Config files import each other, as on the command line.
+        shipped.be_importable()
+        config, _ = parse(['jaxcifar.train', f'--config={name}', '--workdir=unused'])
+    elif not isinstance(config, ConfigDict):
+        raise UserError(f"expected a config's name, a file or a ConfigDict, got {show(config)}")
+    config = short.changed(config, fields) if fields else config
+    if workdir is None:
+        workdir = short.new_workdir(str(name) or f'{config.network}-{config.dataset}')
+        print(f'workdir: {workdir}', flush=True)
     return config, Path(workdir)
 
 
@@ -98,9 +117,10 @@ def _missing_file(argv: list[str]) -> UserError | None:
     for path in re.findall(r'(\S+\.py)\b', ' '.join(argv[1:]).replace('=', ' ')):
         if not Path(path).exists():
             return unknown('config', path, [f'configs/{name}.py' for name in shipped.names()])
-    for before, config in pairwise(argv):
-        name = config.partition(':')[0]
-        if before == '--config' and not Path(name).exists():
+    given = [word for before, word in pairwise(argv) if before == '--config']
+    given += [word.removeprefix('--config=') for word in argv if word.startswith('--config=')]
+    for name in (config.partition(':')[0] for config in given):
+        if not Path(name).exists():
             return unknown('config', name, shipped.names())
     return None
 

@@ -49,4 +49,4 @@ def _complete(config: str) -> str:
 
 def be_importable():
     """Let config files find each other: those of the current folder first, then the shipped ones."""
-    sys.path[:0] = ['', str(ROOT)]
+    sys.path[:0] = [folder for folder in ('', str(ROOT)) if folder not in sys.path]

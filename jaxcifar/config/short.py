@@ -1,8 +1,12 @@
 """Read the short form of a training's command line: CONFIG --members 4 --lr .05."""
 
+import copy
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from jaxcifar.config.fields import FIELDS
 from jaxcifar.config.old_flags import is_old, translated
@@ -32,6 +36,29 @@ def spell_out(words: list[str]) -> list[str]:
     flags = {_field(flag): value for flag, value in given_flags}
     flags.setdefault('--workdir', str(new_workdir(positional[0])))
     return [f'--config={positional[0]}', *(f'{flag}={value}' for flag, value in flags.items())]
+
+
+def changed(config: ConfigDict, values: Mapping) -> ConfigDict:
+    """Return a copy of the config with fields set by the same names, {'lr': .05, 'fusion.dropout': .1}.
+
+    Numpy's numbers and arrays, and lists, become Python's numbers and tuples. Raises `UserError` for what is
+    no field, or no value of it.
+    """
+    config = copy.deepcopy(config)
+    for name, value in values.items():
+        if is_old(name) and not _meant(name) and (old := translated([f'--{name}', str(value)])):
+            raise old
+        field = _only(name, '{}')
+        declared = FIELDS[field]
+        value = value.tolist() if hasattr(value, 'tolist') else value
+        value = tuple(value) if isinstance(value, list) else value
+        # A field without a default is filled in later, and may be asked to be.
+        if value is not None or declared.default is not None:
+            declared.check(field, value)
+        # The command line reads 1 as the float 1.0 too, where a field takes one float.
+        is_float = declared.type is float and isinstance(value, int) and not declared.shape
+        config.update_from_flattened_dict({field: float(value) if is_float else value})
+    return config
 
 
 def new_workdir(config: str) -> Path:
@@ -64,14 +91,18 @@ def _split(words: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
 
 def _field(flag: str) -> str:
     """Return the long spelling of a flag, --config.optimizer.momentum of momentum."""
-    if flag in PASSED_ON:
-        return f'--{flag}'
-    meant = _meant(flag)
-    if len(meant) == 1:
-        return f'--config.{meant[0]}'
-    if meant:
-        raise UserError(f'--{flag} is in several groups: expected {" or ".join(f"--{m}" for m in meant)}')
-    raise unknown('field', flag.removeprefix('config.'), FIELDS)
+    return f'--{flag}' if flag in PASSED_ON else f'--config.{_only(flag, "--{}")}'
+
+
+def _only(name: str, spelling: str) -> str:
+    """Return the field that a name means; `UserError` where it means none or several, in this spelling."""
+    meant = _meant(name)
+    if len(meant) > 1:
+        several = ' or '.join(spelling.format(field) for field in meant)
+        raise UserError(f'{spelling.format(name)} is in several groups: expected {several}')
+    if not meant:
+        raise unknown('field', name.removeprefix('config.'), FIELDS)
+    return meant[0]
 
 
 def _meant(flag: str) -> list[str]:

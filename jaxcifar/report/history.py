@@ -1,0 +1,45 @@
+"""Read a run's tables as arrays: what `run.history` gives."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxcifar.machine.errors import UserError
+from jaxcifar.report.runs import read_csv, reads, to_float
+
+ABOUT = ('epoch', 'step', 'member', 'split', 'checkpoint')  # columns that say what a row is about
+History = dict[str, dict[str, np.ndarray]]
+
+
+def read_history(workdir: Path) -> tuple[list[str], History]:
+    """Return (the K names of all that predicts, {split: {column: array}}) of a run that has begun.
+
+    Each split has `epoch` and `step` [E], and its other columns as float64 [K,E], NaN where a name has no
+    number. The chosen weights have no rows of their own here; `timing` has columns [E]. Raises `UserError`
+    where there is no metrics.csv, or it is damaged.
+    """
+    if not (workdir / 'metrics.csv').is_file():
+        raise UserError(f'{workdir} is not a run folder: it has no metrics.csv')
+    with reads(workdir):
+        rows = [row for row in read_csv(workdir / 'metrics.csv') if row['checkpoint'] != 'best']
+        names = list(dict.fromkeys(row['member'] for row in rows))
+        splits = list(dict.fromkeys(row['split'] for row in rows))
+        history = {s: _columns([row for row in rows if row['split'] == s], names) for s in splits}
+        timing = read_csv(workdir / 'timing.csv')
+        numbers = [name for name in (timing[0] if timing else {}) if name != 'timestamp']
+        history['timing'] = {name: np.array([to_float(row[name]) for row in timing]) for name in numbers}
+    return names, history
+
+
+def _columns(rows: list[dict[str, str]], names: list[str]) -> dict[str, np.ndarray]:
+    """Return the columns of one split's rows; those in which nobody has a number are left out."""
+    # After a resume an epoch may stand twice: the later row counts.
+    of = {(row['member'], to_float(row['epoch'])): row for row in rows}
+    steps = {to_float(row['epoch']): to_float(row['step']) for row in rows}
+    epochs = sorted(steps)
+    columns = {'epoch': np.array(epochs), 'step': np.array([steps[epoch] for epoch in epochs])}
+    for column in (name for name in rows[0] if name not in ABOUT):
+        cells = [[to_float(of.get((name, epoch), {}).get(column, '')) for epoch in epochs] for name in names]
+        if not np.isnan(cells).all():
+            columns[column] = np.array(cells)
+    return columns

@@ -1,0 +1,69 @@
+"""Hold a run in its folder: what `jaxcifar.train` and `jaxcifar.open` return. Without JAX."""
+
+from functools import cached_property
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxcifar.config import saved
+from jaxcifar.machine.text import percent
+from jaxcifar.report import runs
+from jaxcifar.report.history import History, read_history
+
+
+class Run(dict):
+    """Give the numbers, the config and the networks of a run; as a dict it is what results.json holds.
+
+    Attributes:
+      workdir: the run's folder.
+      results: what its results.json holds: the test scores of a finished run, {} before its end.
+    """
+
+    def __init__(self, workdir: str | Path, results: dict | None = None):
+        """Open a workdir; its files are read when they are asked for, and results where none are given."""
+        self.workdir = Path(workdir)
+        self.results: dict = runs.load([self.workdir])[0].results if results is None else results
+        # Whoever indexes what training returned goes on doing so.
+        super().__init__(self.results)
+
+    @cached_property
+    def config(self) -> ConfigDict:
+        """Return every field, resolved."""
+        return saved.load(self.workdir / 'config.json')
+
+    @property
+    def names(self) -> list[str]:
+        """Return the K names of all that predicts: the members and, of a fused run, 'fused' as the last."""
+        return self._tables[0]
+
+    @property
+    def history(self) -> History:
+        """Return the numbers of every epoch, history['validation']['accuracy'], [K,E].
+
+        Each split of metrics.csv (train, validation, test) has `epoch` [E] and its columns; `timing` has
+        seconds and images a second. See `jaxcifar.report.history.read_history`.
+        """
+        return self._tables[1]
+
+    def load(self, member=None):
+        """Return the trained networks, as `jaxcifar.load` does."""
+        # Only this needs JAX.
+        from jaxcifar.export.classifier import load
+
+        return load(self.workdir, member)
+
+    def __repr__(self) -> str:
+        if not self.results:
+            return f'Run({str(self.workdir)!r}, unfinished)'
+        weights = 'best' if 'best' in self.results['mean'] else 'last'
+        fused = self.results.get('fusion', {}).get(weights)
+        mean, std = (self.results[kind][weights]['accuracy'] for kind in ('mean', 'std'))
+        several = len(self.results['members']) > 1
+        score = f'fused {percent(fused["test"]["fused"]["accuracy"])}' if fused else percent(
+            mean, std if several else None
+        )  # fmt: skip
+        return f'Run({str(self.workdir)!r}, test accuracy {score}, {weights} weights)'
+
+    @cached_property
+    def _tables(self) -> tuple[list[str], History]:
+        return read_history(self.workdir)

@@ -1,0 +1,87 @@
+"""What Python gets: `jaxcifar.train` and `open`, and the run that they return."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import jaxcifar
+from jaxcifar.config.command_line import parse
+from jaxcifar.machine.errors import UserError
+from tests.processes import ROOT
+
+
+@pytest.fixture
+def small(small_npz, tiny_networks, tmp_path, monkeypatch) -> dict:
+    """Fields that make any config a training of a second, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return {
+        'dataset': f'npz:{small_npz}', 'network': 'linear', 'devices': 1, 'epochs': 2, 'batch_size': 32,
+        'augment': 'none', 'shortcut': '', 'validation_size': 16, 'tensorboard': False,
+        'eval.batch_size': 40,
+    }  # fmt: skip
+
+
+def test_importing_the_package_imports_nothing_large():
+    code = "import sys, jaxcifar; assert not {'jax', 'torch', 'absl'} & set(sys.modules), sys.modules"
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_a_run_is_trained_by_name_and_its_numbers_are_arrays(small, tmp_path, capsys):
+    run = jaxcifar.train('mutual:resnet32', members=2, lr=np.array([0.1, 0.05]), **small)
+    assert run.workdir.parent.name == 'runs' and f'workdir: {run.workdir}' in capsys.readouterr().out
+    assert run.config.optimizer.lr == (0.1, 0.05) and run.config.coupling == 'mutual'
+    assert run.names == ['0_linear', '1_linear']
+    with open(run.workdir / 'metrics.csv') as file:
+        rows = [row for row in csv.DictReader(file) if row['checkpoint'] == 'last']
+    for split in ('train', 'validation', 'test'):
+        columns = run.history[split]
+        for row in (row for row in rows if row['split'] == split):
+            k, e = run.names.index(row['member']), columns['epoch'].tolist().index(float(row['epoch']))
+            assert columns['accuracy'][k, e] == float(row['accuracy']) and columns['step'][e] == int(
+                row['step']
+            )
+    assert run.history['train']['kl'].shape == (2, 2) and run.history['timing']['seconds'].shape == (2,)
+    # As a dict it is results.json, for whoever indexes what training returned.
+    assert run == run.results == json.loads((run.workdir / 'results.json').read_text())
+    assert 'test accuracy' in repr(run) and run.load(1).names == ['1_linear']
+    again = jaxcifar.open(run.workdir)
+    assert again == run and again.history['train']['loss'].tolist() == run.history['train']['loss'].tolist()
+    (run.workdir / 'results.json').unlink()
+    assert jaxcifar.open(run.workdir) == {} and 'unfinished' in repr(jaxcifar.open(run.workdir))
+
+
+def test_a_config_of_ones_own_is_trained_as_before(small, config, tmp_path):
+    run = jaxcifar.train(config, tmp_path / 'run', network='linear', epochs=1)
+    assert run['epoch'] == 1 and run.workdir == tmp_path / 'run'
+    assert (config.network, config.epochs) == ('resnet8', 2)  # the fields went into a copy
+
+
+@pytest.mark.parametrize(
+    ('config', 'fields', 'message'),
+    [
+        ('quickstart', {'dropout': 0.1}, 'in several groups: expected model.dropout or fusion.dropout'),
+        ('quickstart', {'epoch': 3}, "unknown field 'epoch'; did you mean 'epochs'?"),
+        ('quickstart', {'lr': '.1'}, 'optimizer.lr must be a number, or one for each member, got .1'),
+        ('quickstart', {'wd': 0.1}, 'write --config.optimizer.weight_decay=0.1 for --wd 0.1'),
+        ('quckstart', {}, "unknown config 'quckstart'; did you mean 'quickstart'?"),
+        (3, {}, "expected a config's name, a file or a ConfigDict, got 3"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_in_one_line(config, fields, message, tmp_path):
+    with pytest.raises(UserError) as caught:
+        jaxcifar.train(config, tmp_path / 'run', **fields)
+    assert message in str(caught.value) and not (tmp_path / 'run').exists()
+
+
+def test_a_command_line_is_the_one_that_is_given(monkeypatch):
+    monkeypatch.setattr('sys.argv', ['other', '--config=mutual', '--config.epochs=7', '--config.members=9'])
+    for words in (
+        ['--config=quickstart', '--config.epochs=3'],
+        ['--config', 'quickstart', '--config.epochs=3'],
+    ):
+        config, workdir = parse(['this', '--workdir=here', *words])
+        assert (config.coupling, config.epochs, config.members, str(workdir)) == ('none', 3, 3, 'here')
