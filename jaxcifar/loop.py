@@ -79,16 +79,19 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
             if progress.pending:
                 seconds, rate = _log_time(clock, progress, logger)
                 row = _training_means(session, keeper, state, progress)
-                validated = _validate(session, evaluation, state, progress)
+                with clock.waiting('evaluation'):
+                    validated = _validate(session, evaluation, state, progress)
                 logger.write(progress.epoch, progress.step, 'train', row)
-                row |= _choose(session, keeper, state, progress, validated, logger, console)
+                with clock.waiting('saving'):
+                    row |= _choose(session, keeper, state, progress, validated, logger, console)
                 state = with_active(session, state, progress, sums=new_sums(session.config))
                 progress.pending, progress.lr = False, None
                 console.epoch(progress.epoch, session.config.epochs, _shown(session, row), seconds, rate)
 
             # Save, and leave when all is done or SIGTERM came.
             if progress.save_is_due(session):
-                keeper.save(state, progress, logger)
+                with clock.waiting('saving'):
+                    keeper.save(state, progress, logger)
             poll()
             if not progress.goes_on(session):
                 break
@@ -171,7 +174,7 @@ def _log_time(clock: Clock, progress: Progress, logger) -> tuple[float, float]:
     """
     seconds, rate = clock.stop()
     if seconds:
-        logger.write_timing(progress.epoch, progress.step, seconds, rate)
+        logger.write_timing(progress.epoch, progress.step, seconds, rate, clock.waits())
     return seconds, rate
 
 
@@ -226,6 +229,7 @@ def _finish(
     validated: logits of the last weights, by the names of the images, which need not be evaluated again.
     """
     workdir = keeper.workdir
+    keeper.wait_for_best()  # their results are read from disk
     scored = results.score(evaluation, workdir, state, progress, validated)
     result = results.summarise(session, progress, scored)
     sparsity.record(session, workdir, scored, result)

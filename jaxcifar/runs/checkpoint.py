@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -36,14 +37,16 @@ class Checkpoints:
 
     Saving is asynchronous: the arrays are copied off the devices, and written while training goes
     on. A step is complete when it is sealed; older ones are deleted after that. Where one alone is kept,
-    there is none to fall back on when it is damaged.
+    there is none to fall back on when it is damaged. `before_seal()` waits for whatever else a checkpoint
+    needs on disk.
     """
 
-    def __init__(self, workdir: Path, keep: int):
+    def __init__(self, workdir: Path, keep: int, before_seal: Callable[[], None] = lambda: None):
         self.folder = (workdir / 'checkpoints').absolute()
         self._damaged = self.folder.parent / 'damaged'
         self._replaced = self.folder.parent / 'replaced'
         self._keep = keep
+        self._before_seal = before_seal
         self._saving = 0
         self.set_aside: list[int] = []  # steps whose files were damaged
         self._manager = self._open()
@@ -90,6 +93,7 @@ class Checkpoints:
         # Only the items are sealed: orbax may still write files of its own beside them.
         items = [p for item in ('state', 'meta') for p in (folder / item).rglob('*') if p.is_file()]
         sums = json.dumps({str(p.relative_to(folder)): sha256(p) for p in items})
+        self._before_seal()
         write_text(folder / SEAL, sums)
 
     def wait(self):

@@ -2,6 +2,8 @@
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from rich.console import Console as Terminal
@@ -20,6 +22,7 @@ from jaxcifar.runs.session import Session
 from jaxcifar.runs.sparsity import describe
 
 SETTLED = 10  # steps after which a rate means something
+WAITS = 'evaluation', 'saving'  # what training waits for between epochs
 HEARTBEAT = 300.0  # seconds between lines within an epoch, in a log file
 COLUMNS = ('epoch', 'lr', 'train loss', 'train %', 'validation %', 'best %', 'seconds', 'images/s')
 
@@ -170,6 +173,19 @@ class Clock:
         self._images = self._steps = 0
         self._all_images, self._all_steps, self._all_seconds = 0, 0, 0.0
         self._start = self._compiled = 0.0
+        self._waits = dict.fromkeys(WAITS, 0.0)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Count the seconds that pass here as ones in which training waits for `what`."""
+        start = time.perf_counter()
+        yield
+        self._waits[what] += time.perf_counter() - start
+
+    def waits(self) -> dict[str, float]:
+        """Return {what: seconds} waited for since this was asked before."""
+        waits, self._waits = self._waits, dict.fromkeys(WAITS, 0.0)
+        return waits
 
     def start(self):
         """Begin an epoch, unless one has begun."""

@@ -1,5 +1,6 @@
 """Keep a run's checkpoints, and the weights of its members' best epochs."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -17,12 +18,15 @@ from jaxcifar.runs.weights import BestWeights
 
 
 class Keeper:
-    """Keep the checkpoints and best weights in a run's workdir."""
+    """Keep the checkpoints and best weights in a run's workdir; both are written while training goes on."""
 
     def __init__(self, session: Session, workdir: Path):
         self.session, self.workdir = session, workdir
-        self.checkpoints = Checkpoints(workdir, session.config.checkpoint.keep)
+        # A checkpoint counts from its seal on, and names the best weights that it comes back to.
+        self.checkpoints = Checkpoints(workdir, session.config.checkpoint.keep, self.wait_for_best)
         self.best = BestWeights(workdir)
+        self._writer = ThreadPoolExecutor(1, 'best weights')
+        self._writing: Future | None = None
         self.saved: tuple[int, bool] | None = None  # step and pending of the newest checkpoint
 
     def save(self, state: TrainState, progress: Progress, logger):
@@ -59,12 +63,22 @@ class Keeper:
             members = self.session.population.disassemble(tuple(zip(weights.params, weights.stats)))
             head = hosts.fetch(weights.head or {})
             self.require_finite(progress, [*members, head])
-            for k in np.flatnonzero(better):
-                self.best.save(self.session.names[k], progress.step, *members[k])
+            files = [(self.session.names[k], *members[k]) for k in np.flatnonzero(better)]
             # A fused prediction chooses for all, so that its head belongs to every new best.
-            for part, params in head.items():
-                self.best.save(part, progress.step, params, {})
+            files += [(part, params, {}) for part, params in head.items()]
+            # Only one set of weights waits in memory.
+            self.wait_for_best()
+            self._writing = self._writer.submit(self._write, progress.step, files)
         return before & ~selection.active(config)
+
+    def _write(self, step: int, files: list[tuple[str, dict, dict]]):
+        for name, params, stats in files:
+            self.best.save(name, step, params, stats)
+
+    def wait_for_best(self):
+        """Wait until the best weights so far are on disk; raises what went wrong with them."""
+        if self._writing is not None:
+            self._writing.result()
 
     def require_finite(self, progress: Progress, values):
         """Raise `UserError` unless the numbers of all outputs that go on, a tree of each, are finite."""
@@ -80,4 +94,5 @@ class Keeper:
 
     def close(self):
         """Wait until all saves are on disk."""
+        self._writer.shutdown()
         self.checkpoints.close()

@@ -21,7 +21,15 @@ from jaxcifar.runs.tables import Table, take_up
 METRICS = ('loss', 'accuracy', 'top5', 'ece', 'lr', 'best', 'patience')
 COLUMNS = ('epoch', 'step', 'member', 'split', 'checkpoint', *METRICS)
 ROW = set(COLUMNS[:5])  # what a row is about
-TIMING = ('epoch', 'step', 'seconds', 'images_per_second', 'timestamp')
+TIMING = (
+    'epoch',
+    'step',
+    'seconds',
+    'images_per_second',
+    'timestamp',
+    'evaluation_seconds',
+    'saving_seconds',
+)
 
 
 class Events:
@@ -120,11 +128,18 @@ class Logger:
         if self._wandb is not None and checkpoint == 'last':
             self._wandb.log({**scalars, 'epoch': epoch, 'step': step})
 
-    def write_timing(self, epoch: int, step: int, seconds: float, images_per_second: float):
-        """Write a row of timing.csv, which is never taken back."""
+    def write_timing(
+        self, epoch: int, step: int, seconds: float, images_per_second: float, waits: dict[str, float]
+    ):
+        """Write a row of timing.csv, which is never taken back.
+
+        seconds: what the epoch's steps took; waits: {what: seconds} that training has waited between the row
+        before and this one.
+        """
         now = datetime.now(UTC).isoformat(timespec='seconds')
-        self._timing.write(epoch=epoch, step=step, seconds=round(seconds, 3),
-                          images_per_second=round(images_per_second, 1), timestamp=now)  # fmt: skip
+        rounded = {f'{what}_seconds': round(waited, 3) for what, waited in waits.items()}
+        self._timing.write(epoch=epoch, step=step, seconds=round(seconds, 3), timestamp=now,
+                          images_per_second=round(images_per_second, 1), **rounded)  # fmt: skip
         # Nothing else flushes this table, and a row an epoch costs nothing.
         self._timing.flush()
 
