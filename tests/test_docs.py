@@ -229,6 +229,28 @@ def test_what_the_export_page_loads_is_a_classifier(run, dataset):
     assert isinstance(names['model'], type(jaxcifar.load('runs/resnet20')))
 
 
+@pytest.fixture
+def small_train(run, workshop, monkeypatch):
+    """Let `jaxcifar.train` of a config's name take a linear network, the small images, and one epoch."""
+    whole = jaxcifar.train
+
+    def train_less(name, workdir=None, **fields):
+        shrunk = [f'--config.dataset=npz:{workshop[1]["small"]}', '--config.network=linear', *SMALL.split()]
+        config, _ = parse(['main', f'--config={name}', '--workdir=unused', *shrunk])
+        return whole(config, workdir, **{**fields, 'epochs': 1})
+
+    monkeypatch.setattr(jaxcifar, 'train', train_less)
+
+
+def test_what_the_page_of_python_shows_works(small_train, capsys):
+    names: dict = {}
+    for code in pages.blocks(pages.page('python'), 'python'):
+        exec(code, names)
+    assert names['accuracy'].shape == (2, 1) and names['epochs'].tolist() == [1]
+    assert names['best'] == names['run']['mean']['best']['accuracy']
+    assert f'cat.png  {names["label"]} {names["sure"]:.1%}' in capsys.readouterr().out
+
+
 def ternary_kernel(rng, shape, scales: int) -> np.ndarray:
     """Return float32 of three values, or of three a channel; with scales=2 of its own for each sign."""
     codes = rng.integers(-1, 2, shape)

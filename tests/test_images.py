@@ -9,6 +9,7 @@ from jaxcifar.data.describe import describe
 from jaxcifar.data.splits import evaluation_images, make_split
 from jaxcifar.data.stream import eval_transform, read
 from jaxcifar.data.vision import open_rgb, read_image
+from jaxcifar.export.pictures import read_pictures
 from jaxcifar.machine.errors import UserError
 
 STEPS = np.arange(0, 256, 17, np.uint8)  # 16 grey levels, 0 to 255
@@ -72,7 +73,11 @@ def test_every_kind_of_pixel_becomes_the_same_rgb_for_all_who_read_it(kind, tmp_
     pixels, said = open_rgb(path)
     np.testing.assert_array_equal(np.asarray(pixels), wanted)
     assert said == how
-    np.testing.assert_array_equal(read_image(path, 16), wanted)  # folders, and predictions of theirs
+    np.testing.assert_array_equal(read_image(path, 16), wanted)  # folders
+    with Image.open(path) as opened:  # predictions
+        names, seen = read_pictures([path, opened], 'cifar10', 16)
+    np.testing.assert_array_equal(seen, [wanted, wanted])
+    assert names == [str(path), 'image 1']
     lossless = read(path, lambda image: image)  # streams
     np.testing.assert_array_equal(np.asarray(lossless), wanted)
     assert read(path, eval_transform(16)).shape == (16, 16, 3)
@@ -249,3 +254,46 @@ def test_small_classes_are_told_before_training(dataset, config):
         'training images per class: 2 min, 24 median, 24 max, 4 classes',
         'classes with fewer than 10 training images: 1 (a 2)',
     ]
+
+
+LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    'array',
+    [
+        LEVELS,
+        LEVELS[..., None],
+        LEVELS.astype(np.uint16) * 257,
+        (LEVELS / 255)[..., None].repeat(3, 2),
+        (LEVELS / 255).astype(np.float32),
+        np.dstack([LEVELS, LEVELS, LEVELS, np.full_like(LEVELS, 255)]),
+    ],
+    ids=['grey', 'one channel', '16-bit', 'floats', 'grey floats', 'opaque'],
+)
+def test_arrays_are_read_as_files_are(array):
+    wanted = LEVELS[..., None].repeat(3, 2)
+    many = array[None].repeat(2, 0) if array.ndim == 3 else [array, array]
+    np.testing.assert_array_equal(read_pictures(array, 'cifar10', 16)[1], [wanted])
+    np.testing.assert_array_equal(read_pictures(many, 'cifar10', 16)[1], [wanted, wanted])
+    np.testing.assert_array_equal(
+        read_pictures(array, 'cifar10', 8)[1], read_pictures(Image.fromarray(wanted), 'cifar10', 8)[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (LEVELS.astype(float), 'image 0: expected float pixels from 0 to 1, got 0 to 255; divide it by'),
+        (LEVELS.astype(int), 'expected uint8, uint16, or floats from 0 to 1, got int64'),
+        (np.zeros((3, 16, 16)), 'got float64 [3, 16, 16]; move the channels to the end'),
+        (np.zeros(16), 'expected [H,W], [H,W,3]'),
+        ([], 'expected an image or more, got none'),
+        (3, 'expected images as files, PIL images or arrays, got int'),
+        ('no.png', 'no.png is not a readable image: No such file'),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(given, message):
+    with pytest.raises(UserError) as caught:
+        read_pictures(given, 'cifar10', 16)
+    assert message in str(caught.value) and '\n' not in str(caught.value)

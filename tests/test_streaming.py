@@ -171,9 +171,9 @@ def test_evaluate_and_predict_read_as_the_run_did(run, folder):
     assert evaluate(workdir, 'best', 'train', flip=False)['images'] == 40
     paths = sorted((folder / 'val').glob('*/*.jpg'))
     paths[0] = paths[1]  # as the evaluation does
-    probabilities, classes = predict(workdir, paths)
-    right = [classes[p.argmax()] == path.parent.name for p, path in zip(probabilities, paths)]
-    assert tuple(classes) == CLASSES and np.mean(right) == found['mean']['accuracy']
+    predictions = predict(workdir, paths)
+    right = [p.label == path.parent.name for p, path in zip(predictions, paths)]
+    assert predictions.classes == CLASSES and np.mean(right) == found['mean']['accuracy']
 
 
 def test_other_files_are_another_data_set(run, folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import struct
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxcifar
 from jaxcifar import preview
 from jaxcifar.evaluate import evaluate, improve_on
 from jaxcifar.export.write import export
@@ -33,6 +35,17 @@ def run(small_npz, tmp_path_factory):
         patch.setattr('jaxcifar.runs.console.Console.say', lambda self, line: lines.append(line))
         results = train(config, workdir)
     return workdir, results, lines
+
+
+def test_a_run_of_mirrored_tests_predicts_as_it_is_evaluated(run, dataset, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / 'run')
+    config = json.loads((workdir / 'config.json').read_text())
+    config['eval'] |= {'flip': True, 'shift': 1}
+    (workdir / 'config.json').write_text(json.dumps(config))
+    found = jaxcifar.load(workdir).predict(dataset.x_test).probabilities
+    nll = -np.log(found[np.arange(40), dataset.y_test]).mean()
+    assert nll == pytest.approx(evaluate(workdir)['ensemble']['nll'], abs=1e-5)
+    assert nll != pytest.approx(evaluate(run[0])['ensemble']['nll'], abs=1e-4)
 
 
 def test_metrics_are_long_format_and_say_nothing_of_the_clock(run):
@@ -101,13 +114,22 @@ def test_predict_names_the_classes_of_files(run, dataset, tmp_path):
     paths = [tmp_path / f'{i}.png' for i in range(8)]
     for path, image in zip(paths, dataset.x_test):
         Image.fromarray(image).save(path)
-    probabilities, classes = predict(workdir, paths)
-    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
-    assert classes == ['0', '1', '2', '3']
+    predictions = predict(workdir, paths)
+    np.testing.assert_allclose(predictions.probabilities.sum(1), 1, atol=1e-6)
+    assert predictions.classes == ('0', '1', '2', '3')
     every = evaluate(workdir, 'best', 'test', flip=False)['ensemble']['accuracy']
-    assert (probabilities.argmax(1) == dataset.y_test[:8]).mean() == pytest.approx(every, abs=0.25)
+    right = [int(p.label) == y for p, y in zip(predictions, dataset.y_test)]
+    assert np.mean(right) == pytest.approx(every, abs=0.25)
     folder = export(workdir, 'safetensors', tmp_path / 'export')
-    np.testing.assert_allclose(predict(folder, paths)[0], probabilities, atol=1e-5)
+    exported = predict(folder, paths).probabilities
+    np.testing.assert_allclose(exported, predictions.probabilities, atol=1e-5)
+    # From Python, arrays and open images are the same images.
+    model = jaxcifar.load(workdir)
+    arrays = model.predict(dataset.x_test[:8], top=1)
+    np.testing.assert_allclose(arrays.probabilities, model(dataset.x_test[:8]), atol=1e-5)
+    np.testing.assert_allclose(arrays.probabilities, predictions.probabilities, atol=1e-5)
+    assert arrays[0].top == ((arrays[0].label, arrays[0].probability),)
+    assert str(predictions).splitlines()[0] == f'{paths[0]}  {predictions[0]}'
     (tmp_path / 'broken.png').write_bytes(b'no picture')
     with pytest.raises(UserError, match=r'broken\.png is not a readable image'):
         predict(workdir, [tmp_path / 'broken.png'])

@@ -79,8 +79,9 @@ def test_there_and_back(weights, dataset, small_npz, config, command, tmp_path):
     files = [tmp_path / f'{i}.png' for i in range(4)]
     for file, image in zip(files, dataset.x_test):
         Image.fromarray(image).save(file)
-    np.testing.assert_allclose(predict(path, files, dataset=data)[0], predict(start, files)[0], atol=1e-6)
-    probabilities, _ = predict(tuned, files, 'last')
+    direct, through = predict(path, files, dataset=data), predict(start, files)
+    np.testing.assert_allclose(direct.probabilities, through.probabilities, atol=1e-6)
+    probabilities = predict(tuned, files, 'last').probabilities
     np.testing.assert_allclose(probabilities, np.exp(scores(trained, dataset, tuned)[0][:4]), atol=1e-5)
 
 

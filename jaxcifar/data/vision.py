@@ -82,18 +82,25 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
 def _scaled(image: Image.Image) -> tuple[Image.Image, str]:
     """Scale one channel of 16-bit numbers, or of floats, to 8 bits."""
     pixels = np.asarray(image)
-    low, high = pixels.min(), pixels.max()
-    if image.mode == 'F':
+    # Pillow opens 16-bit files of two formats as 32-bit numbers. Of others nobody knows the white.
+    known = image.mode != 'I' or (
+        image.format in ('PNG', 'PPM') and pixels.min() >= 0 and pixels.max() <= 65535
+    )
+    if not known:
+        raise ValueError('expected pixels of 8 or 16 bits, got 32-bit or signed ones; save it in 8 bits')
+    grey = to_bytes(pixels, 'save it in 8 bits')
+    return Image.fromarray(grey).convert('RGB'), 'float' if image.mode == 'F' else '16-bit'
+
+
+def to_bytes(pixels: np.ndarray, remedy: str) -> np.ndarray:
+    """Return 16-bit numbers, or floats from 0 to 1, as uint8; ValueError with the remedy for other floats."""
+    if np.issubdtype(pixels.dtype, np.floating):
+        low, high = pixels.min(), pixels.max()
         if not (low >= 0 and high <= 1):  # NaN is refused with them
-            raise ValueError(f'expected float pixels from 0 to 1, got {low:g} to {high:g}; save it in 8 bits')
-        grey, change = np.rint(pixels * 255), 'float'
-    else:
-        # Pillow opens 16-bit files of two formats as 32-bit numbers. Of others nobody knows the white.
-        if image.mode == 'I' and (image.format not in ('PNG', 'PPM') or low < 0 or high > 65535):
-            raise ValueError('expected pixels of 8 or 16 bits, got 32-bit or signed ones; save it in 8 bits')
-        # Adding half of 257 rounds to the nearest, and needs more than 16 bits.
-        grey, change = (pixels.astype(np.uint32) + 128) // 257, '16-bit'
-    return Image.fromarray(grey.astype(np.uint8)).convert('RGB'), change
+            raise ValueError(f'expected float pixels from 0 to 1, got {low:g} to {high:g}; {remedy}')
+        return np.rint(pixels * 255).astype(np.uint8)
+    # Adding half of 257 rounds to the nearest, and needs more than 16 bits.
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, str]:

@@ -1,6 +1,6 @@
 """Call trained networks as a function of images: what `jaxcifar.load` gives."""
 
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -8,15 +8,18 @@ import numpy as np
 
 from jaxcifar.engine.fusion import NAME
 from jaxcifar.engine.head import join
+from jaxcifar.export.pictures import read_pictures
+from jaxcifar.export.predictions import Predictions
 from jaxcifar.formats.portable import FusedHead, Portable
 from jaxcifar.machine.compiler import compiler_options
 from jaxcifar.machine.errors import UserError
+from jaxcifar.runs.evaluation import over_views
 from jaxcifar.runs.metrics import log_probabilities, mean_of_probabilities
 from jaxcifar.runs.trained import Trained, open_trained
 
 
 class Classifier:
-    """Call networks of the same classes with uint8 images [B,H,W,3].
+    """Call networks of the same classes with uint8 images [B,H,W,3], or let them `predict` what is on any.
 
     Of a packed file the weights stay packed in the device's memory; each call unpacks them anew.
 
@@ -27,7 +30,7 @@ class Classifier:
     """
 
     def __init__(self, members: list[Portable], head: FusedHead | None = None):
-        about = members[0].about
+        about, self._config = members[0].about, members[0].config
         self.classes, self.image_size = tuple(about['classes']), about['image_size']
         self.names = [member.about['name'] for member in members] + [NAME] * (head is not None)
         # The weights are an argument of the function: as constants they would be compiled into it.
@@ -42,6 +45,7 @@ class Classifier:
             return join_all(params, jax.numpy.stack(z), list(features))
 
         self.function = jax.jit(logits, compiler_options=compiler_options())
+        self._logits = logits
 
     def logits(self, images) -> np.ndarray:
         """Return logits [K,B,C] of every member; of a fused run [K+1,B,C], the fused ones as the last."""
@@ -56,8 +60,41 @@ class Classifier:
 
     def __call__(self, images) -> np.ndarray:
         """Return probabilities [B,C]: the fused ones, or the mean of the members'."""
+        return self._probabilities(self.logits(images))
+
+    def predict(self, images, top: int = 3) -> Predictions:
+        """Return the `top` most probable classes of each image, with their probabilities.
+
+        images: files, PIL images or arrays, one or many, of any size: see `read_pictures`. The probabilities
+        are those of `python -m jaxcifar.predict`: of a run with eval.flip or eval.shift, over these views.
+        Raises `UserError` for what is no image.
+        """
+        if top < 1:
+            raise UserError(f'top must be at least 1, got {top}')
+        names, pixels = read_pictures(images, self._config.dataset, self.image_size)
+        # Parts of few different sizes: each size is a program to compile.
+        size = min(self._config.eval.batch_size, 1 << (len(pixels) - 1).bit_length())
+        parts = [pixels[i : i + size] for i in range(0, len(pixels), size)]
+        filled = (np.pad(part, [(0, size - len(part)), *[(0, 0)] * 3]) for part in parts)
+        logits = [np.asarray(self._over_views(self.weights, part)) for part in filled]
+        probabilities = self._probabilities(np.concatenate(logits, 1)[:, : len(pixels)])
+        return Predictions(names, probabilities, self.classes, top)
+
+    @cached_property
+    def _over_views(self):
+        """Return (weights, images) -> logits, averaged over the views that the run's evaluation takes."""
+        views = self._config.eval
+        if not (views.flip or views.shift):
+            return self.function
+        return jax.jit(
+            lambda weights, images: over_views(partial(self._logits, weights), images, views),
+            compiler_options=compiler_options(),
+        )
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return probabilities [B,C] of logits [K,B,C]: the fused ones, or the mean of the members'."""
         # In float64 on the host, as evaluation does it.
-        log_p = log_probabilities(self.logits(images))
+        log_p = log_probabilities(logits)
         return np.exp(log_p[-1] if self._fused else mean_of_probabilities(log_p))
 
 

@@ -56,17 +56,8 @@ class EvalStep:
                 logits, features, _ = population.forward(shown, weights.stats, images, False)
                 return join(head, weights.head, logits, features)
 
-            def both_ways(images: jax.Array) -> jax.Array:
-                logits = predict(images)
-                return (logits + predict(images[:, :, ::-1])) / 2 if config.eval.flip else logits
-
             images = normalise(images, dataset.mean, dataset.std)
-            logits = both_ways(images)
-            if not config.eval.shift:
-                return logits
-            up, down = (both_ways(moved) for moved in shifted(images, config.eval.shift))
-            # The unmoved image weighs as much as the two moved ones together.
-            return logits / 2 + (up + down) / 4
+            return over_views(predict, images, config.eval)
 
         self._forward = jax.jit(forward, compiler_options=compiler_options())
 
@@ -98,6 +89,21 @@ class EvalStep:
         if keep:
             # Only a whole pass is kept: an interrupted one would lack its last batches.
             self._sent.append((images, size, sent))
+
+
+def over_views(predict: Callable, images: jax.Array, views: ConfigDict) -> jax.Array:
+    """Return predict(images [B,H,W,C]), averaged over the views of eval.flip and eval.shift."""
+
+    def both_ways(images: jax.Array) -> jax.Array:
+        logits = predict(images)
+        return (logits + predict(images[:, :, ::-1])) / 2 if views.flip else logits
+
+    logits = both_ways(images)
+    if not views.shift:
+        return logits
+    up, down = (both_ways(moved) for moved in shifted(images, views.shift))
+    # The unmoved image weighs as much as the two moved ones together.
+    return logits / 2 + (up + down) / 4
 
 
 def shifted(images: jax.Array, pixels: int) -> tuple[jax.Array, jax.Array]:
