@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 from jaxcifar.config.members import member_losses
 from jaxcifar.data import long_tail
 from jaxcifar.data.splits import Images
-from jaxcifar.machine import hosts
+from jaxcifar.machine import hosts, status
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json_or_set_aside, write_arrays, write_json
@@ -100,7 +100,8 @@ def keep(
     """Call `calibrate` and print what it did, unless it has been done since step `step`."""
     # The file has the step that it is about, so that a finished run is not calibrated twice.
     if (read_json_or_set_aside(workdir / FILE, step=int) or {}).get('step') != step:
-        report = calibrate(workdir, evaluation, scored)
+        with status.during('calibrating'):
+            report = calibrate(workdir, evaluation, scored)
         if hosts.is_first():
             print(*lines(report), sep='\n', flush=True)
 
@@ -159,7 +160,8 @@ def _calibrate_one(workdir: Path, evaluation: Evaluation, scored: Scored, folder
     for member, loss in zip(report['members'], member_losses(session.config)):
         member['loss'] = loss
     report['logits'] = folder
-    _export(workdir, session, logits, report)
+    with status.during('exporting logits'):
+        _export(workdir, session, logits, report)
     if main:
         _save_weights(workdir, session, scored, report)
     return report

@@ -1,6 +1,7 @@
 """Run the one training loop: evaluate, save, next batch, step, write; and the test images at the end."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.state import TrainState, eval_weights, new_sums, settle
 from jaxcifar.engine.step import make_train_step
-from jaxcifar.machine import hosts, process
-from jaxcifar.machine.errors import Preempted
+from jaxcifar.machine import hosts, process, status
 from jaxcifar.machine.profile import Compiled, Tracer
 from jaxcifar.runs import results, sparsity, workdirs
 from jaxcifar.runs.console import Clock, Console
+from jaxcifar.runs.continuation import changes, finished, preempted, told_what_is_kept
 from jaxcifar.runs.evaluation import Evaluation, member_metrics
 from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.logs import open_logger
@@ -37,15 +38,17 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     config, workdir = finalize(config), Path(workdir)
     process.keep_compiled(config.compile_cache)
     # The lock is held to the end: two processes would overwrite each other's checkpoints.
-    with process.locked(workdir), process.signals() as terminated:
+    log = sys.stdout if hosts.is_first() else None
+    with process.locked(workdir), process.signals() as terminated, status.logged(log):
         session = prepare_run(config, workdir)
         with contextlib.closing(Keeper(session, workdir)) as keeper:
             state, progress, result = restore(session, keeper)
             if result is None or progress.goes_on(session):
-                return _train(session, keeper, state, progress, terminated)
+                with told_what_is_kept(keeper, progress):
+                    return _train(session, keeper, state, progress, terminated)
         # Nothing is left to do, but a calibration may have been interrupted.
         if hosts.is_first():
-            print(f'{workdir} is finished; more config.epochs would continue it')
+            print(*finished(session, workdir, progress, result), sep='\n', flush=True)
         if session.split.class_counts is not None:
             calibrate.keep(workdir, progress.step, Evaluation(session))
         return result
@@ -61,11 +64,11 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
             if terminated.is_set():
                 keeper.save(state, progress, logger)
                 keeper.checkpoints.wait()
-                raise Preempted(f'saved at step {progress.step}; the same command goes on from there')
+                raise preempted(session, keeper.workdir, progress.step)
 
         # One compiled step and one evaluation serve the whole run.
         state = settle(state)
-        train_step = _make_step(session, state, console.say, poll)
+        train_step = _make_step(session, state, console.detail, poll)
         stack.push(train_step.leave)
         evaluation, clock = Evaluation(session, poll), Clock(train_step)
         feed = stack.enter_context(contextlib.closing(_feed(session, progress.step)))
@@ -125,9 +128,10 @@ def _open(session: Session, workdir: Path, state: TrainState, progress: Progress
 
     # The stack closes in reverse, so that the tracer's last lines still reach the console.
     logger = closed(open_logger(session, workdir, progress))
+    news = changes(session, workdir, progress)  # beside config.json of before, which goes now
     workdirs.record(workdir, config, session.dataset, state.params, session.split)
     console = closed(Console(session.chooses_on, progress.step, session.total))
-    console.greet(session, progress.step, state.params)
+    console.greet(session, progress.step, state.params, news)
     tracer = Tracer(config.profile.steps, workdir, progress.step, session.total, console.say)
     stack.callback(tracer.stop)
     return logger, console, tracer

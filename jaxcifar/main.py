@@ -5,6 +5,8 @@ again resumes; a finished run says so. Change a field with --config.FIELD=VALUE,
 --config.optimizer.lr=.05 or, one number a member, --config.optimizer.lr=.1,.05
 --help lists all fields, --help FIELD one of them.
 
+--verbose adds what XLA was told and what it made of a step.
+
 On several hosts each runs the command, with --coordinator HOST:PORT (of the first) --processes N
 --process I (from 0) added; under Slurm's srun without. They must see the same workdir.
 """
@@ -13,8 +15,10 @@ import sys
 
 from jaxcifar.config import shipped
 from jaxcifar.config.command_line import parse, usage, which_host
-from jaxcifar.machine import memory
+from jaxcifar.machine import memory, status
 from jaxcifar.machine.command import run_command
+
+VERBOSE = '--verbose'
 
 
 def main():
@@ -24,10 +28,13 @@ def main():
     if asked := {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
         print(usage(str(__doc__), sys.argv[1 + sys.argv.index(asked.pop()) :]))
         return
-    place, argv = which_host(sys.argv)
+    status.verbose = VERBOSE in sys.argv
+    place, argv = which_host([word for word in sys.argv if word != VERBOSE])
     config, workdir = parse(argv)
-    from jaxcifar.loop import train
-    from jaxcifar.machine import hosts  # JAX takes a second: not before the command line is right
+    # JAX takes a second or two: not before the command line is right.
+    with status.during('starting JAX'):
+        from jaxcifar.loop import train
+        from jaxcifar.machine import hosts
 
     with hosts.joined(**vars(place)):
         train(config, workdir)

@@ -297,11 +297,15 @@ def test_too_large_a_batch_says_so_and_may_be_changed(folder, npz, reference):
 
 
 @ahead
-def test_an_interrupt_is_quiet(folder, npz, reference):
+def test_an_interrupt_says_what_is_saved_and_how_to_go_on(folder, npz, reference):
     with started(folder, npz) as process:
         with frozen(process, lambda: checkpoints(folder)):
             process.send_signal(signal.SIGINT)
-        assert outcome(process)[::2] == (130, '')
+        status, _, err = outcome(process)
+    step = checkpoints(folder)[-1]
+    assert status == 130 and err.startswith(f'stopped; saved up to step {step}, epoch {step / 4:.3g} of 6')
+    command = err.partition(': python -m jaxcifar.main ')[2]
+    assert '--config=configs/base.py' in command and command.endswith(f'--workdir={folder}\n')
 
 
 def test_a_deleted_checkpoint_is_said(small_npz, tmp_path, reference):

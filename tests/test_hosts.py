@@ -64,8 +64,8 @@ def test_two_processes_make_what_one_process_makes_and_stop_together(small_npz, 
     assert (
         resumed in says[0] and resumed not in says[1] and 'epoch' not in says[1]
     )  # the first writes for both
-    line = f'saved at step {stopped}; the same command goes on from there'
-    assert all(line in err.splitlines() for _, _, err in ends) and stopped > start
+    line = f'saved at step {stopped}, epoch '
+    assert all(any(s.startswith(line) for s in err.splitlines()) for _, _, err in ends) and stopped > start
     finish(workdir, small_npz, **FIELDS)
     assert checkpoints(workdir)[-1] == last > stopped
     # Sums over four devices are taken in another order between processes than within one.

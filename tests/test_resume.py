@@ -118,7 +118,8 @@ def assert_saved_by_sigterm(process, workdir, pending):
     status, _, err = outcome(process)
     assert time.monotonic() - at < 60  # a second or two, where nothing else runs
     step = checkpoints(workdir)[-1]
-    assert (status, err) == (75, f'saved at step {step}; the same command goes on from there\n')
+    assert status == 75 and err.startswith(f'saved at step {step}, epoch ') and err.count('\n') == 1
+    assert 'the same command goes on from there: python -m jaxcifar.main --config=' in err
     assert meta(workdir, step)['pending'] == pending
 
 
@@ -150,7 +151,9 @@ def test_a_finished_run_says_so_and_leaves_all_as_it_is(folder, npz, one, three)
     workdir = shutil.copytree(one, folder)
     status, out, err = train(workdir, npz)
     assert (status, err) == (0, '')
-    assert out == f'{workdir} is finished; more config.epochs would continue it\n'
+    first, *results, last = out.splitlines()
+    assert first == f'{workdir} is finished: epochs=6 are reached' and 'test accuracy' in results[0]
+    assert last.startswith('to continue it: python -m') and last.endswith(' --config.epochs=12')
     assert contents(workdir, '**/[!.]*') == contents(one, '**/[!.]*')
 
 

@@ -22,8 +22,9 @@ ROOMS = {
 }
 # What commands import of one another.
 DOORS = {('', 'loop'), ('', 'run'), ('main', 'loop'), ('loop', 'calibrate')}
-WITHOUT_JAX = {'machine.errors', 'machine.command', 'machine.memory', 'machine.files', 'config', 'report'}
-WITHOUT_JAX |= {'data.gather', 'data.stream', 'data.files', 'data.vision'}  # workers import these
+WITHOUT_JAX = {'machine.errors', 'machine.command', 'machine.memory', 'machine.files', 'machine.status'}
+# Worker processes import those of data.
+WITHOUT_JAX |= {'config', 'report', 'data.gather', 'data.stream', 'data.files', 'data.vision'}
 
 
 def imports(path: Path) -> set[str]:

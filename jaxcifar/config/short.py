@@ -14,6 +14,7 @@ from jaxcifar.config.shipped import names
 from jaxcifar.machine.errors import UserError, unknown
 
 EXAMPLE = 'jaxcifar train quickstart'
+SWITCHES = ('--verbose',)  # flags without a value
 PASSED_ON = ('workdir', 'coordinator', 'processes', 'process')  # flags that are no fields
 
 
@@ -24,6 +25,8 @@ def spell_out(words: list[str]) -> list[str]:
     --workdir the run is kept in a new folder of runs/. Raises `UserError` for a flag that is no field, or
     has no value.
     """
+    switches = [word for word in words if word in SWITCHES]
+    words = [word for word in words if word not in SWITCHES]
     names_of_flags = [word[2:].partition('=')[0] for word in words if word.startswith('--')]
     # Old flags that are also fields here keep their meaning; others are translated, not guessed.
     if any(is_old(flag) and not _meant(flag) for flag in names_of_flags) and (old := translated(words)):
@@ -35,7 +38,7 @@ def spell_out(words: list[str]) -> list[str]:
     # The last of two equal flags wins, as in the long form.
     flags = {_field(flag): value for flag, value in given_flags}
     flags.setdefault('--workdir', str(new_workdir(positional[0])))
-    return [f'--config={positional[0]}', *(f'{flag}={value}' for flag, value in flags.items())]
+    return [f'--config={positional[0]}', *(f'{flag}={value}' for flag, value in flags.items()), *switches]
 
 
 def changed(config: ConfigDict, values: Mapping) -> ConfigDict:

@@ -13,6 +13,7 @@ compared with the network that it is of.
 from pathlib import Path
 
 from jaxcifar.export.write import FORMATS, export
+from jaxcifar.machine import status
 from jaxcifar.machine.command import command_parser, run_command
 
 
@@ -31,7 +32,8 @@ def main():
     parser.add_argument('--bits', type=int, choices=(2, 4, 8), help='onnx: of a ternary weight (2)')
     args = parser.parse_args()
     options = {name: getattr(args, name) for name in ('packing', 'rest', 'fold', 'bits')}
-    folder = export(args.workdir, args.format, args.output, args.member, args.checkpoint, **options)
+    with status.during(f'exporting as {args.format}'):
+        folder = export(args.workdir, args.format, args.output, args.member, args.checkpoint, **options)
     print((folder / 'README.md').read_text())
     print(folder)
 

@@ -1,6 +1,7 @@
 """Frame every command: faults end in one line on stderr and an exit status, not a traceback."""
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -52,12 +53,9 @@ def run_command(main: Callable[[], None]):
     try:
         main()
     except Preempted as stop:
-        print(stop, file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(EXIT_PREEMPTED)  # everything is closed; XLA may still be compiling in a thread
-    except KeyboardInterrupt:
-        # 128 + SIGINT, as shells report it.
-        sys.exit(130)
+        _leave(str(stop), EXIT_PREEMPTED)
+    except KeyboardInterrupt as stop:
+        _leave(str(stop), 130)  # 128 + SIGINT, as shells report it
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
@@ -66,6 +64,19 @@ def run_command(main: Callable[[], None]):
             raise
         print(f'error: {line}', file=sys.stderr)
         sys.exit(1)
+
+
+def _leave(words: str, status: int):
+    """Print the words and end at once: all is closed, but XLA may still be compiling in a thread.
+
+    Python would end that thread within C++, which aborts the process.
+    """
+    if words:
+        print(words, file=sys.stderr)
+    for stream in (sys.stderr, sys.stdout):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
+    os._exit(status)
 
 
 def run_words(main: Callable):

@@ -29,6 +29,10 @@ class UserError(Exception):
     """Report a mistake or fault that the user can mend; its message is the one line that is printed."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Report that Ctrl-C ended a training; its message says what is saved and how to go on."""
+
+
 class Preempted(Exception):
     """Report that SIGTERM came and the state is saved: the same command goes on from here."""
 

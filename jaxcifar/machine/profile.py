@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from rich.console import Console
 from rich.table import Table
 
-from jaxcifar.machine import hosts
+from jaxcifar.machine import hosts, status
 from jaxcifar.machine.errors import UserError
 
 AHEAD = 4  # steps that the host may be ahead of the devices
@@ -81,7 +81,8 @@ class Compiled:
     def _take(self, shape: tuple[int, ...], compilation: '_Compilation'):
         """Wait for a program, and say what it took."""
         start = time.perf_counter()
-        compilation.wait(self._poll)
+        with status.during('compiling the step'):
+            compilation.wait(self._poll)
         self.waited += time.perf_counter() - start
         # The first shape is that of whole batches, which the speed is reported for.
         self.flops, self.seconds = self.flops or compilation.flops, self.seconds + compilation.seconds

@@ -1,5 +1,6 @@
 """Print a run: on a terminal a live table, in a log file one plain line an epoch."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from jaxcifar.data.describe import describe as describe_images
 from jaxcifar.engine.schedules import last_restart
-from jaxcifar.machine import compiler, hosts, memory
+from jaxcifar.machine import compiler, hosts, memory, status
 from jaxcifar.machine.text import spread
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.session import Session
@@ -37,6 +38,7 @@ class Console:
         self._total = total
         self._last_line = time.monotonic()
         self._live: Live | None = None
+        self._stack = contextlib.ExitStack()
         # A live table in a log file would fill it with control characters.
         if self._terminal.is_terminal and hosts.is_first():
             self._progress = Bar(
@@ -44,7 +46,9 @@ class Console:
                 TimeRemainingColumn(), TextColumn('{task.fields[rate]}'), console=self._terminal,
             )  # fmt: skip
             self._task = self._progress.add_task('', total=total, completed=step, rate='')
-            self._live = Live(self._render(), console=self._terminal, refresh_per_second=4)
+            # The table is drawn anew at each refresh, for its last line counts seconds.
+            self._live = Live(get_renderable=self._render, console=self._terminal, refresh_per_second=4)
+            self._stack.enter_context(status.in_a_table())
             self._live.start()
 
     def say(self, line: str):
@@ -52,8 +56,13 @@ class Console:
         # Names from files may hold square brackets, which rich takes for markup.
         self._terminal.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def greet(self, session: Session, step: int, params):
-        """Say what a run is about to do from `step` on, and where."""
+    def detail(self, line: str):
+        """Print a line that only --verbose asks for."""
+        if status.verbose:
+            self.say(line)
+
+    def greet(self, session: Session, step: int, params, news: list[str]):
+        """Say what a run is about to do from `step` on, and where; `news` are lines on what has changed."""
         # What is trained, on what, and where.
         config, mesh, order = session.config, session.mesh, session.order
         self.say(
@@ -62,7 +71,7 @@ class Console:
             f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
         )
         calls = f'; {config.steps_per_call} steps a call' if config.steps_per_call > 1 else ''
-        self.say(f'compiler: {compiler.describe()}; memory {memory.describe()}{calls}')
+        self.detail(f'compiler: {compiler.describe()}; memory {memory.describe()}{calls}')
         if config.members > 1:
             self.say(f'members on a device: {session.population.describe()}')
         # The split and the view: what the accuracies below will be about.
@@ -84,7 +93,9 @@ class Console:
                 f'restarts leave the learning rate at {rate}'
             )
         if step:
-            self.say(f'resumed at step {step}, epoch {step / session.epoch_steps:.2f}')
+            self.say(f'resumed at step {step}, epoch {step / session.epoch_steps:.4g} of {config.epochs}')
+        for line in news:
+            self.say(line)
 
     def stopped(self, session: Session, progress: Progress, members: np.ndarray):
         """Say which members [K] bool end with this epoch, for want of a new best."""
@@ -119,7 +130,6 @@ class Console:
         ]
         if self._live is not None:
             self._rows.append(cells)
-            self._live.update(self._render())
         else:
             # Without a header above it, each number needs its name.
             self._line('  '.join(f'{c} {v}' for c, v in zip(self._columns, cells) if v))
@@ -132,9 +142,10 @@ class Console:
         table = Table(*self._columns, box=None, header_style='bold')
         for column in table.columns:
             column.justify, column.no_wrap = 'right', True
-        for cells in self._rows:
+        # A thread draws, while the loop may add a row.
+        for cells in tuple(self._rows):
             table.add_row(*cells)
-        return Group(table, self._progress)
+        return Group(table, self._progress, *[status.Line()] * bool(status.line()))
 
     def end(self, lines: list[str]):
         """Close, and print what the run ends with."""
@@ -146,6 +157,7 @@ class Console:
         """Leave the table as it is and give the terminal back."""
         if self._live is not None:
             self._live.stop()
+        self._stack.close()
 
 
 def _mean(values, form: str) -> str:

@@ -20,7 +20,7 @@ from jaxcifar.engine.couplings import has_head, make_head
 from jaxcifar.engine.head import join
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import Weights
-from jaxcifar.machine import hosts
+from jaxcifar.machine import hosts, status
 from jaxcifar.machine.compiler import compiler_options
 from jaxcifar.machine.errors import lookup
 from jaxcifar.runs.metrics import (
@@ -178,7 +178,9 @@ class Evaluation:
 
     def logits(self, weights: Weights, name: str) -> np.ndarray:
         """Return logits of the images called `name`, [K,N,C], or [K+1,N,C] where the coupling has a head."""
-        return self.predict(weights, self.images(name).images)
+        images = self.images(name).images
+        with status.during(f'evaluating {len(images):,} {name} images'):
+            return self.predict(weights, images)
 
     def predict(self, weights: Weights, images) -> np.ndarray:
         """Return as `logits`, of uint8 images [N,H,W,3] or of files."""

@@ -14,7 +14,7 @@ from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.engine.couplings import check_images, head_parts
 from jaxcifar.engine.population import check_batch
 from jaxcifar.engine.state import TrainState, init_state
-from jaxcifar.machine import hosts
+from jaxcifar.machine import hosts, status
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs import results, workdirs
 from jaxcifar.runs.checkpoint import Checkpoints
@@ -116,7 +116,8 @@ def _begin(session: Session) -> TrainState:
         # Members of an expert split have their own images; any member's may fit the first variables.
         seen = np.unique(np.concatenate(rows_of(session.split.train)))
         images = session.dataset.normalised(seen[:FITTED])
-    return init_state(session.config, session.population, images)
+    with status.during('drawing the first weights'):
+        return init_state(session.config, session.population, images)
 
 
 def with_active(session: Session, state: TrainState, progress: Progress, **fields) -> TrainState:

@@ -14,6 +14,7 @@ from jaxcifar.data.loader import Order
 from jaxcifar.data.splits import Images, Split, evaluation_images, make_split, validation_split
 from jaxcifar.engine.couplings import make_learning_rates, output_names
 from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.machine import status
 
 
 # Comparing two sessions would compare arrays of images; nobody needs that.
@@ -89,6 +90,12 @@ class Session:
         return self.images[self.chooses_on] if self.chooses_on else None
 
 
+def load_images(config: ConfigDict) -> Dataset:
+    """Return the data set that a config names; `UserError` where its images cannot be had."""
+    with status.during(f'loading {config.dataset}'):
+        return load_dataset(config.dataset, config.data.root, config.data.image_size)
+
+
 def prepare(config: ConfigDict, dataset: Dataset | None = None) -> Session:
     """Return the session of a resolved config.
 
@@ -96,7 +103,7 @@ def prepare(config: ConfigDict, dataset: Dataset | None = None) -> Session:
     that networks need. Raises `UserError` where the data cannot be had or the devices do not suffice.
     """
     if dataset is None:
-        dataset = load_dataset(config.dataset, config.data.root, config.data.image_size)
+        dataset = load_images(config)
     population = Population(config, dataset.num_classes, dataset.image_size, make_mesh(config))
     return Session(config, dataset, population)
 

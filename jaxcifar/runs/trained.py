@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jaxcifar.config import saved
 from jaxcifar.config.fields import get_config
 from jaxcifar.data.cifar import CIFAR
-from jaxcifar.data.datasets import Dataset, load_dataset
+from jaxcifar.data.datasets import Dataset
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import Weights
 from jaxcifar.formats import foreign, portable
@@ -28,7 +28,7 @@ from jaxcifar.machine.files import reading
 from jaxcifar.models import build
 from jaxcifar.runs import resolve, workdirs
 from jaxcifar.runs.released import portable_head, portable_member
-from jaxcifar.runs.session import Session, prepare
+from jaxcifar.runs.session import Session, load_images, prepare
 from jaxcifar.runs.weights import CALIBRATED, assemble, load_temperatures, load_weights
 
 BY_CLASSES = {len(names.split()): name for name, (names, *_) in CIFAR.items()}
@@ -94,8 +94,7 @@ class Trained:
         """Return the session with the images of the config; `UserError` where they are not the networks'."""
         data = self.config.data
         data.root = data.root or resolve.data_root()
-        dataset = load_dataset(self.config.dataset, data.root, data.image_size)
-        return self._prepare(self._accept(dataset))
+        return self._prepare(self._accept(load_images(self.config)))
 
     def restore(self, population: Population) -> Restored:
         """Return the weights for a population of these networks."""

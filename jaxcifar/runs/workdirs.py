@@ -18,7 +18,7 @@ from jaxcifar.config.values import flatten
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split
 from jaxcifar.formats.portable import check_data
-from jaxcifar.machine import hosts
+from jaxcifar.machine import compiler, hosts, memory
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, read_json_or_set_aside, reading, write_json, write_text
 from jaxcifar.machine.profile import share_of_peak
@@ -140,6 +140,8 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
         'devices': [f'{d.platform}:{d.id} {d.device_kind}' for d in jax.devices()],
         'python': platform.python_version(),
         'packages': {name: installed(name) for name in PACKAGES},
+        'compiler': compiler.describe(),
+        'memory': memory.describe(),
         # They tell whether a run may go on that has lost the files above.
         'config_sha256': _sum(config),
         'data_sha256': [description['sha256'], description.get('split')],

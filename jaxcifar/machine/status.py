@@ -1,0 +1,101 @@
+"""Say what a program is at while nothing else can be seen: a line that counts on a terminal, one in a log."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+SILENCE = 1.0  # seconds after which a log file gets a line
+BLINK = 0.3  # … and a terminal: what is shorter would only flicker
+
+verbose = False  # whether the lines for those who tune XLA are printed too
+_at: list[tuple[str, float]] = []  # what is going on and since when, the innermost last
+_log: TextIO | None = None
+_told: set[str] = set()  # what this log has been told: an epoch must not say it again
+_in_a_table = False
+
+
+class Line:
+    """Render what is going on, anew each time that a terminal asks."""
+
+    def __rich__(self) -> Text:
+        return Text(line(), style='dim', no_wrap=True, overflow='ellipsis')
+
+
+def line() -> str:
+    """Return what is going on and for how long, 'compiling the step … 12 s'; '' where nothing is."""
+    for what, since in _at[-1:]:
+        if (seconds := time.monotonic() - since) > BLINK:
+            return f'{what} … {seconds:.0f} s'
+    return ''
+
+
+@contextlib.contextmanager
+def during(what: str) -> Iterator[None]:
+    """Show `what`, a phrase such as 'loading digits', for as long as the block runs.
+
+    A terminal gets a line that counts seconds and goes again. A log gets one line, once, if it takes long.
+    """
+    alarms = [threading.Timer(SILENCE, _tell, [what])]
+    live = None
+    # Only the outermost owns the line; those within it change its words.
+    if not _at and not _in_a_table:
+        terminal = Console(stderr=True)
+        if terminal.is_terminal:
+            # What goes from stdout to a file must not end up on the terminal.
+            live = Live(
+                Line(), console=terminal, refresh_per_second=4, transient=True,
+                redirect_stdout=sys.stdout.isatty(),
+            )  # fmt: skip
+            alarms.append(threading.Timer(BLINK, live.start))
+    _at.append((what, time.monotonic()))
+    for alarm in alarms:
+        alarm.daemon = True
+        alarm.start()
+    try:
+        yield
+    finally:
+        for alarm in alarms:
+            alarm.cancel()
+            alarm.join()
+        _at.pop()
+        if live is not None:
+            live.stop()
+
+
+def _tell(what: str):
+    if _log is not None and what not in _told:
+        _told.add(what)
+        print(f'{what} …', file=_log, flush=True)
+
+
+@contextlib.contextmanager
+def logged(log: TextIO | None) -> Iterator[None]:
+    """Tell `log` too what takes long, unless it is a terminal; without this only terminals are told.
+
+    A command whose output another program reads must not mix such lines into it.
+    """
+    global _log
+    _told.clear()
+    _log = None if log is None or log.isatty() else log
+    try:
+        yield
+    finally:
+        _log = None
+
+
+@contextlib.contextmanager
+def in_a_table() -> Iterator[None]:
+    """Leave the terminal to a table that shows a `Line` itself: a terminal has room for one of both."""
+    global _in_a_table
+    _in_a_table = True
+    try:
+        yield
+    finally:
+        _in_a_table = False
