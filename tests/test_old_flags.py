@@ -6,10 +6,11 @@ import shlex
 import pytest
 
 from jaxcifar.config.command_line import parse
-from jaxcifar.config.old_flags import AUGMENTATIONS, FLAGS, NEEDLESS
+from jaxcifar.config.old_flags import AUGMENTATIONS, FLAGS, NEEDLESS, table
 from jaxcifar.config.short import spell_out
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.resolve import finalize
+from tests.pages import page
 
 START = ['main', '--config', 'configs/single.py', '--workdir', 'x']
 # A command of each of the programs, and what replaces its flags.
@@ -37,8 +38,7 @@ COMMANDS = {
     '--early_stopping_patience 60 --early_stopping': '--config.early_stopping.patience=60',
     '--save_freq 10 --log_interval 100 --workers 4': '--config.checkpoint.every_epochs=10 '
     '--config.log.every_steps=100 --config.data.workers=4',
-    '--checkpoint_dir ./checkpoints --resume a_epoch_76.pth': '--workdir=./checkpoints '
-    '--config.init_from=a_epoch_76.pth',
+    '--checkpoint_dir ./checkpoints': '--workdir=./checkpoints',
 }
 
 
@@ -56,6 +56,11 @@ def test_old_flags_are_spelt_anew(flags):
     assert words[2] == flags.replace('=densenet', ' densenet')
     config, _ = parse([*START, *shlex.split(words[1])])
     finalize(config)
+
+
+def test_the_page_has_every_old_flag_and_its_answer():
+    """The rows are those that `python -c "from jaxcifar.config import old_flags; …table()"` prints."""
+    assert '\n'.join(table()) in page('from-pytorch')
 
 
 def test_every_old_flag_is_in_a_command():

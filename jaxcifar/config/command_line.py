@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxcifar.config import fields as config_fields
 from jaxcifar.config import shipped, short
 from jaxcifar.config.old_flags import translated
-from jaxcifar.machine.errors import UserError, unknown
+from jaxcifar.machine.errors import UserError, ending_in, unknown
 from jaxcifar.machine.text import show
 
 # What absl, ml_collections and Python's reader of literals raise over a command line.
@@ -105,7 +105,7 @@ def _misspelt_flag(argv: list[str]) -> UserError | None:
     if old := translated(argv[1:]):
         return old
     for flag in flags:
-        meant = [f'--config.{f}' for f in fields if flag in (f, f.rpartition('.')[2])]
+        meant = [f'--config.{f}' for f in ending_in(flag, fields)]
         if meant:
             return UserError(f'--{flag} is not a flag; did you mean {" or ".join(meant)}?')
     return None

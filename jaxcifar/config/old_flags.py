@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from typing import NamedTuple
 
 from jaxcifar.machine.errors import OTHERS_CALL_IT, UserError
 
@@ -30,7 +31,6 @@ FLAGS = {
     'save_freq': '--config.checkpoint.every_epochs={}',
     'log_interval': '--config.log.every_steps={}',
     'checkpoint_dir': '--workdir={}',
-    'resume': '--config.init_from={}',
 }
 # Flags of augmentation are parts of one field, in this order.
 AUGMENTATIONS = {
@@ -46,12 +46,30 @@ NEEDLESS = {
     'no_wandb': 'log.wandb is disabled unless it is asked for',
     'csv_log': 'WORKDIR/metrics.csv always has these numbers',
     'log_dir': 'event files always lie in WORKDIR/tensorboard',
+    'resume': 'the same command with the same --workdir resumes; --config.resume_from=WORKDIR goes on from '
+    "another run's state, --config.init_from=FILE begins with weights alone",
 }
 VALUES = {'none': 'constant', 'imagenet': 'imagenet:FOLDER'}
 
 
+class Answer(NamedTuple):
+    """Hold the old flags of a command line, and what is written here for them."""
+
+    old: list[str]  # the flags and their values
+    words: dict[str, str]  # field -> --config.FIELD=VALUE
+    needless: dict[str, str]  # flag -> why it can be left out
+
+
 def translated(arguments: list[str]) -> UserError | None:
     """Return the error that spells old flags and their values anew, or None where there are none."""
+    old, words, needless = _answer(arguments)
+    answers = [f'write {shlex.join(words.values())} for {shlex.join(old)}'] if words else []
+    answers += [f'leave out {flag}: {why}' for flag, why in needless.items()]
+    return UserError(f'flags are other ones here: {"; ".join(answers)}') if answers else None
+
+
+def _answer(arguments: list[str]) -> Answer:
+    """Return what is written here for the old flags among the words of a command line."""
     old, words, augment, needless = [], dict[str, str](), dict[str, str](), dict[str, str]()
     for flag, values in _flags(arguments):
         name = flag.replace('-', '_')
@@ -75,14 +93,28 @@ def translated(arguments: list[str]) -> UserError | None:
     if augment:
         terms = [augment[kind] for kind in AUGMENTATIONS if kind in augment]
         words['augment'] = f'--config.augment={"+".join(["crop(4)", "flip", *terms])}'
-    answers = [f'write {shlex.join(words.values())} for {shlex.join(old)}'] if words else []
-    answers += [f'leave out {flag}: {why}' for flag, why in needless.items()]
-    return UserError(f'flags are other ones here: {"; ".join(answers)}') if answers else None
+    return Answer(old, words, needless)
 
 
 def is_old(flag: str) -> bool:
     """Return whether a flag is one of these programs'."""
     return flag.replace('-', '_') in FLAGS.keys() | AUGMENTATIONS.keys() | NEEDLESS.keys()
+
+
+def table() -> list[str]:
+    """Return every old flag and its answer, and every old name, as the rows of a table in Markdown."""
+    rows = []
+    for name in [*FLAGS, *AUGMENTATIONS, *NEEDLESS]:
+        flag = '--num-nodes' if name == 'num_nodes' else f'--{name}'
+        # A flag takes a value where its answer has one; X stands for it.
+        takes = '{}' in FLAGS.get(name, AUGMENTATIONS.get(name, ''))
+        answer = _answer([flag, 'X'] if takes else [flag])
+        here = ' '.join(f'`{word}`' for word in answer.words.values())
+        here = here or f'leave it out: {answer.needless[flag]}'
+        rows.append(f'| `{flag}{" X" if takes else ""}` | {here} |')
+    # Names are compared without signs between their parts, so any spelling of them will do.
+    rows += [f'| the name `{there}` | `{here}` |' for there, here in {**OTHERS_CALL_IT, **VALUES}.items()]
+    return ['| there | here |', '|---|---|', *rows]
 
 
 def _flags(arguments: list[str]) -> list[tuple[str, list[str]]]:

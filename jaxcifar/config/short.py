@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxcifar.config.fields import FIELDS
 from jaxcifar.config.old_flags import is_old, translated
 from jaxcifar.config.shipped import names
-from jaxcifar.machine.errors import UserError, unknown
+from jaxcifar.machine.errors import UserError, ending_in, unknown
 
 EXAMPLE = 'jaxcifar train quickstart'
 SWITCHES = ('--verbose',)  # flags without a value
@@ -113,7 +113,7 @@ def _meant(flag: str) -> list[str]:
     name = flag.removeprefix('config.')
     if name in FIELDS:
         return [name]
-    meant = [field for field in FIELDS if field.rpartition('.')[2] == name]
+    meant = ending_in(name, FIELDS)
     if f'optimizer.{name}' in meant:  # lr, clip and weight_decay are the members' own, not the head's
         return [f'optimizer.{name}']
     return meant

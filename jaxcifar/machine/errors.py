@@ -56,7 +56,7 @@ def alike(name: str, valid: list[str]) -> list[str]:
     plain = {v: re.sub(r'[-_. ]', '', v).lower() for v in valid}
     wanted = re.sub(r'[-_. ]', '', name).lower()
     meant = [v for v in valid if v == OTHERS_CALL_IT.get(wanted) or (v and plain[v] == wanted)]
-    meant += [v for v in valid if v.rpartition('.')[2] == name and v not in meant]
+    meant += [v for v in ending_in(name, valid) if v not in meant]
     longer = [v for v in valid if len(wanted) > 2 and plain[v].startswith(wanted) and v not in meant]
     if meant or longer:
         return meant + longer
@@ -64,6 +64,11 @@ def alike(name: str, valid: list[str]) -> list[str]:
     # Of names that are equally like it, the one that has more letters at the same places.
     best = max(scores, key=lambda v: (scores[v], sum(map(str.__eq__, wanted, plain[v]))), default='')
     return [best] if best and scores[best] >= 0.5 else []
+
+
+def ending_in(name: str, valid: Iterable[str]) -> list[str]:
+    """Return the dotted names that are `name` or end in it: of lr, optimizer.lr and fusion.lr."""
+    return [v for v in valid if name in (v, v.rpartition('.')[2])]
 
 
 def lookup(kind: str, registry: dict, name: str):
