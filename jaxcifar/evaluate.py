@@ -1,11 +1,13 @@
-"""Evaluate a run's weights: python -m jaxcifar.evaluate --workdir DIR
+"""Evaluate runs' weights: python -m jaxcifar.evaluate RUN…
 
-Prints JSON: accuracy, top-5, negative log-likelihood (nats) and calibration error of each member,
-their mean and standard deviation, and of the ensemble (the mean of the members' probabilities). Of a
-fused run also those of the fused prediction, the mean of the logits, and the best single member.
+Prints a table: accuracy, negative log-likelihood (nats), top-5 and calibration error of each member, their
+mean and standard deviation, and of the ensemble (the mean of the members' probabilities). Of a fused run
+also of the fused prediction and of the mean of the logits. Training accuracy and loss are those of the
+weights' epoch. --csv writes the same rows into a file, --json prints all numbers.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,9 @@ from jaxcifar.engine.losses import log_priors, of_outputs
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading
+from jaxcifar.report.scores import print_scores, score_rows, write_scores
 from jaxcifar.runs.evaluation import Evaluation
+from jaxcifar.runs.metrics import verdict
 from jaxcifar.runs.session import Session
 from jaxcifar.runs.trained import open_trained
 
@@ -30,7 +34,7 @@ def evaluate(
     posthoc_tau: float = 0.0,
     dataset: str | None = None,
 ) -> dict:
-    """Return what the command prints, but for a comparison with a baseline."""
+    """Return what `--json` prints, but not rounded, and without a comparison with a baseline."""
     # What is evaluated: networks, images, and the weights on the devices.
     trained = open_trained(path, checkpoint, dataset)
     # The flag can only add to what the run's config says.
@@ -88,11 +92,53 @@ def improve_on(rows: list[dict], baseline: Path) -> list[dict]:
     return improved
 
 
-def main():
-    """Run the command line."""
+def rounded(tree):
+    """Return a tree of JSON with its numbers to six digits: more of them only look exact."""
+    if isinstance(tree, dict):
+        return {key: rounded(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [rounded(value) for value in tree]
+    return float(f'{tree:.6g}') if isinstance(tree, float) else tree
+
+
+def evaluate_all(folders: list[Path], baseline: Path | None = None, **options) -> list[dict]:
+    """Return what `evaluate` does of each folder; of several, those that cannot be are named on stderr."""
+    found = []
+    for folder in folders:
+        try:
+            scores = evaluate(folder, **options)
+            if baseline:
+                scores['members'] = improve_on(scores['members'], baseline)
+        except UserError as error:
+            if len(folders) == 1:
+                raise
+            # A sweep has runs that are not there yet; the others are worth their table.
+            print(f'left out: {error}', file=sys.stderr)
+        else:
+            found.append(scores)
+    if not found:
+        given = ', '.join(map(str, folders)) or 'none'
+        raise UserError(f'expected a run or more, got {given}: python -m jaxcifar.evaluate runs/quickstart')
+    return found
+
+
+def headline(scores: dict, checkpoint: str | None) -> str:
+    """Return what was evaluated in one line; checkpoint is the one that was asked for."""
+    steps = scores['step']
+    several = isinstance(steps, list) and len(set(steps)) > 1
+    step = steps[0] if isinstance(steps, list) else steps
+    when = '' if step is None else f', weights of steps {steps}' if several else f', weights of step {step}'
+    how = ', flipped too' * scores['flip'] + f', τ={scores["posthoc_tau"]:g}' * bool(scores['posthoc_tau'])
+    is_chosen = checkpoint in (None, 'best', 'calibrated') and scores['selected_on'] != 'none'
+    chosen = f', chosen on {scores["selected_on"]}' if is_chosen else ''
+    return f'{scores["workdir"]}: {scores["images"]:,} {scores["split"]} images{when}{chosen}{how}'
+
+
+def _parser():
     parser = command_parser('jaxcifar.evaluate', __doc__)
     where = 'of a run; or a folder or file of jaxcifar.export, or of PyTorch weights'
-    parser.add_argument('--workdir', type=Path, required=True, help=where)
+    parser.add_argument('runs', nargs='*', type=Path, metavar='RUN', help=f'folder {where}')
+    parser.add_argument('--workdir', type=Path, action='append', default=[], help='the same as a flag')
     parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')
     splits = 'train | validation | test, or a part of the split (test)'
     parser.add_argument('--split', default='test', help=splits)
@@ -103,11 +149,28 @@ def main():
     parser.add_argument('--baseline', type=Path, help=better)
     here = 'of others than runs: where their images are here, as --config.dataset (npz:FILE)'
     parser.add_argument('--dataset', help=here)
-    args = parser.parse_args()
-    scores = evaluate(args.workdir, args.checkpoint, args.split, args.flip, args.posthoc_tau, args.dataset)
-    if args.baseline:
-        scores['members'] = improve_on(scores['members'], args.baseline)
-    print(json.dumps(scores, indent=2))
+    parser.add_argument('--csv', type=Path, metavar='FILE', help='write a row for each member of each run')
+    parser.add_argument('--json', action='store_true', help='print JSON; of several runs a list')
+    return parser
+
+
+def main():
+    """Run the command line."""
+    args = vars(_parser().parse_args())
+    folders, as_json, path = [*args.pop('workdir'), *args.pop('runs')], args.pop('json'), args.pop('csv')
+    found = evaluate_all(folders, **args)
+    rows = [row for scores in found for row in score_rows(scores)]
+    if path:
+        write_scores(path, rows)
+    if as_json:
+        print(json.dumps(rounded(found if len(folders) > 1 else found[0]), indent=2))
+        return
+    print(*(headline(scores, args['checkpoint']) for scores in found), '', sep='\n')
+    print_scores(rows)
+    for scores in (s for s in found if 'fusion' in s):
+        print(f'{scores["workdir"]}: the learned rule {verdict(scores["fusion"])}')
+    if path:
+        print(f'\n{path}')
 
 
 if __name__ == '__main__':

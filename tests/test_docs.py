@@ -186,12 +186,12 @@ def run(workshop, tiny_networks, monkeypatch, at_the_top):
 def test_the_first_runs_commands_work(run, capsys):
     run([c for c in pages.in_blocks('first-run') if c.module not in ('jaxcifar.preview', 'jaxcifar.doctor')])
     said = capsys.readouterr().out
-    assert '"accuracy"' in said and 'cat.png' in said and 'report.html' in said
+    assert 'test %' in said and 'cat.png' in said and 'report.html' in said
 
 
 def test_the_mutual_pages_commands_work(run, capsys):
     run([c for c in pages.in_blocks('mutual') if c.module.startswith('jaxcifar')])
-    assert 'improvement' in capsys.readouterr().out
+    assert 'better by' in capsys.readouterr().out
 
 
 def test_the_digit_of_the_readme_is_an_image(tmp_path, monkeypatch):
@@ -213,6 +213,8 @@ def test_the_picture_is_small_and_drawn_from_a_run(run):
 def test_experts_and_their_fusion_work(run, capsys):
     run(pages.in_blocks('experts-and-fusion')[:2])
     assert 'fused' in capsys.readouterr().out
+    run([c for c in pages.all_commands() if c.words == ('--workdir', 'runs/fused')])
+    assert 'the learned rule' in capsys.readouterr().out
 
 
 def test_the_long_tail_pages_commands_work(run, workshop):

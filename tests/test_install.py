@@ -57,7 +57,7 @@ def test_the_wheel_trains_evaluates_exports_and_reports_from_any_folder(installe
     said = jaxcifar('train', 'mutual:digits', *shrunk, '--workdir', 'run', '--log.tensorboard', 'False')
     assert said.startswith('workdir: run\n') and 'test accuracy' in said
     assert json.loads((tmp_path / 'run' / 'results.json').read_text())['epoch'] == 1
-    assert 'accuracy' in jaxcifar('evaluate', '--workdir', 'run')
+    assert 'ensemble' in jaxcifar('evaluate', '--workdir', 'run')
     jaxcifar('export', '--workdir', 'run', '--format', 'safetensors', '--output', 'exported')
     jaxcifar('report', 'run', '--out', 'page')
     assert list((tmp_path / 'exported').glob('*.safetensors'))

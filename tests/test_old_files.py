@@ -44,9 +44,9 @@ def near(found, expected, **tolerance):
 
 
 def said(monkeypatch, capsys, *words) -> dict:
-    """What `evaluate` prints."""
+    """What `evaluate --json` prints."""
     capsys.readouterr()
-    old.command(monkeypatch, 'evaluate', *words)
+    old.command(monkeypatch, 'evaluate', '--json', *words)
     return json.loads(capsys.readouterr().out)
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import jaxcifar
+from jaxcifar import evaluate as evaluate_command
 from jaxcifar import preview
 from jaxcifar.evaluate import evaluate, improve_on
 from jaxcifar.export.write import export
@@ -108,6 +109,43 @@ def test_evaluate_gives_the_results_of_the_run(run):
     for which, split, words in (('7', 'test', "no checkpoint '7'"), ('last', 'tset', "did you mean 'test'")):
         with pytest.raises(UserError, match=words):
             evaluate(workdir, which, split, flip=False)
+
+
+def test_evaluate_prints_a_table_and_writes_a_row_for_each_member(run, tmp_path, monkeypatch, capsys):
+    workdir, results, _ = run
+
+    def evaluated(*words):
+        monkeypatch.setattr('sys.argv', ['evaluate', *map(str, words)])
+        evaluate_command.main()
+        return capsys.readouterr()
+
+    path = tmp_path / 'all.csv'
+    said, told = evaluated(workdir, '--workdir', tmp_path, '--baseline', workdir, '--csv', path)
+    assert f'left out: {tmp_path} is not a workdir' in told and 'train %' in said
+    with open(path) as file:
+        rows = {row['member']: row for row in csv.DictReader(file)}
+    assert list(rows) == ['0_resnet8', '1_resnet8', 'mean', 'std', 'ensemble']
+    train = jaxcifar.open(workdir).history['train']
+    for k, member in enumerate(results['members']):
+        row, scores = rows[member['name']], member['best']
+        assert float(row['test_accuracy']) == pytest.approx(scores['test']['accuracy'], abs=1e-6)
+        assert float(row['test_loss']) == pytest.approx(scores['test']['nll'], abs=1e-5)
+        epoch = scores['epoch'] - 1
+        assert float(row['train_accuracy']) == pytest.approx(train['accuracy'][k, epoch], abs=1e-6)
+        assert float(row['train_loss']) == pytest.approx(train['loss'][k, epoch], abs=1e-5)
+        assert f'{100 * scores["test"]["accuracy"]:.2f}' in said
+    assert (
+        float(rows['mean']['improvement']) == pytest.approx(0, abs=1e-6)
+        and not rows['ensemble']['train_loss']
+    )
+
+    found = json.loads(evaluated('--workdir', workdir, '--json').out)
+    assert [member['name'] for member in found['members']] == ['0_resnet8', '1_resnet8']
+    assert found['mean']['nll'] == pytest.approx(results['mean']['best']['nll'], abs=1e-5)
+    assert len(repr(found['mean']['nll'])) < 10
+    assert len(json.loads(evaluated(workdir, workdir, '--json').out)) == 2
+    with pytest.raises(UserError, match='expected a run or more, got none'):
+        evaluated()
 
 
 def test_predict_names_the_classes_of_files(run, dataset, tmp_path):

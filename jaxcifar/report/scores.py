@@ -1,0 +1,109 @@
+"""Lay evaluations out in one table, a row for each member of each run: on the terminal, or as a CSV file."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxcifar.machine.files import write_text
+from jaxcifar.report.history import read_history
+from jaxcifar.report.runs import GROUPS
+
+WIDE = 1000  # columns of a terminal that cuts nothing off
+# A column, its heading, and its factor and digits. Accuracies are in percent on the terminal alone.
+SHOWN = {
+    'train_accuracy': ('train %', 100, '.2f'),
+    'train_loss': ('train loss', 1, '.4f'),
+    'accuracy': ('{split} %', 100, '.2f'),
+    'loss': ('{split} loss', 1, '.4f'),
+    'top5': ('top-5 %', 100, '.2f'),
+    'ece': ('ECE %', 100, '.2f'),
+    **{group: (f'{group.replace("_", " ")} %', 100, '.2f') for group in GROUPS},
+    'improvement': ('better by', 100, '+.2f'),
+}
+
+
+def score_rows(found: dict) -> list[dict]:
+    """Return the rows of one evaluation: its members, their mean and std, and what they predict together.
+
+    found: what `jaxcifar.evaluate.evaluate` returns. train_accuracy and train_loss are of the epoch that the
+    weights are of, as metrics.csv has them; runs of others and exports have none.
+    """
+    members = [dict(member) for member in found['members']]
+    names = [member.pop('name') for member in members]
+    together = {'ensemble': found['ensemble']} if len(members) > 1 else {}
+    if 'fusion' in found:
+        together |= {name: found['fusion'][name] for name in ('mean_of_logits', 'fused')}
+    training = _training(found, [*names, *together])
+    rows = [_row(found, name, {**training.get(name, {}), **m}) for name, m in zip(names, members)]
+    if len(members) > 1:
+        values = {key: [row[key] for row in rows] for key in rows[0] if key in SHOWN}
+        for name, of in (('mean', np.mean), ('std', lambda values: np.std(values, ddof=1))):
+            rows.append(_row(found, name, {key: float(of(values[key])) for key in values}))
+    return rows + [_row(found, name, {**training.get(name, {}), **s}) for name, s in together.items()]
+
+
+def _row(found: dict, member: str, scores: dict) -> dict:
+    """Return a row with the evaluation's name of the loss."""
+    named = {'loss' if key == 'nll' else key: value for key, value in scores.items()}
+    return {'run': found['workdir'], 'member': member, 'split': found['split'], **named}
+
+
+def _training(found: dict, names: list[str]) -> dict[str, dict[str, float]]:
+    """Return {name: its training accuracy and loss} in the epoch of its weights, where the run wrote them."""
+    workdir, steps = Path(found['workdir']), found['step']
+    if steps is None or found['split'] == 'train' or not (workdir / 'metrics.csv').is_file():
+        return {}
+    outputs, history = read_history(workdir)
+    train = history.get('train', {'step': np.array([])})
+    # What predicts together was chosen at one step.
+    steps = steps if isinstance(steps, list) else [steps] * len(names)
+    steps = [*steps, *steps[:1] * len(names)]
+    training = {}
+    for name, step in zip(names, steps):
+        epochs = np.flatnonzero(train['step'] == step)
+        if name in outputs and len(epochs):
+            cell = outputs.index(name), epochs[-1]
+            training[name] = {f'train_{key}': float(train[key][cell]) for key in ('accuracy', 'loss')}
+    return training
+
+
+def print_scores(rows: Sequence[dict]):
+    """Print rows as a table, with the runs' names where there are several."""
+    several = len({row['run'] for row in rows}) > 1
+    columns = [column for column in SHOWN if any(column in row for row in rows)]
+    table = Table(box=None, pad_edge=False)
+    for heading in (*['run'] * several, ''):
+        table.add_column(heading, no_wrap=True)
+    for column in columns:
+        table.add_column(SHOWN[column][0].format(split=rows[0]['split']), justify='right')
+    before = None
+    for row in rows:
+        # A run is named once: its rows belong together.
+        named = [row['run'] if row['run'] != before else ''] if several else []
+        before = row['run']
+        table.add_row(*named, row['member'], *(_cell(row, column) for column in columns))
+    Console(width=WIDE, highlight=False, markup=False).print(table)
+
+
+def _cell(row: dict, column: str) -> str:
+    _, factor, form = SHOWN[column]
+    value = row.get(column, np.nan)
+    return '' if np.isnan(value) else f'{factor * value:{form}}'
+
+
+def write_scores(path: Path, rows: Sequence[dict]):
+    """Write rows as a CSV file; accuracies are shares, and the split is part of the columns' names."""
+    columns = ['run', 'member', *(column for column in SHOWN if any(column in row for row in rows))]
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator='\n')
+    split = rows[0]['split']
+    table.writerow(f'{split}_{name}' if name in ('accuracy', 'loss') else name for name in columns)
+    for row in rows:
+        cells = (row.get(name, '') for name in columns)
+        table.writerow(f'{cell:.6g}' if isinstance(cell, float) else cell for cell in cells)
+    write_text(path, file.getvalue())
