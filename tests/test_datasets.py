@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -82,6 +83,8 @@ AS_INTEGER = 'y_train: expected integers of shape (30,), got '
         ({'y_train': np.array([1, 2] * 15), 'y_test': np.ones(5, int)}, 'got no image of 0'),
         ({'y_test': np.array([0, 1, 2, 3, 10])}, 'y_test: expected labels from 0 to 9'),
         ({'y_test': np.array([0, 1, 2, 3, -1])}, 'got -1 to 3'),
+        ({'y_train': np.arange(30) / 2}, 'got float64 of shape (30,)'),
+        ({'x_train': np.full((30, 8, 8, 3), np.nan)}, 'convert: replace the numbers that are not finite'),
         ({'x_train': np.array(['object', 1], object)}, 'got pickled Python objects; convert: np.array(x_tr'),
     ],
 )
@@ -176,6 +179,14 @@ def test_truncated_cache_is_refused(tmp_path, bytes_left):
 def test_other_files_are_not_npz(tmp_path):
     np.save(tmp_path / 'one.npy', np.zeros(3))
     assert 'not a whole .npz file' in message(f'npz:{tmp_path}/one.npy')
+    (tmp_path / 'text.npz').write_text('no archive')
+    assert 'not a whole .npz file (no zip archive of arrays)' in message(f'npz:{tmp_path}/text.npz')
+    with zipfile.ZipFile(tmp_path / 'other.npz', 'w') as archive:
+        archive.writestr('x_train', 'text')
+        archive.writestr('y_train', 'text')
+    assert 'x_train: expected an array, got other bytes' in message(f'npz:{tmp_path}/other.npz')
+    np.savez(tmp_path / 'names.npz', **arrays(3, size=8), classes=['a', 'b', 'a'])
+    assert 'expected a name for each class, got a 2 times' in message(f'npz:{tmp_path}/names.npz')
     assert 'no such file' in message(f'npz:{tmp_path}/none.npz')
     assert '~nobody-here/none.npz: no such file' in message('npz:~nobody-here/none.npz')
 

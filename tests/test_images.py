@@ -1,5 +1,7 @@
 """Image files: what their pixels become, which folder becomes which part, and what is left out."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -160,7 +162,7 @@ REFUSED = {
     'one class': ({'cats': 0}, 'expected at least 2 class folders, got only cats/'),
     'one class of a part': ({'train/cats': 0}, 'expected at least 2 class folders in '),
     'one too high': ({'photos': 5}, 'got only photos/; try '),
-    'small': ({'': 1}, 'class a: expected 2 images or more to set a test part aside, got 1'),
+    'small': ({'': 1}, 'cannot set a test part aside: class a: expected 2 images or more, got 1'),
 }
 
 
@@ -242,6 +244,43 @@ def test_images_are_known_by_ending_or_content_and_the_others_counted(tmp_path, 
         f'{tmp_path}: 15 images of 18 files used; 3 left out (a/Thumbs.db: not an image, a/notes.txt: not an '
         'image, stray.png: in no class folder)\n'
     )
+
+
+def test_links_pipes_and_names_that_would_mislead(tmp_path, capsys):
+    tree(tmp_path / 'a', ['Cat', 'cat'], 5)
+    cat = tmp_path / 'a' / 'cat'
+    (cat / 'again').symlink_to(tmp_path / 'a')  # all images would count some forty times
+    os.mkfifo(cat / 'pipe.png')  # whoever opens it waits for ever
+    (cat / 'x\ny.png').write_bytes(b'no image')
+    (tmp_path / 'a' / 'self').symlink_to('self')
+    assert len(load_dataset(f'folder:{tmp_path}/a', '', 8).y_train) == 8
+    assert capsys.readouterr().err == (
+        f'warning: {tmp_path}/a: Cat/, cat/ differ only in case or accents, and are 2 classes\n'
+        f'{tmp_path}/a: 10 images of 13 files used; 3 left out (cat/x\\ny.png: cannot identify image, '
+        'cat/pipe.png: not a file, cat/again: a link to a folder that it lies in)\n'
+    )
+    for kind in 'folder', 'stream':
+        tree(tmp_path / kind / 'train', ['caf\u00e9', 'b'])
+        tree(tmp_path / kind / 'test', ['cafe\u0301', 'b'])
+        with pytest.raises(
+            UserError, match=r'differ in .*; rename those that differ only in case or accents'
+        ):
+            load_dataset(f'{kind}:{tmp_path}/{kind}', '', 8)
+    tree(tmp_path / 'names', ['a\nb', 'c'])
+    with pytest.raises(UserError, match=r"class names that are a line of text, got 'a.{1,2}nb'"):
+        load_dataset(f'folder:{tmp_path}/names', '', 8)
+    tree(tmp_path / 'broken')
+    for image in (tmp_path / 'broken' / 'a').iterdir():
+        image.write_bytes(b'')
+    with pytest.raises(UserError, match='no image of class a can be read'):
+        load_dataset(f'folder:{tmp_path}/broken', '', 8)
+
+
+def test_a_strip_is_not_scaled_to_gigabytes(tmp_path):
+    Image.new('RGB', (1, 9000)).save(tmp_path / 'strip.png')
+    with pytest.raises(ValueError, match='1x9000 pixels are too thin'):
+        read(tmp_path / 'strip.png', eval_transform(224))
+    assert read(tmp_path / 'strip.png', eval_transform(8)).shape == (8, 8, 3)
 
 
 def test_small_classes_are_told_before_training(dataset, config):

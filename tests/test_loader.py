@@ -109,7 +109,7 @@ def test_the_prefetching_thread_ends_and_passes_on_its_error():
 
 def test_held_out_images_are_stratified_and_not_trained_on(config):
     labels = np.repeat(np.arange(5), 20)
-    dataset = SimpleNamespace(y_train=labels, y_val=None)
+    dataset = SimpleNamespace(y_train=labels, y_val=None, classes=('cat', 'dog', 'emu', 'fox', 'gnu'))
     config.data.validation_size = 0.1
     split = make_split(dataset, config)
     assert sorted([*split.train, *split.validation]) == list(range(100))
@@ -119,6 +119,25 @@ def test_held_out_images_are_stratified_and_not_trained_on(config):
     for validation in ('none', 'test'):
         config.data.validation = validation
         assert len(make_split(dataset, config).train) == 100
-    config.data.validation, config.data.validation_size = 'holdout', 99
-    with pytest.raises(UserError, match='cannot hold out'):
-        make_split(dataset, config)
+    config.data.validation = 'holdout'
+    few = SimpleNamespace(y_train=np.append(labels, 5), y_val=None, classes=(*dataset.classes, 'hen'))
+    of_both = 'expected each of 5 classes in both parts, got'
+    for images, size, words in (
+        (
+            dataset,
+            99,
+            f'{of_both} 1 and 99 images for them; set it to 5 to 95 images, or set data',
+        ),
+        (dataset, 0.0, f'{of_both} 100 and 0 images'),
+        (dataset, 0.03, f'{of_both} 97 and 3 images'),
+        (
+            few,
+            9,
+            'class hen: expected 2 images or more, got 1; add images of it, or set data',
+        ),
+    ):
+        config.data.validation_size = size
+        with pytest.raises(UserError, match=f'cannot hold out data.validation_size={size:g}: {words}'):
+            make_split(images, config)
+    config.data.validation_size = 5
+    assert len(make_split(dataset, config).validation) == 5

@@ -38,6 +38,7 @@ def labels_only(classes: int, per_class: int, test: int, fingerprint: str = 'abc
     return SimpleNamespace(
         y_train=y, y_test=y_test, y_val=None, num_classes=classes, fingerprint=lambda: fingerprint,
         x_train=np.arange(len(y))[:, None], x_test=np.arange(len(y_test))[:, None],
+        classes=tuple(map(str, range(classes))),
     )  # fmt: skip
 
 

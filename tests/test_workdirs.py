@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcifar.data.datasets import load_dataset
+from jaxcifar.engine.state import init_state
 from jaxcifar.evaluate import evaluate
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.profile import Compiled
 from jaxcifar.models import NETWORKS
+from jaxcifar.runs import fits
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.session import prepare
@@ -214,6 +217,24 @@ def test_a_refused_run_leaves_nothing(small_npz, tmp_path):
     with pytest.raises(UserError):
         train(configured(small_npz, **refused[0]), tmp_path / 'mine')
     assert list(tmp_path.rglob('*')) == [tmp_path / 'mine']
+
+
+@pytest.mark.parametrize('fields', [{}, {'ema': 0.9}, {'optimizer__name': 'adamw'}])
+def test_what_is_more_than_all_memory_is_refused_with_the_numbers(fields, small_npz, tmp_path, monkeypatch):
+    session = prepare(finalize(configured(small_npz, **fields)))
+    state = init_state(session.config, session.population)
+    held = [state.params, state.stats, state.opt, state.ema]
+    counted = [leaf for leaf in jax.tree.leaves(held) if leaf.size > len(session.names)]  # no counters
+    held_bytes = sum(leaf.nbytes for leaf in counted)
+    assert held_bytes <= fits.state_bytes(session) <= held_bytes + 100
+    assert fits.batch_bytes(session) == 40 * 8 * 8 * 3 * 4
+    monkeypatch.setattr('jaxcifar.machine.memory.total', lambda: 40_000)
+    fits.check_memory(session)
+    with pytest.raises(UserError, match=r'members=9000 and batch_size=40 need at least 0'):
+        train(configured(small_npz, members=9000, **fields), tmp_path / 'run')
+    with pytest.raises(UserError, match=r'1,797 images of data\.image_size=4096 are 90 GB'):
+        load_dataset('digits', '', 4096)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Members that are one network.

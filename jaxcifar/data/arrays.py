@@ -1,8 +1,13 @@
 """Images and labels as arrays: checked, parted and measured."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from jaxcifar.machine import memory
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.text import is_plain
 
 TEST_SHARE = 0.2  # of a data set that comes without a test part
 
@@ -31,6 +36,16 @@ def check_arrays(arrays: dict[str, np.ndarray], classes: tuple[str, ...]):
         raise ValueError(f'y_train: expected each class of 0 to {count - 1}, got no image of {name}{hint}')
     if count < 2:
         raise ValueError(f'expected at least 2 classes, got {count}')
+
+
+def check_names(classes: tuple[str, ...]):
+    """Raise ValueError unless class names are different lines of text."""
+    # Tables, cards and commands print them, and files hold them as UTF-8.
+    for name in classes:
+        if not name or not is_plain(name):
+            raise ValueError(f'expected class names that are a line of text, got {name!r}')
+        if classes.count(name) > 1:
+            raise ValueError(f'expected a name for each class, got {name} {classes.count(name)} times')
 
 
 def check_part(arrays: dict[str, np.ndarray], part: str):
@@ -80,6 +95,8 @@ def _recast(key: str, x: np.ndarray) -> list[str]:
     if x.dtype == np.uint8 or x.dtype.kind not in 'biuf' or not x.size:
         return []
     low, high = x.min(), x.max()
+    if not np.isfinite([low, high]).all():
+        return ['replace the numbers that are not finite']
     if x.dtype.kind == 'b' or (x.dtype.kind == 'f' and low >= 0 and high <= 1):
         return [f'({key} * 255.0).round().astype(np.uint8)']
     if low >= 0 and high <= 255:
@@ -93,12 +110,14 @@ def _check_labels(key: str, y: np.ndarray, images: int):
     is_integer = np.issubdtype(y.dtype, np.integer)
     if is_integer and y.shape == (images,):
         return
+    # Advice may not lose anything: of 0.5 or NaN nobody knows the class.
+    is_whole = y.dtype.kind in 'biu' or (y.dtype.kind == 'f' and np.isfinite(y).all() and (y == y // 1).all())
     advice = ''
-    if y.shape == (images, 1):
+    if y.shape == (images, 1) and is_whole:
         advice = f'; convert: {key}.ravel()' + ('' if is_integer else '.astype(int)')
-    elif y.ndim == 2 and len(y) == images:
+    elif y.ndim == 2 and len(y) == images and y.shape[1] > 1:
         advice = f'; convert: {key}.argmax(1), if it is one-hot'
-    elif y.shape == (images,) and y.dtype.kind in 'bf':
+    elif y.shape == (images,) and is_whole:
         advice = f'; convert: {key}.astype(int)'
     elif y.shape == (images,) and y.dtype.kind in 'US':
         advice = f'; convert: classes, {key} = np.unique({key}, return_inverse=True)'
@@ -106,27 +125,53 @@ def _check_labels(key: str, y: np.ndarray, images: int):
     raise ValueError(f'{key}: expected integers of shape ({images},), got {got}')
 
 
+def check_memory(images: int, size: int):
+    """Raise `UserError` where so many images of `size` pixels a side are more than all memory."""
+    needed, there = 3 * images * size**2, memory.total()
+    if needed > there:
+        raise UserError(
+            f'{images:,} images of data.image_size={size} are {needed / 1e9:,.0f} GB, there are '
+            f'{there / 1e9:,.0f} GB of memory: set a smaller data.image_size, or name files as stream:PATH'
+        )
+
+
 def set_aside_test(x: np.ndarray, y: np.ndarray, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Part images and labels into train and test, class by class alike and the same every time.
 
     Raises ValueError where a class is too small for both.
     """
+    try:
+        images, tests, labels, test_labels = cut((x, y), y, 0, names, test_size=TEST_SHARE)
+    except ValueError as error:
+        raise ValueError(f'cannot set a test part aside: {error}') from None
+    return {'x_train': images, 'x_test': tests, 'y_train': labels, 'y_test': test_labels}
+
+
+def cut(arrays: tuple, labels: np.ndarray, seed: int, names: Sequence[str] = (), **size: float) -> list:
+    """Cut arrays of n rows in two, class by class alike: the first and the second part of each in turn.
+
+    size: train_size of the first part or test_size of the second, as for scikit-learn; `names` are those of
+    the labels. Raises ValueError where a part cannot have each class.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    if counts.min() < 2:
+        label = classes[counts.argmin()]
+        name = names[label] if 0 <= label < len(names) else label
+        raise ValueError(f'class {name}: expected 2 images or more, got 1')
     # The import takes a second, and most data sets have a test part.
     from sklearn.model_selection import train_test_split
 
-    labels, counts = np.unique(y, return_counts=True)
-    if counts.min() < 2:
-        label = labels[counts.argmin()]
-        name = names[label] if len(names) else label
-        raise ValueError(f'class {name}: expected 2 images or more to set a test part aside, got 1')
     try:
-        parts = train_test_split(x, y, test_size=TEST_SHARE, stratify=y, random_state=0)
-    except ValueError:  # fewer test images than classes
-        wanted, classes = round(len(labels) / TEST_SHARE), len(labels)
+        return train_test_split(*arrays, stratify=labels, random_state=seed, **size)
+    except ValueError:
+        # scikit-learn's own text speaks of its arguments, which the user does not know.
+        ((part, share),) = size.items()
+        rounded = math.floor if part == 'train_size' else math.ceil
+        one = rounded(share * len(labels)) if isinstance(share, float) else int(share)
+        first, second = (one, len(labels) - one)[:: 1 if part == 'train_size' else -1]
         raise ValueError(
-            f'expected {wanted} images or more to set a test part of {classes} classes aside, got {len(y)}'
+            f'expected each of {len(classes)} classes in both parts, got {first} and {second} images for them'
         ) from None
-    return dict(zip(('x_train', 'x_test', 'y_train', 'y_test'), parts))
 
 
 def mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

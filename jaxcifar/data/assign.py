@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcifar.data import expert_splits, long_tail
+from jaxcifar.data.arrays import cut
 from jaxcifar.machine.errors import UserError
 
 
@@ -132,14 +133,23 @@ def _hold_out(pool: np.ndarray, dataset, config) -> Split:
     # Nothing is drawn, so data.validation_size and data.split_seed do not matter.
     if dataset.y_val is not None:
         return Split(pool, np.array([], int), own_validation=dataset.val_fingerprint())
-    from sklearn.model_selection import train_test_split  # takes a second to import
-
     size, seed = config.data.validation_size, config.data.split_seed
     # sklearn reads an integer as a count and a float as a share.
     size, labels = int(size) if size >= 1 else float(size), dataset.y_train[pool]
     try:
-        train, held = train_test_split(pool, test_size=size, stratify=labels, random_state=seed)
+        train, held = cut((pool,), labels, seed, dataset.classes, test_size=size)
     except ValueError as error:
-        raise UserError(f'cannot hold out data.validation_size={size}: {error}; set another') from error
+        raise UserError(
+            f'cannot hold out data.validation_size={size:g}: {error}; {_remedy(labels)}data.validation=none'
+        ) from None
     # Sorted rows make the split independent of the order in which sklearn returns them.
     return Split(np.sort(train), np.sort(held))
+
+
+def _remedy(labels: np.ndarray) -> str:
+    """Return what else than data.validation=none helps where images with these labels cannot be held out."""
+    counts = np.unique(labels, return_counts=True)[1]
+    least, most = len(counts), len(labels) - len(counts)
+    if counts.min() < 2:
+        return 'add images of it, or set '
+    return f'set it to {least} to {most} images, or set ' if least <= most else 'set '

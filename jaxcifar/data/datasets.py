@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxcifar.data.arrays import check_arrays, check_part, mean_std, set_aside_test
+from jaxcifar.data.arrays import check_arrays, check_memory, check_names, check_part, mean_std, set_aside_test
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.data.download import fetch_cifar
 from jaxcifar.data.files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, summarise
-from jaxcifar.data.layout import Layout, find_layout
-from jaxcifar.data.listing import Listing, check_alike, list_images, read_images
+from jaxcifar.data.listing import list_parts, read_images
 from jaxcifar.data.npz import read_npz, write_npz
 from jaxcifar.machine import errors
+from jaxcifar.machine.text import show
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +114,7 @@ def _digits(name: str, root: Path, image_size: int) -> Dataset:
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     size = (image_size, image_size)
+    check_memory(len(grey), image_size)
     large = [Image.fromarray(image).resize(size, Image.Resampling.BICUBIC) for image in grey]
     images = np.repeat(np.stack([np.asarray(i) for i in large])[..., None], 3, axis=-1)
     return _dataset(name, set_aside_test(images, digits.target), tuple('0123456789'))
@@ -146,10 +147,10 @@ def _npz(name: str, root: Path, image_size: int) -> Dataset:
     try:
         arrays, others = read_npz(path)
         notes = (f'{path}: not used: {", ".join(others)}',) if others else ()
-        classes = tuple(arrays.pop('classes', np.array([])).astype(str).ravel().tolist())
+        classes = _names(arrays.pop('classes', np.array([])))
         if 'x_test' not in arrays and 'y_test' not in arrays:
             check_part(arrays, 'train')
-            arrays = set_aside_test(arrays['x_train'], arrays['y_train'])
+            arrays = set_aside_test(arrays['x_train'], arrays['y_train'], classes)
             notes = (f'{path}: a fifth of each class is set aside as the test part', *notes)
         return _dataset(name, arrays, classes, notes=notes)
     except ValueError as error:
@@ -159,11 +160,20 @@ def _npz(name: str, root: Path, image_size: int) -> Dataset:
         ) from error
 
 
+def _names(classes: np.ndarray) -> tuple[str, ...]:
+    try:
+        names = tuple(classes.astype(str).ravel().tolist())
+    except ValueError:  # bytes that are not ASCII
+        raise ValueError(f'classes: expected text, got {classes.dtype}; convert: np.array(names)') from None
+    check_names(names)
+    return names
+
+
 def _folder(name: str, root: Path, image_size: int) -> Dataset:
     """Read PATH/train/<class>/* with PATH/test and PATH/val, or a single tree that is parted."""
     path = _path(name)
     try:
-        layout, listings = _listed(path)
+        layout, listings = list_parts(path)
         arrays, notes = {}, [layout.line]
         for part, listing in listings.items():
             arrays[f'x_{part}'], arrays[f'y_{part}'], summary = read_images(listing, image_size)
@@ -183,7 +193,7 @@ def _stream(name: str, root: Path, image_size: int) -> Dataset:
     """List the same folders and read nothing; with ImageNet's statistics."""
     path = _path(name)
     try:
-        layout, listings = _listed(path)
+        layout, listings = list_parts(path)
         files = {p: ImageFiles.of(x.folder, x.paths, x.labels, image_size) for p, x in listings.items()}
         for listing in listings.values():
             if listing.others:
@@ -206,24 +216,11 @@ def _path(name: str) -> Path:
     return Path(os.path.expanduser(name.partition(':')[2]))  # Path's own raises for an unknown ~user
 
 
-def _listed(path: Path) -> tuple[Layout, dict[str, Listing]]:
-    """List the images of each part that a folder has; the parts' classes are the same."""
-    layout = find_layout(path)
-    folders = {'train': layout.train, 'val': layout.val, 'test': layout.test}
-    listings = {}
-    for part, folder in folders.items():
-        if folder is not None:
-            if part != 'train':
-                check_alike(layout.classes, folder, part)
-            listings[part] = list_images(folder, layout.classes)
-    return layout, listings
-
-
 def _unusable(path: Path, error: Exception) -> errors.UserError:
+    place = getattr(error, 'filename', None) or path
     return errors.UserError(
-        f'{path}: {getattr(error, "strerror", None) or error}; expected image files as '
-        f'{path}/train/<class>/* with {path}/test/<class>/* and {path}/val/<class>/* if you like, '
-        f'or as {path}/<class>/*'
+        f'{show(str(place), 300)}: {getattr(error, "strerror", None) or error}; expected image files as '
+        'train/<class>/* with test/<class>/* and val/<class>/* if you like, or as <class>/*'
     )
 
 

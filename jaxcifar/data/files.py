@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.text import one_line
 
 # Per channel on the 0..1 scale, as everybody takes them, also for other photographs.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,7 +69,7 @@ class ImageFiles:
             if path not in self.unreadable:
                 self.unreadable.add(path)
                 line = f'unreadable image replaced by the next of its class: {path} ({why})'
-                print(line, file=sys.stderr)
+                print(one_line(line), file=sys.stderr)
         return batch
 
 

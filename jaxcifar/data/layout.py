@@ -2,6 +2,8 @@
 
 import os
 import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +35,24 @@ class Layout(NamedTuple):
 def folders(path: Path) -> list[Path]:
     """List the subfolders that are not hidden, sorted by name."""
     with os.scandir(path) as entries:  # a class may hold many files: only their kind is asked for
-        names = sorted(entry.name for entry in entries if entry.is_dir())
+        names = sorted(entry.name for entry in entries if is_folder(entry))
     return [path / name for name in names if name[0] != '.' and name.lower() not in IGNORED]
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder, or a link to one; False of a link to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def lookalikes(names: Iterable[str]) -> list[list[str]]:
+    """Group names that differ only in case or in how accents are stored; leave out those that do not."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(unicodedata.normalize('NFKC', name).casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def find_layout(path: Path) -> Layout:

@@ -1,15 +1,19 @@
 """The image files of a folder of classes: listed, read into memory, and counted for the user."""
 
 import os
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxcifar.data.layout import folders
+from jaxcifar.data.arrays import check_memory, check_names
+from jaxcifar.data.layout import Layout, find_layout, folders, is_folder, lookalikes
 from jaxcifar.data.vision import centre_square, has_ending, is_image, open_rgb, reason
+from jaxcifar.machine.text import one_line
 
 NAMED = 3  # files that a summary names
 
@@ -41,7 +45,7 @@ class Listing(NamedTuple):
             named = [f'{path}: {why}' for path, why in list(left_out.items())[:NAMED]]
             more = ['…'] if len(left_out) > NAMED else []
             line += f'; {len(left_out):,} left out ({", ".join(named + more)})'
-        return line
+        return one_line(line)
 
 
 def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
@@ -54,25 +58,49 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
     for label, name in enumerate(classes):
         before = len(paths)
         # The order is part of the data set: splits and fingerprints go by it.
-        for place, _, files in sorted(os.walk(folder / name, onerror=_raise, followlinks=True)):
+        for place, files, odd in sorted(_walk(str(folder / name), (os.path.realpath(folder),))):
             within = os.path.relpath(place, folder)
-            for path in (os.path.join(within, file) for file in sorted(files) if file[0] != '.'):
+            others |= {os.path.normpath(os.path.join(within, entry)): why for entry, why in odd.items()}
+            for path in (os.path.join(within, file) for file in sorted(files)):
                 if is_image(os.path.join(folder, path)):
                     paths.append(path)
                 else:
                     others[path] = 'not an image'
         if len(paths) == before:
-            raise ValueError(f'{folder / name} holds no images')
+            why = f' ({others[name]})' if name in others else ''
+            raise ValueError(f'{folder / name} holds no images{why}')
         labels += [label] * (len(paths) - before)
     with os.scandir(folder) as entries:
-        stray = sorted(e.name for e in entries if not e.is_dir() and has_ending(e.name))
+        stray = sorted(e.name for e in entries if not is_folder(e) and has_ending(e.name))
     others |= dict.fromkeys(stray, 'in no class folder')
     return Listing(folder, paths, np.array(labels, np.int32), classes, others)
 
 
-def _raise(error: OSError):
-    """Raise what os.walk would pass over: a folder that may not be read is not an empty one."""
-    raise error
+def _walk(place: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """Yield (folder, its files, {what else is in it: why it is left out}) of a folder and those below.
+
+    Hidden files are passed over, and links are followed but for those back to a folder `above`. Raises
+    OSError: a folder that may not be read is not an empty one.
+    """
+    real = os.path.realpath(place)
+    if real in above:
+        yield place, [], {'.': 'a link to a folder that it lies in'}
+        return
+    files, below, odd = list[str](), list[str](), dict[str, str]()
+    with os.scandir(place) as entries:
+        for entry in entries:
+            if is_folder(entry):
+                below.append(entry.path)
+            elif entry.name[0] == '.':
+                continue
+            # Opening a pipe would wait for somebody to write into it. A dead link is an unreadable image.
+            elif (entry.is_symlink() and not os.path.exists(entry.path)) or entry.is_file():
+                files.append(entry.name)
+            else:
+                odd[entry.name] = 'not a file'
+    yield place, files, odd
+    for folder in below:
+        yield from _walk(folder, (*above, real))
 
 
 def read_images(listing: Listing, size: int) -> tuple[np.ndarray, np.ndarray, str]:
@@ -89,6 +117,7 @@ def read_images(listing: Listing, size: int) -> tuple[np.ndarray, np.ndarray, st
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
             return error
 
+    check_memory(len(listing.paths), size)
     # Pillow releases Python's lock while it decodes, so threads help.
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(read, listing.paths))
@@ -105,10 +134,35 @@ def read_images(listing: Listing, size: int) -> tuple[np.ndarray, np.ndarray, st
     summary = listing.summary(converted, unreadable)
     if not pixels:
         raise ValueError(f'none of the {len(results)} images can be read: {summary}')
+    if lost := sorted(set(listing.labels.tolist()) - set(labels)):
+        raise ValueError(f'no image of class {listing.classes[lost[0]]} can be read: {summary}')
     return np.stack(pixels), np.array(labels), summary
 
 
-def check_alike(classes: tuple[str, ...], folder: Path, part: str):
+def _check_alike(classes: tuple[str, ...], folder: Path, part: str):
     """Raise ValueError where a part's folder has other classes than the training part."""
     if differ := sorted(set(classes) ^ {p.name for p in folders(folder)}):
-        raise ValueError(f'the classes of the train and {part} parts differ in {", ".join(differ[:5])}')
+        # Cat/ and cat/, or an é of one and of two code points, look like one class to a person.
+        same = '; rename those that differ only in case or accents' if lookalikes(differ) else ''
+        raise ValueError(f'the classes of the train and {part} parts differ in {", ".join(differ[:5])}{same}')
+
+
+def list_parts(path: Path) -> tuple[Layout, dict[str, Listing]]:
+    """List the images of each part that a folder has; the parts' classes are the same.
+
+    Raises OSError, or ValueError where a folder cannot be read as a data set.
+    """
+    layout = find_layout(path)
+    check_names(layout.classes)
+    for alike in lookalikes(layout.classes):
+        names = ', '.join(f'{name}/' for name in alike)
+        line = f'warning: {path}: {names} differ only in case or accents, and are {len(alike)} classes'
+        print(one_line(line), file=sys.stderr)
+    of_parts = {'train': layout.train, 'val': layout.val, 'test': layout.test}
+    listings = {}
+    for part, folder in of_parts.items():
+        if folder is not None:
+            if part != 'train':
+                _check_alike(layout.classes, folder, part)
+            listings[part] = list_images(folder, layout.classes)
+    return layout, listings

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcifar.data.arrays import cut
 from jaxcifar.machine.errors import UserError
 
 PROTOCOLS = {
@@ -67,9 +68,7 @@ def _draw(labels: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
 
 def _cut(indices: np.ndarray, labels: np.ndarray, share: float, seed: int):
     """Cut indices into (a share of them, the others), class by class alike."""
-    from sklearn.model_selection import train_test_split  # takes a second to import
-
-    return train_test_split(indices, train_size=share, stratify=labels[indices], random_state=seed)
+    return cut((indices,), labels[indices], seed, train_size=share)
 
 
 def _cut_train(images: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:

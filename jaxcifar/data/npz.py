@@ -1,6 +1,7 @@
 """Whole data sets in .npz files."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,10 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     Raises ValueError with one line for a file that is missing, damaged, or of other keys.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise Unusable(
+                'expected a file, got a folder' if path.is_dir() else 'expected a file, got a device'
+            )
         with path.open('rb') as raw:
             return _arrays(np.load(raw, allow_pickle=False))
     except FileNotFoundError:
@@ -36,7 +41,9 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         raise
     except Exception as error:  # zipfile and numpy raise nearly anything on damaged bytes
         text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-        text = ' '.join(text.split())
+        text = re.sub(' on line .*<ast.*', ' in a header', ' '.join(text.split()))
+        # numpy takes whatever is neither a zip archive nor an array for a pickle, and tells how to run it.
+        text = 'no zip archive of arrays' if 'pickled' in text else text
         raise ValueError(f'not a whole .npz file ({text[:LONGEST]})') from error
 
 
@@ -52,7 +59,9 @@ def _arrays(file) -> tuple[dict[str, np.ndarray], list[str]]:
 
 def _array(file, key: str) -> np.ndarray:
     try:
-        return file[key]
+        array = file[key]
+    except MemoryError as error:
+        raise Unusable(f'{key} does not fit into memory, or is damaged ({error})') from None
     except ValueError as error:
         # Only this message tells pickled objects from a damaged array.
         if 'allow_pickle' not in str(error):
@@ -60,3 +69,6 @@ def _array(file, key: str) -> np.ndarray:
         raise Unusable(
             f'{key}: expected numbers, got pickled Python objects; convert: np.array({key}.tolist())'
         ) from None
+    if not isinstance(array, np.ndarray):  # numpy returns the bytes of a member that is no .npy file
+        raise Unusable(f'{key}: expected an array, got other bytes: write it with np.savez')
+    return array

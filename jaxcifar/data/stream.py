@@ -5,6 +5,7 @@ What is drawn for a training image is a function of (seed, epoch, index) and not
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,20 @@ def train_transform(size: int):
 
 def eval_transform(size: int):
     """Build the cut of the middle: 224 pixels of 256 for the shorter side, and as much at other sizes."""
-    return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+    side = round(size * 256 / 224)
+    return v2.Compose([partial(check_scaled, side=side), v2.Resize(side), v2.CenterCrop(size)])
 
+
+def check_scaled(image: Image.Image, side: int) -> Image.Image:
+    """Return the image; ValueError where it is too large once its shorter side is scaled to `side` pixels."""
+    short, long = sorted(image.size)
+    # Pillow's own limit is of images as they are stored: a thin strip of them grows to gigabytes.
+    if long * side * side > MAX_IMAGE_PIXELS * short:
+        raise ValueError(f'{image.width}x{image.height} pixels are too thin to be scaled')
+    return image
+
+
+MAX_IMAGE_PIXELS = 2**26  # of an image as it is scaled, 200 MB
 
 # torchvision draws from torch's one global generator, and a run reads in several threads.
 GENERATOR = threading.Lock()

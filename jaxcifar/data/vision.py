@@ -5,6 +5,7 @@ Worker processes import this module: it must not import JAX.
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,11 @@ ANIMATED = ('AVIF', 'GIF', 'PNG', 'TIFF', 'WEBP')
 MODES = {'1': '1-bit', 'L': 'grey', 'P': 'palette'}
 WHITE = (255, 255, 255, 255)  # what shows through transparent pixels, as on a page
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+
+
+# Pillow warns of large photographs and of odd tags in files that it reads all the same. What it cannot read
+# is named in our own lines.
+warnings.filterwarnings('ignore', module='PIL')
 
 
 def import_torchvision():

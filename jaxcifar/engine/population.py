@@ -40,9 +40,11 @@ def make_mesh(config: ConfigDict) -> Mesh:
     # Zero means all devices.
     count = config.devices or len(devices)
     if count > len(devices):
-        raise UserError(f'devices={count}, but there are {len(devices)}')
+        raise UserError(f'expected at most {len(devices)} devices, got devices={count}: leave it out for all')
     if count < len(devices) and not hosts.alone():
-        raise UserError(f'devices={count}, but the hosts have {len(devices)}: they take part with all')
+        raise UserError(
+            f'expected all {len(devices)} devices of the hosts, got devices={count}: leave it out'
+        )
     kinds = member_kinds(config)
     if config.update_order == 'sequential':  # members that take turns have nothing to do side by side
         kinds = list(dict.fromkeys(kinds))

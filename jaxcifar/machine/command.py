@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError, unknown
 from jaxcifar.machine.memory import restart_in_huge_pages
+from jaxcifar.machine.text import one_line
 
 # As texts: tensorstore raises what the system said within a ValueError.
 FULL = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
@@ -62,7 +63,7 @@ def run_command(main: Callable[[], None]):
         line = explain(error)
         if line is None:
             raise
-        print(f'error: {line}', file=sys.stderr)
+        print(f'error: {one_line(line)}', file=sys.stderr)
         sys.exit(1)
 
 

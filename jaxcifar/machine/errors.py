@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from jaxcifar.machine.text import show
+from jaxcifar.machine.text import one_line, show
 
 # sysexits.h's EX_TEMPFAIL: "saved and stopped, run the same command again". Slurm scripts requeue on it.
 EXIT_PREEMPTED = 75
@@ -27,6 +27,10 @@ OTHERS_CALL_IT = {
 
 class UserError(Exception):
     """Report a mistake or fault that the user can mend; its message is the one line that is printed."""
+
+    def __init__(self, message: str):
+        # Names of files and of classes, and what other programs say, may hold line breaks.
+        super().__init__(one_line(message))
 
 
 class Interrupted(KeyboardInterrupt):

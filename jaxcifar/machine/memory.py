@@ -1,10 +1,15 @@
-"""Ask for memory in huge pages. This file imports nothing large: a process asks before anything else."""
+"""Ask for memory in huge pages, and tell how much there is.
+
+This file imports nothing large: a process asks before anything else.
+"""
 
 import os
 import sys
 from pathlib import Path
 
 SETTING = Path('/sys/kernel/mm/transparent_hugepage/enabled')
+# Of a container, in the two versions of cgroups.
+LIMITS = Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory/memory.limit_in_bytes')
 VARIABLE, TUNABLE = 'GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1'
 
 
@@ -29,6 +34,17 @@ def restart_in_huge_pages():
     # The process keeps its number, so that signals of a cluster still reach it.
     if asked := wish():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **asked})
+
+
+def total() -> int:
+    """Return the bytes of memory that this process may have: those of the machine, or of its container."""
+    amounts = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
+    for limit in LIMITS:
+        try:
+            amounts.append(int(limit.read_text()))
+        except (OSError, ValueError):  # there is no such file, or it says 'max'
+            continue
+    return min(amounts)
 
 
 def describe() -> str:

@@ -2,9 +2,13 @@
 
 import html
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
+
+# Unicode's categories of control characters, lone surrogates, and separators of lines and paragraphs.
+BREAKS = ('Cc', 'Cs', 'Zl', 'Zp')
 
 
 def duration(seconds: float) -> str:
@@ -49,6 +53,16 @@ def show(value, length: int = 60) -> str:
     # An error is one line, whatever the value holds.
     words = ' '.join(words.split())
     return words if len(words) <= length else f'{words[: length - 3]}...'
+
+
+def is_plain(text: str) -> bool:
+    """Return whether text can be printed on one line: no control characters, no bytes that are no text."""
+    return not any(unicodedata.category(c) in BREAKS for c in text)
+
+
+def one_line(text: str) -> str:
+    """Return text with what is not `is_plain` in it as Python writes it: a line break as \\n."""
+    return ''.join(c if is_plain(c) else repr(c)[1:-1] for c in text)
 
 
 def escape_markdown(text: str) -> str:

@@ -18,6 +18,7 @@ from jaxcifar.machine import hosts, status
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs import results, workdirs
 from jaxcifar.runs.checkpoint import Checkpoints
+from jaxcifar.runs.fits import check_memory
 from jaxcifar.runs.init_from import begin_from, warn_of_seen
 from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.progress import Progress
@@ -42,6 +43,7 @@ def prepare_run(config: ConfigDict, workdir: Path) -> Session:
     session = prepare(config)
     check_batch(config, session.mesh)
     workdirs.check_dataset(workdir, session)
+    check_memory(session)
     check_images(config, session.order.own)
     return session
 
