@@ -20,10 +20,12 @@ def train(config, workdir=None, **fields):
     The run has `history`, `results`, `config`, `workdir` and `load()`, and is also the dict of its
     results.json: see `jaxcifar.run.Run`. Raises `UserError` for what the user can mend.
     """
-    from jaxcifar.config import command_line
+    from jaxcifar.config import command_line, recipe
     from jaxcifar.run import Run
 
-    config, workdir = command_line.chosen(config, workdir, fields)
+    name, (config, workdir) = config, command_line.chosen(config, workdir, fields)
+    for line in recipe.stays(name, config):
+        print(line, flush=True)
     # JAX takes a second: not before the config is right.
     from jaxcifar import loop
 

@@ -13,7 +13,7 @@ On several hosts each runs the command, with --coordinator HOST:PORT (of the fir
 
 import sys
 
-from jaxcifar.config import shipped
+from jaxcifar.config import recipe, shipped
 from jaxcifar.config.command_line import parse, usage, which_host
 from jaxcifar.machine import memory, status
 from jaxcifar.machine.command import run_command
@@ -37,6 +37,8 @@ def main():
         from jaxcifar.machine import hosts
 
     with hosts.joined(**vars(place)):
+        for line in recipe.stays(recipe.named(argv), config) if hosts.is_first() else ():
+            print(line, flush=True)
         train(config, workdir)
 
 

@@ -284,13 +284,11 @@ def test_a_strip_is_not_scaled_to_gigabytes(tmp_path):
 
 
 def test_small_classes_are_told_before_training(dataset, config):
-    assert describe(dataset, make_split(dataset, config)) == [
-        'training images per class: 20 min, 20 median, 20 max, 4 classes'
-    ]
+    assert describe(dataset, make_split(dataset, config)) == ['training images per class: 20 in each of 4']
     rows = np.flatnonzero((dataset.y_train > 0) | (np.arange(96) < 8))
     few = make_split(dataset, config)._replace(train=rows)
     assert describe(dataset, few) == [
-        'training images per class: 2 min, 24 median, 24 max, 4 classes',
+        'training images per class: a 2, b 24, c 24, d 24',
         'classes with fewer than 10 training images: 1 (a 2)',
     ]
 

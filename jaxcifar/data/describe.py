@@ -7,6 +7,7 @@ from jaxcifar.data.splits import Split
 
 FEW = 10  # images of a class from which little can be learnt
 NAMED = 5  # classes that a line names
+ALL = 10  # … where it names all that there are
 
 
 def describe(dataset, split: Split) -> list[str]:
@@ -22,12 +23,19 @@ def describe(dataset, split: Split) -> list[str]:
         lines.append(f'the {len(dataset.y_val):,} images of the validation part {use}')
     seen = np.unique(np.concatenate(rows_of(split.train)))
     counts = np.bincount(dataset.y_train[seen], minlength=dataset.num_classes)
-    lines.append(
-        f'training images per class: {counts.min():,} min, {np.median(counts):,.0f} median, '
-        f'{counts.max():,} max, {dataset.num_classes:,} classes'
-    )
+    lines.append(f'training images per class: {_per_class(counts, dataset.classes)}')
     if len(few := np.flatnonzero(counts < FEW)):
         names = ', '.join(f'{dataset.classes[i]} {counts[i]}' for i in few[:NAMED])
         more = ', …' if len(few) > NAMED else ''
         lines.append(f'classes with fewer than {FEW} training images: {len(few):,} ({names}{more})')
     return lines
+
+
+def _per_class(counts: np.ndarray, classes: tuple[str, ...]) -> str:
+    """Return in words how many images each class has: all of a few classes, else the range."""
+    if counts.min() == counts.max():
+        return f'{counts[0]:,} in each of {len(counts):,}'
+    if len(counts) <= ALL:
+        return ', '.join(f'{name} {count:,}' for name, count in zip(classes, counts))
+    low, middle, high = counts.min(), np.median(counts), counts.max()
+    return f'{low:,} min, {middle:,.0f} median, {high:,} max, {len(counts):,} classes'
