@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from jaxcifar.augment.pipeline import has_own_batches
 from jaxcifar.config.members import member_kinds, member_seeds
 from jaxcifar.engine.side_by_side import choose, describe, run_members, stack
 from jaxcifar.engine.views import VIEWS, View
@@ -194,7 +195,7 @@ class Population:
         batch statistics.
         """
         # Members with batches of their own need them cut by group; a shared batch stays whole.
-        own_batches, groups = images.ndim == 5, len(self.groups)
+        own_batches, groups = has_own_batches(images), len(self.groups)
         group_images = self.split_by_group(images) if own_batches and groups > 1 else [images] * groups
         group_keys = [None] * groups if keys is None else self.split_by_group(keys)
         logits, features, new_stats = [], [], []

@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxcifar.augment.mixing import Targets
-from jaxcifar.augment.pipeline import Augmentation
+from jaxcifar.augment.pipeline import Augmentation, has_own_batches
 from jaxcifar.config.members import per_member, run_seed
 from jaxcifar.engine.couplings import COUPLINGS, check_columns, make_head, make_learning_rates
 from jaxcifar.engine.head import join
@@ -82,10 +82,10 @@ class TrainStep:
 
     def see(self, batch: dict[str, jax.Array], step: jax.Array):
         """Return (normalised images, `Targets`): what the networks get of a batch in this step."""
-        labels, each = batch['label'], self.config.augment_each and batch['image'].ndim == 4
+        labels, each = batch['label'], self.config.augment_each and not has_own_batches(batch['image'])
         if each:
             batch = self.population.copy_for_each(batch)
-        keys = self._keys(AUGMENT, step, of_members=batch['image'].ndim == 5)
+        keys = self._keys(AUGMENT, step, of_members=has_own_batches(batch['image']))
         images, targets = self.augment(keys, batch, step // self.epoch_steps)
         # Labels that all share stay so: no device has to send another its members'. Mixed labels never get
         # here: `resolve` refuses augment_each with mixup or cutmix.
@@ -181,7 +181,7 @@ class SequentialStep(TrainStep):
         params, stats, opt, outputs, pullbacks, numbers = ([] for _ in range(6))
 
         def forward(k: int, params):
-            x = images[k : k + 1] if images.ndim == 5 else images
+            x = images[k : k + 1] if has_own_batches(images) else images
             before = everyone.of_member(state.stats, k)
             keys = dropout_keys[k : k + 1]
             return self._outputs(everyone.only(k), params, before, x, keys, state.step)
