@@ -3,8 +3,8 @@
   train CONFIG [--FIELD VALUE …]  train, or go on training in --workdir
   evaluate, predict, report       numbers on test images, names of images, a page about runs
   export, calibrate, reject       weights for others, temperatures, a rejection curve
-  doctor, models, preview         what is wrong here, the networks, what they see of the images
-  torch_weights                   weights from and to PyTorch
+  schedule, preview               the learning rate and the images, as CONFIG trains with them
+  doctor, models, torch_weights   what is wrong here, the networks, weights from and to PyTorch
 
 Try:
 
@@ -20,11 +20,11 @@ import sys
 from jaxcifar import __version__
 from jaxcifar.config.short import spell_out
 from jaxcifar.machine import memory
+from jaxcifar.machine.command import COMMANDS as MODULES
 from jaxcifar.machine.command import run_command
 from jaxcifar.machine.errors import unknown
 
-COMMANDS = ('train', 'evaluate', 'predict', 'report', 'export', 'calibrate', 'reject', 'doctor', 'models',
-            'preview', 'torch_weights')  # fmt: skip
+COMMANDS = tuple('train' if name == 'main' else name for name in MODULES)
 
 
 def main():

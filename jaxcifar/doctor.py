@@ -16,7 +16,8 @@ from contextlib import closing
 from pathlib import Path
 
 from jaxcifar.config import command_line, shipped
-from jaxcifar.machine.command import explain, run_command
+from jaxcifar.config.short import long_form
+from jaxcifar.machine.command import asked_for_help, explain, run_command
 from jaxcifar.machine.errors import UserError
 
 STEPS = 5
@@ -182,10 +183,14 @@ class Doctor:
             self.fault(f'the disk of the workdir must have {needed / GB:.3f} GB free for its checkpoints')
 
 
+def _parse(argv: list[str]):
+    """Return (config, workdir) of the command line in either form."""
+    return command_line.parse([argv[0], '--workdir=runs', *long_form(argv[1:], 'runs')])
+
+
 def main(argv: list[str]):
     """Run the command line, program name first."""
-    if {'--help', '-h'} & set(argv):
-        print(__doc__)
+    if asked_for_help(__doc__):
         return
     doctor = Doctor()
     doctor.attempt('the machine', doctor.machine)
@@ -194,9 +199,9 @@ def main(argv: list[str]):
         doctor.folder('the folder', Path('runs'))
     else:
         # `parse` demands a workdir, and runs/ is where one would be.
-        given = any(word.split('=')[0] == '--workdir' for word in argv)
         parsed = doctor.attempt(
-            'the config', command_line.parse, argv if given else [*argv, '--workdir=runs']
+            'the config',
+            lambda: command_line.parse([argv[0], '--workdir=runs', *long_form(argv[1:], 'runs')]),
         )
         if parsed is not None:
             doctor.run(*parsed)

@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 
 from jaxcifar.augment.pipeline import has_own_batches
 from jaxcifar.config.command_line import parse
+from jaxcifar.config.short import long_form
 from jaxcifar.data.loader import batches
 from jaxcifar.engine.step import TrainStep
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import asked_for_help, run_command
 from jaxcifar.machine.compiler import compiler_options
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.resolve import finalize
@@ -84,7 +85,9 @@ def label(targets, i: int, classes) -> str:
 
 def main():
     """Run the command line."""
-    config, workdir = parse([sys.argv[0], '--workdir=.', *sys.argv[1:]])
+    if asked_for_help(__doc__):
+        return
+    config, workdir = parse([sys.argv[0], '--workdir=.', *long_form(sys.argv[1:], '.')])
     path = workdir / 'preview.png'
     figure = contact_sheet(finalize(config))
     try:

@@ -14,7 +14,7 @@ from PIL import Image
 
 import jaxcifar
 from jaxcifar.config.command_line import parse, which_host
-from jaxcifar.config.short import spell_out
+from jaxcifar.config.short import long_form, spell_out
 from jaxcifar.formats import packed, packed_file
 from jaxcifar.loop import train
 from jaxcifar.machine import errors
@@ -27,7 +27,7 @@ LINES = {'README': 120, 'first-run': 90, 'how-it-works': 110, 'networks': 60, 'a
          'mutual': 130, 'experts-and-fusion': 130, 'long-tail': 130, 'ternary': 130, 'export': 80,
          'sweeps-and-clusters': 120, 'packed-format': 80, 'data': 80, 'results': 100, 'speed': 120,
          'costs': 120, 'speedrun': 40, 'python': 60, 'from-pytorch': 80, 'code': 60}  # fmt: skip
-OF_CONFIG = ('jaxcifar.main', 'jaxcifar.preview', 'jaxcifar.doctor')
+OF_CONFIG = ('jaxcifar.main', 'jaxcifar.preview', 'jaxcifar.doctor', 'jaxcifar.schedule')
 SMALL = (
     '--config.epochs=1 --config.batch_size=16 --config.devices=1 --config.augment=crop(1)+flip '
     '--config.model.shortcut= --config.log.tensorboard=False --config.data.validation_size=16 '
@@ -97,7 +97,7 @@ def understand(command: pages.Command, monkeypatch):
     if command.module in OF_CONFIG:
         if words and '--help' not in words:
             _, words = which_host([*words])
-            config, _ = parse([command.module, '--workdir=runs/x', *words])
+            config, _ = parse([command.module, '--workdir=runs/x', *long_form(words, 'runs/x')])
             finalize(config)
         return
     name = command.module

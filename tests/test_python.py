@@ -11,6 +11,7 @@ import pytest
 import jaxcifar
 from jaxcifar.config.command_line import parse
 from jaxcifar.machine.errors import UserError
+from jaxcifar.schedule import Schedule
 from tests.processes import ROOT
 
 
@@ -45,6 +46,11 @@ def test_a_run_is_trained_by_name_and_its_numbers_are_arrays(small, tmp_path, ca
                 row['step']
             )
     assert run.history['train']['kl'].shape == (2, 2) and run.history['timing']['seconds'].shape == (2,)
+    # What `jaxcifar schedule` shows beforehand is what training did.
+    schedule = Schedule(run.config)
+    assert list(schedule.lines) == run.names and schedule.total == run['step']
+    rates = schedule.rates(run.history['train']['step'].astype(int) - 1)
+    np.testing.assert_allclose(rates.T, run.history['train']['lr'], rtol=1e-6)
     # As a dict it is results.json, for whoever indexes what training returned.
     assert run == run.results == json.loads((run.workdir / 'results.json').read_text())
     assert 'test accuracy' in repr(run) and run.load(1).names == ['1_linear']

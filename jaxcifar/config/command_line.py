@@ -35,7 +35,11 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     if len(rest) > 1:
         raise UserError(f'{rest[1]!r} is not a flag; changes are written --config.field=value')
     if config is None or workdir is None:
-        raise UserError('--config and --workdir must both be given; see python -m jaxcifar.main --help')
+        missing = ' and '.join(['--config'] * (config is None) + ['--workdir'] * (workdir is None))
+        configs = ', '.join(shipped.names())
+        raise UserError(
+            f'{missing} must be given, as in --config quickstart --workdir runs/q; configs: {configs}'
+        )
     if not isinstance(config, ConfigDict):
         raise UserError(f"the config file's get_config() must return a ConfigDict, got {show(config)}")
     return config, Path(workdir)

@@ -18,12 +18,23 @@ SWITCHES = ('--verbose',)  # flags without a value
 PASSED_ON = ('workdir', 'coordinator', 'processes', 'process')  # flags that are no fields
 
 
-def spell_out(words: list[str]) -> list[str]:
+def long_form(words: list[str], workdir: str) -> list[str]:
+    """Return the long form of a command line about a config, which has either form, or no words at all.
+
+    workdir: the one of a short form that names none.
+    """
+    is_long = any(re.match(r'--config\b', word) for word in words)
+    # A short form may hold --config.FIELD too, and is told by the config that stands alone.
+    alone = words and not words[0].startswith('--')
+    return spell_out(words, workdir) if alone or (words and not is_long) else words
+
+
+def spell_out(words: list[str], workdir: str = '') -> list[str]:
     """Return the long form, --config=CONFIG --workdir=FOLDER --config.FIELD=VALUE …, of the words.
 
     A field needs its group only where its last name is in several; of those, optimizer's is meant. Without
-    --workdir the run is kept in a new folder of runs/. Raises `UserError` for a flag that is no field, or
-    has no value.
+    --workdir the run is kept in `workdir`, or in a new folder of runs/. Raises `UserError` for a flag that is
+    no field, or has no value.
     """
     switches = [word for word in words if word in SWITCHES]
     words = [word for word in words if word not in SWITCHES]
@@ -37,7 +48,7 @@ def spell_out(words: list[str]) -> list[str]:
         raise UserError(f'expected one config, got {given}; configs are {", ".join(names())}: {EXAMPLE}')
     # The last of two equal flags wins, as in the long form.
     flags = {_field(flag): value for flag, value in given_flags}
-    flags.setdefault('--workdir', str(new_workdir(positional[0])))
+    flags.setdefault('--workdir', workdir or str(new_workdir(positional[0])))
     return [f'--config={positional[0]}', *(f'{flag}={value}' for flag, value in flags.items()), *switches]
 
 

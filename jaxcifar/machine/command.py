@@ -25,7 +25,7 @@ NO_MEMORY = (
 )
 # Modules that python -m runs; the others do nothing by themselves.
 COMMANDS = ('main', 'evaluate', 'predict', 'export', 'report', 'calibrate', 'reject', 'torch_weights',
-            'doctor', 'models', 'preview')  # fmt: skip
+            'doctor', 'models', 'preview', 'schedule')  # fmt: skip
 
 
 def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
@@ -80,14 +80,19 @@ def _leave(words: str, status: int):
     os._exit(status)
 
 
+def asked_for_help(doc: str | None) -> bool:
+    """Print the text of a command's file where the command line asks for help, and return whether it does."""
+    if not {'--help', '-h'} & set(sys.argv[1:]):
+        return False
+    print(str(doc).strip())
+    return True
+
+
 def run_words(main: Callable):
     """Call `run_command` for a main that takes the command line's words; --help prints its file's text."""
-    words = sys.argv[1:]
-    if {'--help', '-h'} & set(words):
-        print(str(sys.modules['__main__'].__doc__).strip())
-    else:
+    if not asked_for_help(sys.modules['__main__'].__doc__):
         restart_in_huge_pages()  # what is measured is a step as it is in training
-        run_command(lambda: main(*words))
+        run_command(lambda: main(*sys.argv[1:]))
 
 
 def _hook(fault):

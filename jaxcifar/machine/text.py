@@ -3,12 +3,13 @@
 import html
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 # Unicode's categories of control characters, lone surrogates, and separators of lines and paragraphs.
 BREAKS = ('Cc', 'Cs', 'Zl', 'Zp')
+WIDE = 1000  # columns of a terminal that cuts nothing off
 
 
 def duration(seconds: float) -> str:
@@ -42,6 +43,21 @@ def spread(values: Sequence[float] | np.ndarray, form: str = '.2f') -> str:
 def percent(share: float, std: float | None = None) -> str:
     """Return a fraction in percent, '93.12 %', or with its standard deviation '93.12 ± 0.10 %'."""
     return plus_minus(100 * share, None if std is None else 100 * std) + ' %'
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1):
+    """Print rows under their headings, the first `left` columns to the left and the others to the right."""
+    # Rich takes a tenth of a second to import, and few commands print a table.
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify='left' if i < left else 'right', no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # Wider than any terminal: a file or a narrow window must not lose a column.
+    Console(width=WIDE, highlight=False, markup=False).print(table)
 
 
 def show(value, length: int = 60) -> str:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from jaxcifar.machine.files import write_text
+from jaxcifar.machine.text import print_table
 from jaxcifar.report.history import read_history
 from jaxcifar.report.runs import GROUPS
 
-WIDE = 1000  # columns of a terminal that cuts nothing off
 # A column, its heading, and its factor and digits. Accuracies are in percent on the terminal alone.
 SHOWN = {
     'train_accuracy': ('train %', 100, '.2f'),
@@ -76,18 +74,15 @@ def print_scores(rows: Sequence[dict]):
     """Print rows as a table, with the runs' names where there are several."""
     several = len({row['run'] for row in rows}) > 1
     columns = [column for column in SHOWN if any(column in row for row in rows)]
-    table = Table(box=None, pad_edge=False)
-    for heading in (*['run'] * several, ''):
-        table.add_column(heading, no_wrap=True)
-    for column in columns:
-        table.add_column(SHOWN[column][0].format(split=rows[0]['split']), justify='right')
-    before = None
+    headings = [SHOWN[column][0].format(split=rows[0]['split']) for column in columns]
+    before, lines = None, []
     for row in rows:
         # A run is named once: its rows belong together.
         named = [row['run'] if row['run'] != before else ''] if several else []
         before = row['run']
-        table.add_row(*named, row['member'], *(_cell(row, column) for column in columns))
-    Console(width=WIDE, highlight=False, markup=False).print(table)
+        lines.append([*named, row['member'], *(_cell(row, column) for column in columns)])
+    left = ['run', ''] if several else ['']
+    print_table([*left, *headings], lines, len(left))
 
 
 def _cell(row: dict, column: str) -> str:
