@@ -24,6 +24,7 @@ from jaxcifar.runs.evaluation import Evaluation
 from jaxcifar.runs.metrics import verdict
 from jaxcifar.runs.session import Session
 from jaxcifar.runs.trained import open_trained
+from jaxcifar.runs.workdirs import check_same_images
 
 
 def evaluate(
@@ -104,10 +105,13 @@ def rounded(tree):
 def evaluate_all(folders: list[Path], baseline: Path | None = None, **options) -> list[dict]:
     """Return what `evaluate` does of each folder; of several, those that cannot be are named on stderr."""
     found = []
+    if baseline and options.get('split', 'test') != 'test':
+        raise UserError(f'--baseline compares test images, got --split {options["split"]}: leave one out')
     for folder in folders:
         try:
             scores = evaluate(folder, **options)
             if baseline:
+                check_same_images(folder, baseline)
                 scores['members'] = improve_on(scores['members'], baseline)
         except UserError as error:
             if len(folders) == 1:

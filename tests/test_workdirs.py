@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from jaxcifar.calibrate import calibrate
 from jaxcifar.data.datasets import load_dataset
+from jaxcifar.data.vision import READING
 from jaxcifar.engine.state import init_state
-from jaxcifar.evaluate import evaluate
+from jaxcifar.evaluate import evaluate, evaluate_all
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.profile import Compiled
@@ -23,8 +26,9 @@ from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.session import prepare
 from tests.conftest import small_config, small_images
-from tests.processes import checkpoints, contents
+from tests.processes import assert_same, assert_same_state, checkpoints, contents
 from tests.steps import Linear
+from tests.test_images import tree
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -159,14 +163,76 @@ def test_without_its_dataset_file_a_run_takes_no_other_images(run, small_npz, tm
             door()
 
 
-def test_every_door_asks_for_the_images_of_the_run(small_npz, tmp_path):
-    npz = shutil.copy(small_npz, tmp_path / 'own.npz')
-    train(configured(npz, epochs=1), tmp_path / 'run')
+def other_images(npz: Path):
     (x, y), (x_test, y_test) = small_images(), small_images(40, seed=2)
     np.savez(npz, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
-    for door in doors(tmp_path / 'run', npz):
-        with pytest.raises(UserError, match='are not those that'):
+
+
+def other_split(npz: Path):
+    npz.with_suffix('.json').write_text(json.dumps([*range(1, 41)]))
+
+
+@pytest.mark.parametrize('change', [other_images, other_split])
+def test_every_door_asks_for_the_images_of_the_run_and_their_split(change, small_npz, tmp_path, capsys):
+    npz = Path(shutil.copy(small_npz, tmp_path / 'own.npz'))
+    npz.with_suffix('.json').write_text(json.dumps([*range(40)]))
+    given = {'split': 'file', 'files__train': str(npz.with_suffix('.json'))}
+    run, new = tmp_path / 'run', tmp_path / 'new'
+    train(configured(npz, epochs=1, **given), run)
+    evaluate_all([run], baseline=run)
+    with pytest.raises(UserError, match='--baseline compares test images, got --split train'):
+        evaluate_all([run], baseline=run, split='train')
+    change(npz)
+    kept = contents(run, '**/*')
+    doors = {
+        'go on': lambda: train(configured(npz, epochs=2, **given), run),
+        'take over': lambda: train(configured(npz, epochs=2, resume_from=str(run), **given), new),
+        'evaluate': lambda: evaluate(run),
+        'calibrate': lambda: calibrate(run),
+    }
+    for name, door in doors.items():
+        with pytest.raises(UserError, match=r'(images|split) of npz:.* (is|are) not (those )?that') as caught:
             door()
+        remedy = f'--config.init_from={run}' if name == 'take over' else 'a new --workdir'
+        assert remedy in str(caught.value)
+    assert contents(run, '**/*') == kept
+    train(configured(npz, epochs=1, init_from=str(run), **given), new)  # as the remedy says
+    if change is other_images:
+        with pytest.raises(UserError, match=f'{run} was tested on other images than {new}'):
+            evaluate_all([new], baseline=run)
+
+
+@pytest.mark.parametrize('kind', ['folder', 'stream'])
+def test_a_run_of_an_older_version_goes_on_as_it_began(kind, tmp_path, capsys):
+    """Older versions did not use val/, did not write how they read files, and read some in another way."""
+    for part, count in (('train', 16), ('test', 3), ('later', 3)):
+        tree(tmp_path / 'data' / part if part != 'later' else tmp_path / 'val', count=count)
+    fields = {
+        'dataset': f'{kind}:{tmp_path}/data',
+        'data__image_size': 8,
+        'batch_size': 16,
+        'augment': 'none',
+    }
+    fields |= {'data__validation': 'holdout', 'data__validation_size': 4}
+    train(configured(tmp_path, epochs=1, **fields), tmp_path / 'run')
+    shutil.copytree(tmp_path / 'run', tmp_path / 'before')
+    train(configured(tmp_path, **fields), tmp_path / 'before')
+    (tmp_path / 'val').rename(tmp_path / 'data' / 'val')
+    about = json.loads((tmp_path / 'run' / 'dataset.json').read_text())
+    assert about.pop('reading') == READING
+    (tmp_path / 'run' / 'dataset.json').write_text(json.dumps(about))
+    capsys.readouterr()
+    evaluate(tmp_path / 'run')
+    warned = ['older version, which read 16-bit' in line for line in warnings(capsys)]
+    assert warned == ([True] if kind == 'stream' else [])
+    train(configured(tmp_path, resume_from=f'{tmp_path}/run', **fields), tmp_path / 'new')
+    train(configured(tmp_path, **fields), tmp_path / 'run')
+    assert 'the validation part is not used: this run began by' in capsys.readouterr().out
+    assert_same(tmp_path / 'run', tmp_path / 'before')
+    assert_same_state(tmp_path / 'new', tmp_path / 'before')
+    Image.new('RGB', (9, 8)).save(tmp_path / 'data' / 'train' / 'a' / 'new.png')
+    with pytest.raises(UserError, match=r'are not those that .*: put the files back, or choose a new'):
+        train(configured(tmp_path, epochs=3, **fields), tmp_path / 'run')
 
 
 @pytest.mark.parametrize('content', ['{"optimizer": null}', '[]', '{"members": "many"}', '\xff', '{"a": 1}'])

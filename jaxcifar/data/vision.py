@@ -23,6 +23,7 @@ ENDINGS = {
 NO_PICTURES = ('BUFR', 'EPS', 'FITS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
 ANIMATED = ('AVIF', 'GIF', 'PNG', 'TIFF', 'WEBP')
 MODES = {'1': '1-bit', 'L': 'grey', 'P': 'palette'}
+READING = 2  # version of how files become pixels, kept with each run; raised whenever one becomes others
 WHITE = (255, 255, 255, 255)  # what shows through transparent pixels, as on a page
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 

@@ -42,7 +42,9 @@ def prepare_run(config: ConfigDict, workdir: Path) -> Session:
     workdirs.check_config(workdir, config)
     session = prepare(config)
     check_batch(config, session.mesh)
-    workdirs.check_dataset(workdir, session)
+    if config.resume_from:
+        session = workdirs.with_split_of(_source(config)[0], session)
+    session = workdirs.as_begun(workdir, session)
     check_memory(session)
     check_images(config, session.order.own)
     return session
@@ -160,8 +162,7 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
     """
     config = session.config
     # Find the other run and the checkpoint to take.
-    path, _, step = config.resume_from.partition('@')
-    source = Path(path)
+    source, step = _source(config)
     if not (source / 'checkpoints').is_dir():
         raise UserError(f'resume_from: {source} has no checkpoints')
     before = saved.load(source / 'config.json')
@@ -180,6 +181,8 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
     for field in saved.SAME_CLOCK if meta['step'] else ():
         if old[field] != now[field]:
             raise UserError(f'resume_from: {source} has {field}={old[field]}, not {now[field]}')
+    if meta['step']:
+        workdirs.as_begun(source, session, f'begin with its weights: --config.init_from={source}')
     # Scores compare only between networks that see their weights alike.
     seen_alike = all(old[field] == now[field] for field in SAME_VIEW)
     lost = seen_alike and lost_best(BestWeights(source), session, Progress.from_json(meta, session))
@@ -196,6 +199,12 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
         return state, meta
     # Scores of another view, or of weights that are gone, would never be beaten fairly.
     return state, {**meta, 'selection': Selection.start(config.members).to_json()}
+
+
+def _source(config: ConfigDict) -> tuple[Path, str]:
+    """Return the workdir and the step of config.resume_from, '' for its newest."""
+    path, _, step = config.resume_from.partition('@')
+    return Path(path), step
 
 
 def _copy_best(source: Path, workdir: Path, config: ConfigDict, step: int):

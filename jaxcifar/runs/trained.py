@@ -151,10 +151,8 @@ class TrainedRun(Trained):
             return workdirs.described(self.path)
 
     def with_images(self) -> Session:
-        session = super().with_images()
         # Scores on other images than the run's would mean nothing.
-        workdirs.check_dataset(self.path, session)
-        return session
+        return workdirs.as_begun(self.path, super().with_images())
 
     def restore(self, population: Population) -> Restored:
         weights, steps = load_weights(self.config, population, self.path, self.checkpoint)

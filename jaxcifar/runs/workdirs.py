@@ -5,6 +5,7 @@ import json
 import platform
 import shlex
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
 from jaxcifar.config.values import flatten
-from jaxcifar.data.datasets import Dataset
+from jaxcifar.data.datasets import Dataset, is_streamed
 from jaxcifar.data.splits import Split
+from jaxcifar.data.vision import READING
 from jaxcifar.formats.portable import check_data
 from jaxcifar.machine import compiler, hosts, memory
 from jaxcifar.machine.errors import UserError
@@ -26,6 +28,8 @@ from jaxcifar.machine.versions import PACKAGES, git_commit, installed
 from jaxcifar.runs.session import Session
 
 CONFIG, DATASET, RUN = 'config.json', 'dataset.json', 'run.json'
+OF_FILES = ('folder', 'stream', 'imagenet')  # data sets of image files
+OLDER_READING = 'an older version, which read 16-bit, transparent and float images in another way'
 
 
 def check_config(workdir: Path, config: ConfigDict):
@@ -59,31 +63,62 @@ def described(workdir: Path) -> Dataset:
     return Dataset(about['name'], images, labels, images, labels, classes, mean, std)
 
 
-def check_dataset(workdir: Path, session: Session):
-    """Raise `UserError` where the workdir's run saw other images than the session's, or another split.
+def as_begun(workdir: Path, session: Session, remedy: str = 'choose a new --workdir') -> Session:
+    """Return the session as the workdir's run began; `UserError` where its images or their split are others.
 
-    Every command asks this before it uses a run's images.
+    Every command asks this before it uses a run's images. remedy: beside putting back what there was.
     """
     if not _has_checkpoint(workdir):
-        return
-    dataset, split, path = session.dataset, session.split.fingerprint(), workdir / DATASET
+        return session
+    session, path = with_split_of(workdir, session), workdir / DATASET
+    dataset, split = session.dataset, session.split.fingerprint()
     # Without the file, the sums in run.json are the second witness.
     before = read_json(path, sha256=str)
     if before is None:
-        sums = [dataset.fingerprint(), split]
-        _refuse_unless(_last_session(workdir).get('data_sha256') == sums, path, 'data set')
-        return
+        same = _last_session(workdir).get('data_sha256') == [dataset.fingerprint(), split]
+        _refuse_unless(same, path, 'data set')
+        return session
+    reads_alike = before.get('reading') == READING or dataset.name.partition(':')[0] not in OF_FILES
     if before['sha256'] != dataset.fingerprint():
+        older = '' if reads_alike else f' ({OLDER_READING})'
         raise UserError(
-            f'the images of {dataset.name} are not those that {workdir} was trained on: '
-            f'put the files back, or choose a new --workdir'
+            f'the images of {dataset.name} are not those that {workdir} was trained on: put the files '
+            f'back{older}, or {remedy}'
         )
     # Older files have no split, and cannot be asked about it.
     if before.get('split', split) != split:
         raise UserError(
             f'the split of {dataset.name} is not that of {workdir}: put back the index files in the data '
-            'folder, or the version of scikit-learn, or choose a new --workdir'
+            f'folder, or the version of scikit-learn, or {remedy}'
         )
+    # The sum of a stream is of names and sizes: it does not show that pixels are read in another way.
+    if not reads_alike and is_streamed(dataset.name) and hosts.is_first():
+        print(f'warning: {workdir} was begun by {OLDER_READING}', file=sys.stderr)
+    return session
+
+
+def with_split_of(workdir: Path, session: Session) -> Session:
+    """Return the session without the validation part of its folder where the workdir's run left it unused.
+
+    Older versions held images out of the training part whatever else the folder had.
+    """
+    dataset = session.dataset
+    if dataset.y_val is None or not session.split.own_validation:
+        return session
+    before = read_json(workdir / DATASET)
+    sums = _last_session(workdir).get('data_sha256') if before is None else [before.get('split')]
+    note = 'the validation part is not used: this run began by holding images out of the training part'
+    held_out = replace(dataset, x_val=None, y_val=None, notes=(*dataset.notes, note))
+    older = replace(session, dataset=held_out)
+    return older if isinstance(sums, list) and sums[-1:] == [older.split.fingerprint()] else session
+
+
+def check_same_images(workdir: Path, other: Path):
+    """Raise `UserError` where two runs are known to have been tested on different images."""
+    places = [place for place in (workdir, other) if place.is_dir()]  # a file of weights has no images
+    sums = {(read_json(place / DATASET) or {}).get('sha256') for place in places} - {None}
+    if len(sums) > 1:
+        raise UserError(f'{other} was tested on other images than {workdir}: their accuracies do not compare')
 
 
 def _refuse_unless(same: bool, path: Path, what: str):
@@ -118,6 +153,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
     description = {
         'name': dataset.name,
         'sha256': dataset.fingerprint(),
+        'reading': READING,
         'images': {'train': len(dataset.y_train), 'test': len(dataset.y_test)},
         'image_size': dataset.image_size,
         'mean': list(dataset.mean),
