@@ -85,7 +85,7 @@ def test_a_finished_run_is_evaluated_reported_and_left_as_it_is(folder, monkeypa
     old.command(monkeypatch, 'predict', '--workdir', 'tail', '--top', 1, '0.png')
     assert f'0.png  {probabilities[0].argmax()} {probabilities[0].max():.1%}' in capsys.readouterr().out
     old.train(monkeypatch, 'tail', old.TAIL, 'long_tail')
-    assert 'tail is finished;' in capsys.readouterr().out
+    assert 'tail is finished' in capsys.readouterr().out
     assert contents(run, '**/[!.]*') == before
 
     old.command(monkeypatch, 'report', 'tail', '--out', 'report')
