@@ -198,7 +198,7 @@ def running(request, small_npz, reference):
 def test_a_second_process_is_refused_and_the_first_goes_on(folder, npz, reference):
     with started(folder, npz) as process:
         with frozen(process, lambda: checkpoints(folder)):
-            assert_says(train(folder, npz), f'another process is training in {folder}')
+            assert_says(train(folder, npz), f'process {process.pid} on ', f' is training in {folder}: choose')
         assert outcome(process)[::2] == (0, '')
     assert_same(folder, reference)
 

@@ -62,7 +62,9 @@ def test_a_preempted_job_is_requeued_and_all_ends_as_if_it_had_not_been(
         folder = submit()
         first = folder / 'first'
         cluster.until(lambda: checkpoints(first), 300)
-        os.kill(int((first / '.lock').read_text()), signal.SIGSTOP)  # Slurm lets it go on, to be stopped
+        os.kill(
+            int((first / '.lock').read_text().split()[0]), signal.SIGSTOP
+        )  # Slurm lets it go on, to be stopped
         assert checkpoints(first)[-1] < 24
         urgent = ['sbatch', '--partition=urgent', '--cpus-per-task=8', '--output=/dev/null', '--wrap=true']
         assert 'Submitted' in cluster.ask(environment, *urgent)

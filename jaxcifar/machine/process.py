@@ -1,18 +1,22 @@
 """Keep processes apart: one at a time in a workdir, and the signal to leave it."""
 
 import contextlib
-import fcntl
+import errno
 import os
+import platform
 import signal
+import sys
 import threading
 from pathlib import Path
 
 import jax
+from filelock import BaseFileLock, FileLock, Timeout
 
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import Preempted, UserError
 
 LOCK = '.lock'  # in a workdir: who trains there
+LOCKLESS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP  # of file systems that have no locks
 
 
 @contextlib.contextmanager
@@ -24,30 +28,47 @@ def locked(workdir: Path):
     # Remember what was not there, so that a run that fails at once leaves nothing.
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
-    taken = False
-    with open(workdir / LOCK, 'a') as file:
-        try:
-            if hosts.is_first():  # for all
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            taken = True
-        except OSError:  # a file system without locks
-            pass
-        # Only now may the hosts part: one that raised alone would leave the others waiting.
-        if hosts.anywhere(taken):
-            raise UserError(
-                f'another process is training in {workdir}: choose another --workdir, or wait for it'
-            )
-        # The process id is for people; the lock itself goes with the process.
-        file.truncate(0)
-        file.write(f'{os.getpid()}\n')
-        file.flush()
-        try:
-            yield
-        except BaseException:
-            if hosts.is_first():
-                _leave_no_stub(workdir, made)
+    # A lock that is only a file would outlive a killed job, and keep it out on another host.
+    lock = FileLock(workdir / LOCK, timeout=0, fallback_to_soft=False)
+    # Only now may the hosts part: one that raised alone would leave the others waiting.
+    if hosts.anywhere(hosts.is_first() and not _acquired(lock, workdir)):  # the first holds it for all
+        raise UserError(
+            f'{_holder(workdir)} is training in {workdir}: choose another --workdir, or wait for it'
+        )
+    try:
+        yield
+    except BaseException:
+        if hosts.is_first():
+            _leave_no_stub(workdir, made)
+        raise
+    finally:
+        lock.release()
+
+
+def _acquired(lock: BaseFileLock, workdir: Path) -> bool:
+    """Return whether the lock is held now; without any where the file system has none, which a line says."""
+    try:
+        lock.acquire()
+    except Timeout:
+        return False
+    except OSError as error:
+        if error.errno not in LOCKLESS:
             raise
+        why = f'warning: {workdir} cannot be locked ({error.strerror})'
+        print(f'{why}: make sure that no other process trains there', file=sys.stderr)
+        return True
+    # For people; the lock itself goes with the process.
+    with contextlib.suppress(OSError):
+        (workdir / LOCK).write_text(f'{os.getpid()} {platform.node()}\n')
+    return True
+
+
+def _holder(workdir: Path) -> str:
+    """Return who holds the lock, as far as its file says."""
+    with contextlib.suppress(OSError, ValueError):
+        number, host = (workdir / LOCK).read_text().split()
+        return f'process {int(number)} on {host}'
+    return 'another process'
 
 
 def _leave_no_stub(workdir: Path, made: list[Path]):
