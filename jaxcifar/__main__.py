@@ -4,6 +4,7 @@
   evaluate, predict, report       numbers on test images, names of images, a page about runs
   export, calibrate, reject       weights for others, temperatures, a rejection curve
   schedule, preview               the learning rate and the images, as CONFIG trains with them
+  pictures                        curves, confusions and mistakes of a run, as its end draws them
   doctor, models, torch_weights   what is wrong here, the networks, weights from and to PyTorch
 
 Try:

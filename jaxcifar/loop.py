@@ -2,22 +2,21 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcifar import calibrate
-from jaxcifar.data.loader import batches
+from jaxcifar import calibrate, pictures
 from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.state import TrainState, eval_weights, new_sums, settle
 from jaxcifar.engine.step import make_train_step
 from jaxcifar.machine import hosts, process, status
 from jaxcifar.machine.profile import Compiled, Tracer
-from jaxcifar.runs import results, sparsity, workdirs
+from jaxcifar.runs import ending, results, sparsity, workdirs
 from jaxcifar.runs.console import Clock, Console
 from jaxcifar.runs.continuation import changes, finished, preempted, told_what_is_kept
 from jaxcifar.runs.evaluation import Evaluation, member_metrics
@@ -26,7 +25,7 @@ from jaxcifar.runs.logs import open_logger
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.resume import prepare_run, restore, with_active
-from jaxcifar.runs.session import Session, later_batches
+from jaxcifar.runs.session import Session, feed_steps, later_batches
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict:
@@ -71,7 +70,7 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
         train_step = _make_step(session, state, console.detail, poll)
         stack.push(train_step.leave)
         evaluation, clock = Evaluation(session, poll), Clock(train_step)
-        feed = stack.enter_context(contextlib.closing(_feed(session, progress.step)))
+        feed = stack.enter_context(contextlib.closing(feed_steps(session, progress.step)))
         terminated.can_save = True
         if progress.step:
             keeper.save(state, progress, logger)  # a takeover is saved; a resumed run has this step already
@@ -144,15 +143,6 @@ def _make_step(session: Session, state: TrainState, say: Callable, poll: Callabl
     of_session = session.config, session.population, session.dataset, session.epoch_steps
     # Several hosts poll equally often: one may be compiling still when another has done.
     return Compiled(make_train_step(*of_session, state, counts), say, poll if hosts.alone() else lambda: None)
-
-
-def _feed(session: Session, step: int) -> Generator[tuple[range, dict]]:
-    """Yield (the steps of a call, its batch on the devices) from `step` to the end of the run."""
-    config, order, steps = session.config, session.order, range(step, session.total)
-    # Closing the feed ends the loader's threads, also when training is interrupted.
-    source = batches(config, session.dataset, order, session.mesh, steps)
-    with contextlib.closing(source):
-        yield from zip(order.calls(config, steps.start, steps.stop), source)
 
 
 def _training_means(session: Session, keeper: Keeper, state: TrainState, progress: Progress) -> dict:
@@ -244,7 +234,11 @@ def _finish(
     # With results.json the run is over: all else must be on disk before it.
     result['metrics_length'] = logger.flush()
     results.write(workdir, result)
-    console.end([*speed, *session.dataset.complaints(), *results.lines(result)])
+    # What follows can be made again at any time.
+    console.close()
     if session.split.class_counts is not None:
         calibrate.keep(workdir, progress.step, evaluation, scored)
+    drawn = pictures.keep(session, workdir, scored.get('best', scored['last']).logits['test'], console.say)
+    notes = [*speed, *session.dataset.complaints()]
+    console.end([*notes, *ending.lines(result), *ending.where_to_go(workdir, len(drawn))])
     return result

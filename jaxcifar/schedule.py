@@ -109,7 +109,7 @@ class Schedule:
         # matplotlib is slow to import, and only this function needs it.
         from matplotlib.figure import Figure
 
-        from jaxcifar.report.page import COLOURS, STYLES, add_legend
+        from jaxcifar.report.figures import COLOURS, STYLES, add_legend
 
         figure = Figure((8, 3.4), layout='constrained')
         axis = figure.subplots()

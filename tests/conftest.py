@@ -72,7 +72,7 @@ def small_config(npz: Path):
     c.data.validation_size = 16
     c.optimizer.lr = 0.05
     c.eval.batch_size = 20
-    c.log.tensorboard = False
+    c.log.tensorboard = c.log.pictures = False
     return c
 
 

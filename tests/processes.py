@@ -34,6 +34,7 @@ SMALL = {
     'data.loader': 'device',
     'eval.batch_size': 20,
     'log.tensorboard': False,
+    'log.pictures': False,
 }
 
 

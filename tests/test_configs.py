@@ -70,6 +70,7 @@ def test_every_shipped_config_runs_shrunk(name, config, tmp_path):
     c.dataset, c.data.validation_size = config.dataset, config.data.validation_size
     c.network = '+'.join(['resnet8'] * len(c.network.split('+')))
     c.epochs, c.batch_size, c.devices, c.members = 2, 32, 1, c.members and min(c.members, 2)
+    c.log.pictures = False
     results = train(c, tmp_path)
     assert results['epoch'] == 2 and len(results['members']) == c.members
     with open(tmp_path / 'metrics.csv') as file:

@@ -30,8 +30,8 @@ LINES = {'README': 120, 'first-run': 90, 'how-it-works': 110, 'networks': 60, 'a
 OF_CONFIG = ('jaxcifar.main', 'jaxcifar.preview', 'jaxcifar.doctor', 'jaxcifar.schedule')
 SMALL = (
     '--config.epochs=1 --config.batch_size=16 --config.devices=1 --config.augment=crop(1)+flip '
-    '--config.model.shortcut= --config.log.tensorboard=False --config.data.validation_size=16 '
-    '--config.eval.batch_size=20'
+    '--config.model.shortcut= --config.log.tensorboard=False --config.log.pictures=False '
+    '--config.data.validation_size=16 --config.eval.batch_size=20'
 )
 
 
@@ -208,6 +208,14 @@ def test_the_picture_is_small_and_drawn_from_a_run(run):
     runpy.run_path(str(ROOT / 'docs/picture.py'))['main']('runs/mutual', 'drawn.png')
     with Image.open('drawn.png') as image:
         assert len(np.unique(np.asarray(image))) > 50
+
+
+def test_eight_learning_rates_are_one_run(run, capsys):
+    run([c for c in pages.in_blocks('sweeps-and-clusters') if 'runs/rates' in c.words])
+    said = capsys.readouterr().out
+    assert re.search(r'best on holdout: \d_linear lr=[\d.]+, whose test accuracy is', said)
+    # Different members have no error bar.
+    assert '±' not in ''.join(line for line in said.splitlines() if line.startswith('test accuracy'))
 
 
 def test_experts_and_their_fusion_work(run, capsys):

@@ -296,7 +296,7 @@ def shrunk(c, npz, epochs: int):
     """A shipped config of CIFAR-100 and four ResNet-18, made small."""
     c.experts.count = c.members = 2
     c.dataset, c.network, c.devices, c.epochs, c.batch_size = f'npz:{npz}', 'tiny', 1, epochs, 24
-    c.log.tensorboard, c.eval.batch_size = False, 40
+    c.log.tensorboard, c.log.pictures, c.eval.batch_size = False, False, 40
     return c
 
 

@@ -173,6 +173,7 @@ def run(tail_npz, tmp_path_factory):
     c.dataset, c.long_tail.imbalance, c.data.root = f'npz:{tail_npz}', 5.0, str(workdir / 'data')
     c.network, c.epochs, c.batch_size, c.devices = 'resnet8', 3, 32, 1
     c.optimizer.lr, c.data.drop_last, c.eval.batch_size, c.eval.every_epochs = 0.02, True, 160, 2
+    c.log.pictures = False
     return workdir, train(c, workdir)
 
 
@@ -298,7 +299,7 @@ def test_a_finished_run_is_calibrated_once(run, monkeypatch):
 
 
 def test_the_report_shows_groups_calibration_and_rejection(run, tmp_path, monkeypatch):
-    monkeypatch.setattr('jaxcifar.report.page.DPI', 20)
+    monkeypatch.setattr('jaxcifar.report.figures.DPI', 20)
     workdir, _ = run
     reject.reject(workdir, samples=20)
     text = report([workdir], tmp_path).read_text().replace('<wbr>', '')

@@ -81,7 +81,7 @@ def summary_row(dirs, out, n=0):
 @pytest.fixture(autouse=True)
 def coarse_figures(monkeypatch):
     """Small pictures: their pixels are looked at by people, not by tests."""
-    monkeypatch.setattr('jaxcifar.report.page.DPI', 20)
+    monkeypatch.setattr('jaxcifar.report.figures.DPI', 20)
 
 
 def test_numbers_are_numpys(tmp_path):

@@ -21,7 +21,7 @@ ROOMS = {
     'commands': 'export report runs formats engine data augment models config machine',
 }
 # What commands import of one another.
-DOORS = {('', 'loop'), ('', 'run'), ('main', 'loop'), ('loop', 'calibrate')}
+DOORS = {('', 'loop'), ('', 'run'), ('main', 'loop'), ('loop', 'calibrate'), ('loop', 'pictures')}
 WITHOUT_JAX = {'machine.errors', 'machine.command', 'machine.memory', 'machine.files', 'machine.status'}
 # Worker processes import those of data.
 WITHOUT_JAX |= {'config', 'report', 'data.gather', 'data.stream', 'data.files', 'data.vision'}

@@ -139,7 +139,7 @@ def run(folder, tmp_path_factory):
     fields = {'dataset': f'stream:{folder}', 'network': 'resnet8', 'data.image_size': 8, 'devices': 1,
               'epochs': 2, 'batch_size': 16, 'data.validation_size': 8, 'eval.batch_size': 8,
               'optimizer.lr': 0.02, 'checkpoint.every_steps': 1, 'checkpoint.keep': 9,
-              'log.tensorboard': False}  # fmt: skip
+              'log.tensorboard': False, 'log.pictures': False}  # fmt: skip
     argv = ['main', '--config=configs/base.py', f'--workdir={runs / "whole"}']
     with pytest.MonkeyPatch.context() as patch:
         argv += [f'--config.{name}={value}' for name, value in fields.items()]

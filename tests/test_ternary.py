@@ -152,7 +152,8 @@ def small(monkeypatch):
     monkeypatch.setitem(NETWORKS, 'small', Small)
     c = ternary.get_config('small,cifar10')
     c.dataset, c.data.image_size, c.devices, c.epochs = 'digits', 8, 1, 10
-    c.batch_size, c.data.drop_last, c.augment, c.log.tensorboard = 64, True, 'crop(1)', False
+    c.batch_size, c.data.drop_last, c.augment = 64, True, 'crop(1)'
+    c.log.tensorboard = c.log.pictures = False
     return c
 
 

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxcifar.machine.command import is_short
+
 
 def command(workdir: Path, changes: Mapping[str, object] | None = None) -> str:
     """Return this process's training command with its `workdir` and with other values of fields.
@@ -17,13 +19,11 @@ def command(workdir: Path, changes: Mapping[str, object] | None = None) -> str:
         plain = ''.join(f', {field}={value!r}' for field, value in changes.items() if '.' not in field)
         dotted = {field: value for field, value in changes.items() if '.' in field}
         return f'jaxcifar.train(…, workdir={str(workdir)!r}{plain}{f", **{dotted}" if dotted else ""})'
-    # python -m jaxcifar train, or the program jaxcifar: Python's own command line is the one typed.
-    short = any(Path(word).name == 'jaxcifar' for word in sys.orig_argv[1:3])
     # A relative workdir is right where the command was typed, as all its other paths are.
     old = ('--workdir', *(f'--config.{field}' for field in changes))
     kept = _without(words, old)
     kept += [f'--workdir={workdir}', *(f'--config.{field}={value}' for field, value in changes.items())]
-    if not short:
+    if not is_short():
         return shlex.join(['python', '-m', 'jaxcifar.main', *kept])
     # What __main__ has spelt out becomes short again: CONFIG --FIELD=VALUE.
     begins = {'--config=': '', '--config.': '--'}

@@ -218,6 +218,7 @@ def _records(c: Group):
     c.log = Group()
     c.log.every_steps = whole(0)  # rows of training metrics within an epoch; 0 is off [resumable]
     c.log.tensorboard = True  # event files in WORKDIR/tensorboard [resumable]
+    c.log.pictures = True  # curves, confusions and mistakes in WORKDIR/pictures at the end [resumable]
     c.log.wandb = one_of('disabled', 'offline', 'online')  # whether W&B gets the numbers [resumable]
     c.log.wandb_project = 'jaxcifar'  # [resumable]
     c.log.wandb_group = ''  # what belongs together; a run's sessions do [resumable] [auto: as wandb_name]

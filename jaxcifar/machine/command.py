@@ -6,8 +6,10 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError, unknown
 from jaxcifar.machine.memory import restart_in_huge_pages
@@ -25,13 +27,25 @@ NO_MEMORY = (
 )
 # Modules that python -m runs; the others do nothing by themselves.
 COMMANDS = ('main', 'evaluate', 'predict', 'export', 'report', 'calibrate', 'reject', 'torch_weights',
-            'doctor', 'models', 'preview', 'schedule')  # fmt: skip
+            'doctor', 'models', 'preview', 'schedule', 'pictures')  # fmt: skip
 
 
 def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """Return the parser of a command, python -m MODULE, whose --help begins with its file's text."""
     shown = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(f'python -m {module}', description=doc, formatter_class=shown)
+
+
+def spoken(command: str, *words) -> str:
+    """Return the line of a command, to be copied into a shell, in the form in which this one was started."""
+    start = ['jaxcifar', command] if is_short() else ['python', '-m', f'jaxcifar.{command}']
+    return shlex.join([*start, *map(str, words)])
+
+
+def is_short() -> bool:
+    """Return whether this process was started as `jaxcifar COMMAND`, or by python -m jaxcifar."""
+    # The command has changed sys.argv by now: Python's own command line is the one typed.
+    return any(Path(word).name == 'jaxcifar' for word in sys.orig_argv[1:3])
 
 
 def refuse_other_modules():

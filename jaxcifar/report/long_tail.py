@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxcifar.report.page import COLOURS, STYLES, Picture, Table, add_legend, draw, label, render
+from jaxcifar.report.figures import COLOURS, STYLES, Picture, add_legend, draw, label, render
+from jaxcifar.report.page import Table
 from jaxcifar.report.runs import NONE, Run, show
 
 RISKS = ('error', 'balanced', 'worst')  # of jaxcifar.reject
@@ -39,14 +40,6 @@ def sections(run: Run) -> list[Section]:
     return found
 
 
-def titles(run: Run) -> list[str]:
-    """Return what the members are called, with their losses where these differ."""
-    losses = str(run.config.get('loss')).split('+')
-    # One loss for all is no part of a member's name.
-    alike = len(losses) != len(run.members)
-    return run.members if alike else [f'{m} {loss}' for m, loss in zip(run.members, losses)]
-
-
 def group_table(run: Run) -> Table:
     """Return a row for each weights, test images and member, and for the ensemble; recalls in percent."""
     head = ['weights', 'images', 'member', *(f'{g.replace("_", " ")} %' for g in ('accuracy', *run.groups()))]
@@ -59,7 +52,7 @@ def group_table(run: Run) -> Table:
             # The ensemble of one member is that member.
             ensemble = top.get('ensemble', {}).get(which) if len(of_members) > 1 else None
             # The balanced images and the long-tailed ones may not both have been tested.
-            for name, scores in zip([*titles(run), 'ensemble'], [*of_members, ensemble]):
+            for name, scores in zip([*run.titles(), 'ensemble'], [*of_members, ensemble]):
                 if scores:
                     cells = [scores.get(g) for g in ('accuracy', *run.groups())]
                     rows.append([show(which), part, show(name), *map(_percent, cells)])
@@ -106,7 +99,7 @@ def draw_groups(run: Run) -> Figure:
     panels = list(np.atleast_1d(figure.subplots(1, len(groups), sharey=True)))
     for ax, group in zip(panels, groups):
         epochs, values = run.curve(run.watched, group)
-        for i, (name, line) in enumerate(zip(titles(run), values)):
+        for i, (name, line) in enumerate(zip(run.titles(), values)):
             # One member [1,E] at a time: a mean over different losses would say nothing.
             draw(ax, epochs, 100 * line[None], color=COLOURS[i % len(COLOURS)], label=show(name))
     label(panels, [f'{g.replace("_", " ")} (%), {run.watched}' for g in groups])
@@ -117,7 +110,7 @@ def draw_groups(run: Run) -> Figure:
 def draw_reliability(run: Run) -> Figure:
     """Draw accuracy over confidence of each member and of their mean, before and after calibration."""
     report = next(iter(run.calibration['weights'].values()))
-    members = [*zip(titles(run), report['members']), ('mean', report['mean'])]
+    members = [*zip(run.titles(), report['members']), ('mean', report['mean'])]
     # Up to four panels a row, and as many rows as it takes.
     columns = min(len(members), 4)
     rows = -(-len(members) // columns)
@@ -154,7 +147,7 @@ def draw_rejection(run: Run) -> Figure:
     """Draw balanced and worst-group error over coverage, a line for each rule and set of images."""
     figure = Figure(figsize=(12, 3.6), layout='constrained')
     panels = figure.subplots(1, 2, sharey=True)
-    names = dict(zip(run.members, titles(run)))
+    names = dict(zip(run.members, run.titles()))
     # Colour tells rules apart, and the style of a line the images that they were tested on.
     for ax, risk in zip(panels, ('balanced', 'worst')):
         for part, style in zip(run.rejection['parts'], STYLES):

@@ -1,134 +1,19 @@
-"""Draw the figures of a report, and lay its tables out as Markdown and HTML."""
+"""Lay the tables and figures of a report out as Markdown and HTML."""
 
 import base64
 import html
-import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
-import matplotlib as mpl
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from jaxcifar.machine.text import escape_markdown
+from jaxcifar.report.figures import Picture, draw_comparison, draw_run, render
 from jaxcifar.report.runs import Run, show
 from jaxcifar.report.template import TEMPLATE
 
 UNFINISHED, ON_TEST = 'running/unfinished', 'SELECTED ON TEST'
 Table = list[list[str]]  # the first row is the header
-Picture = dict[str, bytes]  # theme -> PNG
-# Okabe and Ito's colours without black and yellow, which vanish on a dark and on a light page.
-COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00']
-DPI = 140
-STYLES = ['-', '--', ':', '-.']
-THEMES = {  # background, text, grid
-    'light': ('#ffffff', '#24292f', '#e3e7ec'),
-    'dark': ('#161b22', '#d1d7e0', '#2b323b'),
-}
-
-
-def draw(ax: Axes, epochs: np.ndarray, values: np.ndarray, members: bool = True, **line):
-    """Draw the mean over the members as a line, ±std as a band and each member as a thin line."""
-    if not len(epochs):
-        return
-    with np.errstate(invalid='ignore'):  # as in `report.spread`
-        # values [K,E]: K members over E epochs.
-        mean = values.mean(axis=0)
-        # The sample deviation of one member is undefined; its line needs no band.
-        std = values.std(axis=0, ddof=1) if len(values) > 1 else 0 * mean
-    marker = 'o' if len(epochs) < 3 else None  # a line through one point cannot be seen
-    ax.plot(epochs, mean, marker=marker, ms=5, lw=1.7, **line)
-    if len(values) > 1:
-        ax.fill_between(epochs, mean - std, mean + std, color=line['color'], alpha=0.18, lw=0)
-    if len(values) > 1 and members:
-        ax.plot(epochs, values.T, color=line['color'], marker=marker, ms=2, lw=0.6, alpha=0.5)
-
-
-def add_legend(owner: Axes | Figure, lines: Sequence, **where):
-    """Add a legend whose labels are taken literally: names come from files and may hold a '$'."""
-    if lines:
-        for text in owner.legend(lines, [line.get_label() for line in lines], **where).get_texts():
-            text.set_parse_math(False)
-
-
-def label(panels: Sequence[Axes], titles: Sequence[str]):
-    """Give each panel its title, and one without curves the words 'nothing yet'."""
-    for ax, title in zip(panels, titles):
-        ax.set_xlabel('epoch')
-        ax.set_title(title, loc='left')
-        if not ax.lines:
-            ax.text(0.5, 0.5, 'nothing yet', ha='center', va='center', transform=ax.transAxes)
-
-
-def draw_run(run: Run) -> Figure:
-    """Draw loss, accuracy and learning rate of one run."""
-    figure = Figure(figsize=(12, 3.3), layout='constrained')
-    loss, accuracy, rate = figure.subplots(1, 3)
-    # One colour a split in both panels, solid for members and dashed for a fused prediction.
-    for split, colour in zip(('train_batch', 'train', run.watched), (COLOURS[4], *COLOURS)):
-        for ax, field, factor in ((loss, 'loss', 1), (accuracy, 'accuracy', 100)):
-            epochs, values = run.curve(split, field)
-            draw(ax, epochs, factor * values, color=colour, label=split)
-            if run.fused:
-                epochs, values = run.curve(split, field, fused=True)
-                draw(ax, epochs, factor * values, color=colour, ls='--', label=f'{split}, fused')
-    draw(rate, *run.curve('train', 'lr'), color=COLOURS[2], label='learning rate')
-    label((loss, accuracy, rate), ('loss (NLL, nats)', 'accuracy (%)', 'learning rate'))
-    for ax in (loss, accuracy):
-        # matplotlib names lines without a label _child0, and so on: the thin ones of members.
-        add_legend(ax, [line for line in ax.lines if not line.get_label().startswith('_')])
-    return figure
-
-
-def draw_comparison(runs: Sequence[Run]) -> Figure:
-    """Draw the accuracy of all runs on the split that each of them watches."""
-    figure = Figure(figsize=(12, max(4, 0.24 * len(runs) + 1)), layout='constrained')
-    whole, end = figure.subplots(1, 2)
-    finished = any(run.results for run in runs)
-    for i, run in enumerate(runs):
-        # When the colours are used up, they begin again with another style of line.
-        colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
-        # The number finds the run in the table, where its full name stands.
-        name = f'{run.number}. {shorten(run.name)} ({run.watched})'
-        epochs, values = run.curve(run.watched, 'accuracy', run.fused)
-        # Runs that have only begun would stretch the axis on which finished runs are told apart.
-        late = (epochs >= 0.7 * run.epoch) & (bool(run.results) or not finished)
-        for ax, part in ((whole, epochs > 0), (end, late)):
-            shown = epochs[part], 100 * values[:, part]
-            draw(ax, *shown, members=False, color=colour, ls=style, label=name)
-    ending = 'last 30% of finished runs' if finished else 'last 30% so far'
-    label((whole, end), ('accuracy (%)', f'accuracy (%), {ending}'))
-    add_legend(figure, whole.lines, loc='outside right upper')
-    return figure
-
-
-def shorten(name: str, length: int = 32) -> str:
-    """Return a name for a figure: short, and without letters that its font may lack."""
-    name = show(name).encode('ascii', 'replace').decode()
-    return name if len(name) <= length else f'{name[: length - 10]}...{name[-7:]}'
-
-
-def render(draw_figure: Callable[[], Figure]) -> Picture:
-    """Return the figure as a PNG for each theme."""
-    picture = {}
-    for theme, (page, ink, grid) in THEMES.items():
-        style = {
-            **dict.fromkeys(('figure.facecolor', 'axes.facecolor', 'legend.facecolor'), page),
-            **dict.fromkeys(('text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color'), ink),
-            **dict.fromkeys(('axes.edgecolor', 'grid.color', 'legend.edgecolor'), grid),
-            **dict.fromkeys(('axes.spines.top', 'axes.spines.right'), False),
-            **dict.fromkeys(('axes.grid', 'axes.axisbelow'), True),
-            **dict.fromkeys(('font.size', 'axes.titlesize'), 10),
-        }
-        # The style counts at drawing: each theme draws the figure anew.
-        file = io.BytesIO()
-        with mpl.rc_context(style):  # type: ignore[arg-type]
-            draw_figure().savefig(file, format='png', dpi=DPI)
-        picture[theme] = file.getvalue()
-    return picture
 
 
 def curves(run: Run) -> dict[str, Picture]:

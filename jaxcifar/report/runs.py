@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcifar.config.fields import PER_MEMBER
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading
@@ -51,6 +52,42 @@ class Run:
         for made in (self.calibration, self.rejection):
             if made.get('step') != self.results.get('step'):
                 made.clear()  # of weights before these
+
+    def numbers(self) -> dict[str, list]:
+        """Return the fields in which members have numbers of their own, {field: [K]}; seeds are no such."""
+        found = {name: self.config.get(name) for name in PER_MEMBER if name != 'seed'}
+        several = {name: v for name, v in found.items() if isinstance(v, list) and len(set(v)) > 1}
+        return {name: v for name, v in several.items() if len(v) == len(self.members)}
+
+    def titles(self) -> list[str]:
+        """Return what the members are called, with their losses, views and numbers where these differ."""
+        titles = self.members
+        for kind in ('loss', 'view'):
+            words = str(self.config.get(kind)).split('+')
+            # One loss for all is no part of a member's name.
+            if len(words) == len(titles) > 1:
+                titles = [f'{title} {word}' for title, word in zip(titles, words)]
+        for path, values in self.numbers().items():
+            name = path.rpartition('.')[2]
+            titles = [f'{title} {name}={value:g}' for title, value in zip(titles, values)]
+        return titles
+
+    def held_out(self) -> np.ndarray | None:
+        """Return the accuracies [K] on held-out images by which weights were chosen; None where none were."""
+        found = [(m.get('best') or {}).get('validation_accuracy') for m in self.results.get('members', [])]
+        return np.array(found, float) if found and None not in found and self.watched != 'test' else None
+
+    def best_of_sweep(self) -> int | None:
+        """Return the member with the best number, by held-out images; None where no number differs."""
+        held_out = self.held_out()
+        return int(held_out.argmax()) if self.numbers() and held_out is not None else None
+
+    @property
+    def differ(self) -> bool:
+        """Return whether members differ in more than their draws: in networks, images or numbers too."""
+        kinds = {title.partition('_')[2] for title in self.titles()}
+        own = self.results.get('own_images') or self.config.get('split') in ('overlap', 'disjoint')
+        return len(kinds) > 1 or bool(own)
 
     def groups(self) -> list[str]:
         """Return the columns of metrics.csv about groups of a long tail's classes."""

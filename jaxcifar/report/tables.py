@@ -8,6 +8,7 @@ import numpy as np
 from jaxcifar.machine import text
 from jaxcifar.report import long_tail as report_long_tail
 from jaxcifar.report import page as report_page
+from jaxcifar.report.figures import Picture
 from jaxcifar.report.page import ON_TEST, UNFINISHED, Table
 from jaxcifar.report.runs import FUSED, NONE, Run, load, reads, show, to_float
 
@@ -211,7 +212,7 @@ def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
     """Write the page, the Markdown table and the curves into `out`; return their paths, in this order."""
     runs, out = load(dirs), Path(out)
     # Every picture is drawn before a file is written: a damaged run leaves an old report whole.
-    sections, pictures = [], dict[str, report_page.Picture]()
+    sections, pictures = [], dict[str, Picture]()
     for run in runs:
         with reads(run.folder):
             summary([run]), notes([run])  # what they cannot read is of this run

@@ -14,7 +14,7 @@ from jaxcifar.engine.couplings import make_learning_rates
 from jaxcifar.engine.head import PARTS
 from jaxcifar.machine import status
 from jaxcifar.machine.errors import Interrupted, Preempted, UserError
-from jaxcifar.runs import results
+from jaxcifar.runs import ending
 from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.session import Session
@@ -111,7 +111,7 @@ def finished(session: Session, workdir: Path, progress: Progress, result: dict) 
     more |= {'early_stopping.patience': 2 * patience} if len(stopped) == len(names) else {}
     lines = [f'{workdir} is finished: {"; ".join(ends)}']
     with contextlib.suppress(KeyError, TypeError):  # results of an older version may lack a number
-        lines += results.lines(result)
+        lines += ending.lines(result)
     return [*lines, f'to continue it: {again.command(workdir, more)}']
 
 

@@ -88,6 +88,22 @@ def class_recalls(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.n
         return np.bincount(labels, correct, classes) / images
 
 
+def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return the share of each class's images that are taken for each class, [C,C]; rows are true classes.
+
+    The row of a class without images is NaN.
+    """
+    counts = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    with np.errstate(invalid='ignore'):  # as in `class_recalls`
+        return counts / counts.sum(1, keepdims=True)
+
+
+def worst_mistakes(log_p: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
+    """Return up to so many rows of log-probabilities [N,C] that are wrong, the most certain ones first."""
+    wrong = np.flatnonzero(log_p.argmax(1) != labels)
+    return wrong[np.argsort(-log_p[wrong].max(1), kind='stable')][:most]
+
+
 def class_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Return the classes of each group, [C] bool, by their training images; empty groups are left out.
 

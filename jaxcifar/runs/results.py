@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxcifar.config.members import member_losses, member_views
+from jaxcifar.config.fields import PER_MEMBER
+from jaxcifar.config.members import member_losses, member_views, per_member
 from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.state import TrainState, Weights, eval_weights
 from jaxcifar.machine import files
-from jaxcifar.machine.text import percent
 from jaxcifar.runs.evaluation import Evaluation, Scored, compare, evaluate_logits, member_metrics
 from jaxcifar.runs.metrics import (
     class_recalls,
     log_probabilities,
     mean_and_std,
     mean_of_probabilities,
-    verdict,
 )
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.session import Session
@@ -112,8 +111,11 @@ def summarise(session: Session, progress: Progress, scored: Mapping[str, Scored]
             member.setdefault(checkpoint, {})[name] = score
     # How members differ, and which epoch was best.
     kinds = {'loss': member_losses(config), 'view': member_views(config)}
+    numbers = {field: per_member(config, field) for field in PER_MEMBER if field != 'seed'}
+    numbers = {field: of for field, of in numbers.items() if len(set(of)) > 1}
     for k, member in enumerate(members):
         member |= {kind: of[k] for kind, of in kinds.items() if len(set(of)) > 1}
+        member |= {'numbers': {field: of[k] for field, of in numbers.items()}} if numbers else {}
         if 'best' in member:
             epoch, accuracy = int(selection.best_epoch[k]), float(selection.best[k])
             member['best']['epoch'] = epoch
@@ -161,70 +163,3 @@ def write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path)
                 row = (c, classes[c], counts[c], images[c], f'{recall:.6g}')
                 table.writerow((member, checkpoint, split, *row))
     files.write_text(workdir / 'per_class.csv', file.getvalue())
-
-
-def alike(results: dict) -> bool:
-    """Return whether members differ by their draws alone: a ± over others would look like an error bar."""
-    # A name is ID_NETWORK; members that differ by their id alone are repetitions.
-    kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
-    return len(kinds) == 1 and not results.get('own_images')
-
-
-def lines(results: dict) -> list[str]:
-    """Return the end of a run in a few lines for the terminal."""
-    text = []
-    for checkpoint in results['mean']:
-        text.append(_mean_line(results, checkpoint))
-        if 'fusion' in results:
-            scores = {member['name']: member[checkpoint]['test'] for member in results['members']}
-            text += fusion_lines(results['fusion'][checkpoint]['test'], scores)
-        # The mean of members of one kind says it all; others are shown one by one.
-        if not alike(results) or 'loss' in results['members'][0]:
-            text += [_member_line(results, member, checkpoint) for member in results['members']]
-    return text
-
-
-def _mean_line(results: dict, checkpoint: str) -> str:
-    """Return what the members are worth on average, and the mean of their probabilities."""
-    mean, std = results['mean'][checkpoint], results['std'][checkpoint]
-    several, same, fused = len(results['members']) > 1, alike(results), 'fusion' in results
-    how = 'last epoch'
-    if checkpoint == 'best':
-        how = f'chosen on {"the TEST images" if results["selection"] == "test" else results["selection"]}'
-    how += ', mean of different members' if several and not same else ''
-    # A ± is an error bar to its reader, so only repetitions get one.
-    accuracy = percent(mean['accuracy'], std['accuracy'] if several and same and not fused else None)
-    whose = " of the fusion's members" if fused else ''
-    line = f'test accuracy{whose} {accuracy} ({how})'
-    if 'mean_recall' in mean:
-        line += f', mean recall {percent(mean["mean_recall"])}'
-    line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
-    return line + (f'; ensemble {percent(results["ensemble"][checkpoint]["accuracy"])}' if several else '')
-
-
-def _member_line(results: dict, member: dict, checkpoint: str) -> str:
-    """Return what a member that differs from the others is worth."""
-    score = member[checkpoint]['test']
-    # Without a long tail there are no groups, and a group may be empty.
-    shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
-    numbers = ', '.join(f'{k.replace("_", " ")} {100 * score[k]:.2f}' for k in shown)
-    line = f'  {" ".join(member[k] for k in ("name", "loss", "view") if k in member)}: {numbers} %'
-    line += f', {member["train_images"]:,} training images' if results.get('own_images') else ''
-    return line + (f', epoch {member[checkpoint]["epoch"]}' if 'epoch' in member[checkpoint] else '')
-
-
-def fusion_lines(fusion: dict, members: dict[str, dict]) -> list[str]:
-    """Return a fused prediction beside its members and all else that it has to beat, and whether it does."""
-    best = fusion['best_expert']
-    rows = {
-        'fused': fusion['fused'],
-        **members,
-        'mean of logits': fusion['mean_of_logits'],
-        'mean of probabilities': fusion['mean_of_probabilities'],
-        f'best expert ({best["name"]})': best,
-    }
-    text = [
-        f'  {name}: {percent(score["accuracy"])}, NLL {score["nll"]:.3f}, ECE {score["ece"]:.3f}'
-        for name, score in rows.items()
-    ]
-    return [*text, f'  the learned rule {verdict(fusion)}']

@@ -1,6 +1,7 @@
 """Derive what a config and a data set determine, before a run has taken a step."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxcifar.config.members import member_names
 from jaxcifar.data.datasets import Dataset, load_dataset
-from jaxcifar.data.loader import Order
+from jaxcifar.data.loader import Order, batches
 from jaxcifar.data.splits import Images, Split, evaluation_images, make_split, validation_split
 from jaxcifar.engine.couplings import make_learning_rates, output_names
 from jaxcifar.engine.population import Population, make_mesh
@@ -106,6 +107,15 @@ def prepare(config: ConfigDict, dataset: Dataset | None = None) -> Session:
         dataset = load_images(config)
     population = Population(config, dataset.num_classes, dataset.image_size, make_mesh(config))
     return Session(config, dataset, population)
+
+
+def feed_steps(session: Session, step: int) -> Generator[tuple[range, dict]]:
+    """Yield (the steps of a call, its batch on the devices) from `step` to the end of the run."""
+    config, order, steps = session.config, session.order, range(step, session.total)
+    # Closing the feed ends the loader's threads, also when training is interrupted.
+    source = batches(config, session.dataset, order, session.mesh, steps)
+    with contextlib.closing(source):
+        yield from zip(order.calls(config, steps.start, steps.stop), source)
 
 
 def later_batches(session: Session, first: range, batch: dict) -> Iterator[dict]:

@@ -1,0 +1,189 @@
+"""Draw what a run is like into WORKDIR/pictures: python -m jaxcifar.pictures --workdir DIR
+
+The end of a training run does it too, unless log.pictures=False. The weights are the chosen ones.
+curves.png       loss, accuracy and learning rate over the epochs
+confusion.png    which class of test images is taken for which
+per_class.png    the accuracy of each class
+mistakes.png     the test images that are wrong with the highest probability
+first_batch.png  the first training batch, as the networks saw it
+sweep.png        accuracy against a number in which members differ, as a learning rate
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jaxcifar.data.loader import in_order
+from jaxcifar.data.splits import Images
+from jaxcifar.machine import hosts, status
+from jaxcifar.machine.command import command_parser, run_command, spoken
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import write_bytes
+from jaxcifar.runs.evaluation import open_evaluation
+from jaxcifar.runs.first_batch import Shown, read_first_batch
+from jaxcifar.runs.metrics import confusion, log_probabilities, mean_of_probabilities, worst_mistakes
+from jaxcifar.runs.session import Session
+from jaxcifar.runs.weights import load_weights
+
+# matplotlib takes half a second to import: only functions that draw import what needs it.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from jaxcifar.report.runs import Run
+
+FOLDER = 'pictures'
+MISTAKES, BATCH = 16, 48  # images on a sheet
+DOTS = 6  # members up to which each has its dots
+
+
+def keep(session: Session, workdir: Path, logits: np.ndarray, say: Callable[[str], None]) -> dict[str, bytes]:
+    """Draw and write all pictures of a run whose test images have these logits, [K,N,C] or [K+1,N,C].
+
+    Returns {name: PNG}. What cannot be drawn is said in a line, and raises nothing: the run is over, and
+    must not be lost for a picture. All hosts must call it, and the first one draws.
+    """
+    drawn: dict[str, bytes] = {}
+    if not session.config.log.pictures:
+        return drawn
+    try:
+        with status.during('drawing pictures'):
+            _draw_all(session, workdir, logits, drawn)
+    except Exception as error:
+        why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        again = spoken('pictures', '--workdir', workdir)
+        say(f'{len(drawn)} pictures drawn, and then stopped ({why}): {again} tries again')
+    return drawn
+
+
+def _draw_all(session: Session, workdir: Path, logits: np.ndarray, drawn: dict[str, bytes]):
+    """Draw and write the pictures, and add each to `drawn`."""
+    # All hosts hold parts of the batch, so that it comes before the first one goes on alone.
+    seen = read_first_batch(session, [0])[1][0]
+    if not hosts.is_first():
+        return
+    from jaxcifar.report.figures import png
+
+    for old in (workdir / FOLDER).glob('*.png'):
+        old.unlink()
+    for name, draw in _recipes(session, workdir, logits, seen):
+        picture = png(draw)
+        write_bytes(workdir / FOLDER / f'{name}.png', picture)
+        drawn[name] = picture
+
+
+class Judged(NamedTuple):
+    """Hold what networks say of test images.
+
+    log_p [N,C]: of the fused prediction, the best of a sweep's members, or the members' ensemble. shares
+    [C,C]: the confusion of the same, a mean over members. recalls [K,C]: each member's right answers of each
+    class; accuracy: the right ones of all.
+    """
+
+    name: str
+    log_p: np.ndarray
+    shares: np.ndarray
+    recalls: np.ndarray
+    accuracy: float
+
+
+def judge(logits: np.ndarray, labels: np.ndarray, run: 'Run') -> Judged:
+    """Return what the logits of a run, [K,N,C] or [K+1,N,C] with a fused prediction, say of labels [N]."""
+    log_p = log_probabilities(logits)
+    shares = np.stack([confusion(p.argmax(1), labels, logits.shape[-1]) for p in log_p])
+    recalls = np.diagonal(shares[: len(run.members)], axis1=1, axis2=2)
+    if run.fused or len(run.members) == 1:
+        name, rows = 'fused prediction' if run.fused else run.members[0], [-1]
+    elif (best := run.best_of_sweep()) is not None:
+        # The mean of a sweep would be about its bad numbers.
+        name, rows = run.titles()[best], [best]
+    else:
+        name, rows = f'mean of {len(log_p)} members', [*range(len(log_p))]
+    joint = log_p[rows[0]] if len(rows) == 1 else mean_of_probabilities(log_p)
+    right = np.mean([log_p[k].argmax(1) == labels for k in rows])
+    return Judged(name, joint, shares[rows].mean(0), recalls, float(right))
+
+
+def _recipes(
+    session: Session, workdir: Path, logits: np.ndarray, seen: Shown
+) -> Iterator[tuple[str, Callable[[], 'Figure']]]:
+    """Yield (name, what draws it) of the pictures of a run."""
+    from jaxcifar.report import figures, runs
+    from jaxcifar.report import pictures as report
+
+    # Of the whole run, and of its numbers.
+    (run,) = runs.load([workdir])
+    yield 'curves', lambda: figures.draw_run(run)
+    if run.results and (numbers := run.numbers()):
+        yield 'sweep', lambda: report.draw_sweep(numbers, _scores(run))
+
+    # Of classes, which a long tail orders by its training images.
+    images, classes = session.tests['test'], np.array(session.dataset.classes)
+    counts = session.split.class_counts
+    judged = judge(logits, images.labels, run)
+    by_count = None if counts is None else np.argsort(-counts, kind='stable')
+    title = f'{len(images.labels):,} test images, {judged.name}, {100 * judged.accuracy:.2f} % right'
+    near = report.order(judged.shares) if by_count is None else by_count
+    yield 'confusion', lambda: report.draw_confusion(judged.shares[np.ix_(near, near)], classes[near], title)
+    bars, dots = np.diagonal(judged.shares), _dots(run, judged)
+    names = classes if counts is None else np.array([f'{c} ({n:,})' for c, n in zip(classes, counts)])
+    ranks = np.argsort(-bars, kind='stable') if by_count is None else by_count
+    dots = {name: recalls[..., ranks] for name, recalls in dots.items()}
+    yield 'per_class', lambda: report.draw_classes(bars[ranks], dots, names[ranks], title, judged.name)
+
+    # Of single images.
+    rows = worst_mistakes(judged.log_p, images.labels, MISTAKES)
+    if len(rows):
+        yield 'mistakes', lambda: _draw_mistakes(images, classes, judged, rows)
+    caption = f'The first batch: augment = {session.config.augment}'
+    yield 'first_batch', lambda: report.draw_sheet(seen.images[:BATCH], seen.titles[:BATCH], 8, caption)
+
+
+def _dots(run: 'Run', judged: Judged) -> dict[str, np.ndarray]:
+    """Return the recalls to draw beside the joint ones: of each member that differs, or of all as one."""
+    if run.differ and len(run.members) <= DOTS:
+        return dict(zip(run.titles(), judged.recalls))
+    return {'each member': judged.recalls} if len(run.members) > 1 else {}
+
+
+def _scores(run: 'Run') -> dict[str, np.ndarray]:
+    """Return the members' accuracies, [K] each, on the images that chose their weights and on the test."""
+    held_out = run.held_out()
+    held = {} if held_out is None else {run.watched: held_out}
+    return {**held, 'test': run.scores('best' if 'best' in run.results['mean'] else 'last', 'accuracy')}
+
+
+def _draw_mistakes(images: Images, classes: np.ndarray, judged: Judged, rows: np.ndarray) -> 'Figure':
+    """Draw the images of these rows, which are wrong, with what they are and what they are taken for."""
+    from jaxcifar.report.figures import shorten
+    from jaxcifar.report.pictures import draw_sheet
+
+    predicted = judged.log_p[rows].argmax(1)
+    titles = [
+        f'{shorten(classes[y], 18)}, taken for\n{shorten(classes[p], 18)} {100 * np.exp(log_p[p]):.1f} %'
+        for y, p, log_p in zip(images.labels[rows], predicted, judged.log_p[rows])
+    ]
+    # Files are read here; arrays are only cut.
+    pixels = np.concatenate([*in_order(images.images[rows], MISTAKES, 0)])
+    caption = f'The {len(rows)} most certain mistakes in {len(images.labels):,} test images, {judged.name}'
+    return draw_sheet(pixels, titles, 8, caption)
+
+
+def main():
+    """Run the command line."""
+    parser = command_parser('jaxcifar.pictures', __doc__)
+    parser.add_argument('--workdir', type=Path, required=True)
+    workdir = parser.parse_args().workdir
+    evaluation = open_evaluation(workdir)
+    session, faults = evaluation.session, list[str]()
+    session.config.log.pictures = True  # whatever was wanted while it trained
+    weights, _ = load_weights(session.config, session.population, workdir, None)
+    drawn = keep(session, workdir, evaluation.logits(weights, 'test'), faults.append)
+    print(*(workdir / FOLDER / f'{name}.png' for name in drawn), sep='\n')
+    if faults:
+        raise UserError(faults[0])
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,112 @@
+"""The pictures that a run draws at its end, and its last words."""
+
+import io
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxcifar.pictures as command
+from jaxcifar.loop import train
+from jaxcifar.report import pictures
+from jaxcifar.report.figures import png
+from jaxcifar.runs.metrics import confusion, worst_mistakes
+from tests.conftest import small_config
+
+ALL = {'curves', 'sweep', 'confusion', 'per_class', 'mistakes', 'first_batch'}
+
+
+def shows_something(picture: bytes) -> bool:
+    with Image.open(io.BytesIO(picture)) as image:
+        return len(np.unique(np.asarray(image.convert('RGB')).reshape(-1, 3), axis=0)) > 50
+
+
+def small_sweep(npz, epochs=2):
+    c = small_config(npz)
+    c.network, c.members, c.epochs, c.batch_size = 'tiny', 2, epochs, 24
+    c.optimizer.lr, c.log.pictures = (0.001, 0.1), True
+    return c
+
+
+def test_a_run_draws_itself_and_says_what_to_do_next(small_npz, tmp_path, tiny_networks, capsys, monkeypatch):
+    monkeypatch.setattr('jaxcifar.report.figures.DPI', 40)
+    workdir = tmp_path / 'my run'
+    train(small_sweep(small_npz), workdir)
+    *_, files, following, evaluate, predict, report = capsys.readouterr().out.splitlines()
+    drawn = {path.stem: path.read_bytes() for path in (workdir / 'pictures').iterdir()}
+    assert drawn.keys() == ALL and all(map(shows_something, drawn.values()))
+    assert str(workdir) in files and '6 pictures' in files and following == 'next:'
+    assert shlex.split(evaluate) == ['python', '-m', 'jaxcifar.evaluate', '--workdir', str(workdir)]
+    assert shlex.split(predict)[2:5] == ['jaxcifar.predict', '--workdir', str(workdir)]
+    assert shlex.split(report)[2:] == ['jaxcifar.report', str(workdir)]
+    # A run that goes on draws anew; its past is in the curves.
+    train(small_sweep(small_npz, epochs=3), workdir)
+    assert (workdir / 'pictures' / 'curves.png').read_bytes() != drawn['curves']
+    # The command draws the same again.
+    after = {path.stem: path.read_bytes() for path in (workdir / 'pictures').iterdir()}
+    monkeypatch.setattr('sys.argv', ['pictures', '--workdir', str(workdir)])
+    command.main()
+    assert {path.stem: path.read_bytes() for path in (workdir / 'pictures').iterdir()} == after
+
+
+def test_a_picture_that_fails_loses_no_run(small_npz, tmp_path, tiny_networks, capsys, monkeypatch):
+    def fail(*_):
+        raise ValueError('no ink')
+
+    monkeypatch.setattr(pictures, 'draw_confusion', fail)
+    assert train(small_sweep(small_npz), tmp_path)['epoch'] == 2
+    said = capsys.readouterr().out
+    assert (tmp_path / 'results.json').exists() and (tmp_path / 'pictures' / 'curves.png').exists()
+    assert '2 pictures drawn, and then stopped (ValueError: no ink)' in said and said.count('no ink') == 1
+
+
+def test_matplotlib_is_imported_only_to_draw_and_left_as_it_was():
+    code = (
+        'import sys, jaxcifar.loop; assert "matplotlib" not in sys.modules\n'
+        'from jaxcifar.report.figures import png\n'
+        'import matplotlib as mpl; from matplotlib.figure import Figure\n'
+        'mpl.rcParams["font.size"] = 33; png(Figure)\n'
+        'assert mpl.rcParams["font.size"] == 33 and not mpl.rcParams["axes.grid"]\n'
+        'assert "matplotlib.pyplot" not in sys.modules'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_mistakes_and_confusions_are_counted():
+    labels = np.array([0, 0, 1, 1])
+    p = np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.6, 0.4, 0], [0, 1, 0]])
+    with np.errstate(divide='ignore'):
+        assert worst_mistakes(np.log(p), labels, 16).tolist() == [1, 2]  # the more certain one first
+    shares = confusion(p.argmax(1), labels, 3)
+    np.testing.assert_array_equal(shares, [[0.5, 0.5, 0], [0.5, 0.5, 0], [np.nan] * 3])
+
+
+def test_classes_that_are_mistaken_for_one_another_become_neighbours():
+    """Thirty classes in six kinds, in no order; within a kind they are taken for each other."""
+    kinds = np.random.default_rng(0).permutation(30) % 6
+    shares = np.where(kinds[:, None] == kinds, 0.1, 0.0) + 0.5 * np.eye(30)
+    ordered = kinds[pictures.order(shares)]
+    assert (np.diff(ordered) != 0).sum() == 5
+    assert pictures.order(shares[:10, :10]).tolist() == [*range(10)]  # few keep their own order
+
+
+@pytest.mark.parametrize('count', [3, 40, 130])
+def test_names_of_classes_draw_without_a_warning(count, monkeypatch):
+    """Whatever they hold; and a class without test images has no accuracy."""
+    monkeypatch.setattr('jaxcifar.report.figures.DPI', 40)
+    names = [('$x_{', '猫\n', 'a' * 60)[i % 3] for i in range(count)]
+    shares = np.full((count, count), 1 / count)
+    shares[0] = np.nan
+    bars = np.diagonal(shares)
+    assert shows_something(png(lambda: pictures.draw_confusion(shares, names, '$t_{')))
+    assert shows_something(png(lambda: pictures.draw_classes(bars, {'$m_{': bars}, names, '$t_{', '$m_{')))
+
+
+def test_a_sweep_over_decades_and_zero_is_logarithmic():
+    figure = pictures.draw_sweep({'tau': [1, 1, 2], 'decay': [0, 1e-4, 1e-2]}, {'test': np.ones(3)})
+    tau, decay = figure.axes
+    assert (tau.get_xscale(), decay.get_xscale()) == ('linear', 'symlog')
+    assert [label.get_text() for label in decay.get_xticklabels()] == ['0', '0.0001', '0.01']
