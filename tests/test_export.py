@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
 import jaxcifar
 from jaxcifar.engine.population import Population, make_mesh
@@ -190,7 +191,15 @@ def test_a_release_is_a_function_in_one_line(workdir, dataset, small_npz, tmp_pa
     for file in folder.iterdir():  # says nothing of the machine that it comes from
         assert str(small_npz.parent).encode() not in file.read_bytes(), file
     card, results = (folder / 'README.md').read_text(), json.loads((workdir / 'results.json').read_text())
-    assert '# resnet8 for small.npz\n' in card and '/' not in card.splitlines()[0]
+    _, top, card = card.split('---\n', 2)
+    about = yaml.safe_load(top)
+    assert about['tags'] == ['jax', 'release', 'resnet8', 'cross_entropy', 'ternary']
+    assert 'datasets' not in about
+    (result,) = about['model-index'][0]['results']
+    assert result['dataset'] == {'name': 'small.npz', 'type': 'small.npz', 'split': 'test'}
+    expected = [results[kind]['best']['accuracy'] for kind in ('mean', 'ensemble')]
+    assert [m['value'] for m in result['metrics']] == pytest.approx(expected, abs=1e-4)
+    assert card.startswith('# resnet8 for small.npz\n')
     assert f'Test accuracy {100 * results["mean"]["best"]["accuracy"]:.2f} ± ' in card
     for words, call in {
         'no member 7': lambda: jaxcifar.load(folder, 7),

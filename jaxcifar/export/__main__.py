@@ -12,6 +12,7 @@ compared with the network that it is of.
 
 from pathlib import Path
 
+from jaxcifar.export import hub
 from jaxcifar.export.write import FORMATS, export
 from jaxcifar.machine import status
 from jaxcifar.machine.command import command_parser, run_command
@@ -34,7 +35,7 @@ def main():
     options = {name: getattr(args, name) for name in ('packing', 'rest', 'fold', 'bits')}
     with status.during(f'exporting as {args.format}'):
         folder = export(args.workdir, args.format, args.output, args.member, args.checkpoint, **options)
-    print((folder / 'README.md').read_text())
+    print(hub.without_head((folder / 'README.md').read_text()))
     print(folder)
 
 

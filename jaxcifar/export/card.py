@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 import jaxcifar
 from jaxcifar.config import saved
 from jaxcifar.config.values import flatten
+from jaxcifar.export import hub
 from jaxcifar.formats.portable import HEAD, FusedHead, Portable
 from jaxcifar.machine.files import read_json, reading
 from jaxcifar.machine.text import escape_markdown, percent
@@ -143,6 +144,7 @@ def to_markdown(card: dict) -> str:
     ]
     # One literal: the card is read here as it looks there.
     return '\n'.join([
+        hub.head(card),
         f'# {recipe["network"]} for {escape_markdown(data["name"].rpartition(":")[2])}',
         '',
         f'Names the class of {size}x{size} RGB images, one of {len(data["classes"])}: {classes}.',
