@@ -1,18 +1,20 @@
 """Train networks and use them: jaxcifar COMMAND …
 
   train CONFIG [--FIELD VALUE …]  train, or go on training in --workdir
-  evaluate, predict, report       numbers on test images, names of images, a page about runs
-  export, calibrate, reject       weights for others, temperatures, a rejection curve
-  schedule, preview               the learning rate and the images, as CONFIG trains with them
-  pictures                        curves, confusions and mistakes of a run, as its end draws them
-  doctor, models, torch_weights   what is wrong here, the networks, weights from and to PyTorch
+  schedule, preview, doctor       the learning rate, the images, and what is wrong here: also of CONFIG
+  evaluate RUN…, report RUN…      numbers on test images, a page about runs
+  pictures RUN                    curves, confusions and mistakes of a run, as its end draws them
+  predict RUN IMAGE…              what is on images
+  export, calibrate, reject RUN   weights for others, temperatures, a rejection curve
+  models, torch_weights           the networks, weights from and to PyTorch
 
 Try:
 
-  jaxcifar train quickstart
+  jaxcifar train quickstart --workdir runs/quickstart
+  jaxcifar evaluate runs/quickstart
   jaxcifar train mutual:resnet32 --members 4 --epochs 30
 
-jaxcifar COMMAND --help says more about one.
+jaxcifar COMMAND --help says more about one, jaxcifar train --help FIELD about a field.
 """
 
 import runpy
@@ -22,7 +24,7 @@ from jaxcifar import __version__
 from jaxcifar.config.short import spell_out
 from jaxcifar.machine import memory
 from jaxcifar.machine.command import COMMANDS as MODULES
-from jaxcifar.machine.command import run_command
+from jaxcifar.machine.command import Called, run_command
 from jaxcifar.machine.errors import unknown
 
 COMMANDS = tuple('train' if name == 'main' else name for name in MODULES)
@@ -46,7 +48,8 @@ def main():
         print(f'workdir: {next(w for w in rest if w.startswith("--workdir=")).partition("=")[2]}', flush=True)
     module = 'main' if command == 'train' else command
     # The command reads sys.argv as if it had been started by itself.
-    sys.argv = [f'jaxcifar {command}', *rest]
+    Called.by = f'jaxcifar {command}'
+    sys.argv = [Called.by, *rest]
     runpy.run_module(f'jaxcifar.{module}', run_name='__main__', alter_sys=True)
 
 

@@ -1,4 +1,4 @@
-"""Calibrate a long-tail run's members and export their logits: python -m jaxcifar.calibrate --workdir DIR
+"""Calibrate a long-tail run's members and export their logits: python -m jaxcifar.calibrate RUN
 
 The end of a training run does it too. Members are the chosen weights and, under NAME_last, the last:
 WORKDIR/outputs/logits/NAME/MEMBER/PART.npy   float16 [n,C] of z/T, in the order of the part's index file
@@ -205,8 +205,7 @@ def _save_weights(workdir: Path, session: Session, scored: Scored, report: dict)
 
 def main():
     """Run the command line."""
-    parser = command_parser('jaxcifar.calibrate', __doc__)
-    parser.add_argument('--workdir', type=Path, required=True)
+    parser = command_parser('jaxcifar.calibrate', __doc__, 'folder of a finished run of a long tail')
     print(*lines(calibrate(parser.parse_args().workdir)), sep='\n')
 
 

@@ -1,5 +1,7 @@
 """Train, or go on training: python -m jaxcifar.main --config CONFIG[:ARGUMENT] --workdir FOLDER
 
+In short: jaxcifar train CONFIG[:ARGUMENT] --FIELD VALUE, as in jaxcifar train quickstart --lr .05
+
 CONFIG is a file, or the name of a shipped config: quickstart is configs/quickstart.py. The same command
 again resumes; a finished run says so. Change a field with --config.FIELD=VALUE, for example
 --config.optimizer.lr=.05 or, one number a member, --config.optimizer.lr=.1,.05

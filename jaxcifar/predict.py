@@ -1,4 +1,4 @@
-"""Name what is on images: python -m jaxcifar.predict --workdir DIR IMAGE…
+"""Name what is on images: python -m jaxcifar.predict RUN IMAGE…
 
 Prints each image's most probable classes with the mean of the members' probabilities, or of a fused run
 with its prediction.
@@ -29,9 +29,8 @@ def predict(
 
 def main():
     """Run the command line."""
-    parser = command_parser('jaxcifar.predict', __doc__)
-    where = 'of a run or of jaxcifar.export, or a file of PyTorch weights'
-    parser.add_argument('--workdir', type=Path, required=True, help=where)
+    where = 'folder of a run or of jaxcifar.export, or a file of PyTorch weights'
+    parser = command_parser('jaxcifar.predict', __doc__, where)
     parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
     here = 'of PyTorch weights: the data set whose classes they tell apart, as --config.dataset'
     parser.add_argument('--dataset', help=here)

@@ -1,4 +1,4 @@
-"""Classify selectively from exported logits: python -m jaxcifar.reject --workdir DIR
+"""Classify selectively from exported logits: python -m jaxcifar.reject RUN
 
 Chow's rule (1970): a network answers where its largest probability is at least t, for each member and
 for the uniform mean of the members' calibrated probabilities. As t falls from 1 to 0, the share of
@@ -168,8 +168,7 @@ def _remedy(workdir: Path) -> str:
 
 def main():
     """Run the command line."""
-    parser = command_parser('jaxcifar.reject', __doc__)
-    parser.add_argument('--workdir', type=Path, required=True)
+    parser = command_parser('jaxcifar.reject', __doc__, 'folder of a calibrated run')
     parser.add_argument('--samples', type=int, default=1000, help='of the bootstrap (1000)')
     args = parser.parse_args()
     if not 1 <= args.samples <= 1_000_000:

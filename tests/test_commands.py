@@ -14,7 +14,7 @@ import pytest
 import jaxcifar
 from jaxcifar.config import saved
 from jaxcifar.loop import train
-from jaxcifar.machine.command import COMMANDS, NO_FILES, NO_MEMORY, explain
+from jaxcifar.machine.command import COMMANDS, NO_FILES, NO_MEMORY, command_parser, explain
 from jaxcifar.machine.errors import UserError, alike, by_kind
 from jaxcifar.machine.text import about
 from jaxcifar.models import NETWORKS
@@ -37,6 +37,17 @@ def test_a_module_that_is_no_command_says_so():
         done = python('-m', f'jaxcifar.{module}')
         assert (done.returncode, done.stdout, done.stderr.count('\n')) == (1, '', 1)
         assert done.stderr.startswith(f"error: unknown command '{module}'") and words in done.stderr
+
+
+@pytest.mark.parametrize(
+    'words', [['r', '--top', '2', 'a.png'], ['a.png', '--workdir', 'r'], ['--workdir=r', 'a.png']]
+)
+def test_the_first_word_may_be_the_run(words):
+    parser = command_parser('jaxcifar.predict', None, 'folder of a run')
+    parser.add_argument('--top', type=int)
+    parser.add_argument('images', nargs='+')
+    args = parser.parse_args(words)
+    assert (args.workdir, args.images) == (Path('r'), ['a.png'])
 
 
 def test_what_a_terminal_cannot_show_ends_no_command():

@@ -206,6 +206,8 @@ def test_help_names_the_configs_and_every_field(monkeypatch, capsys):
     text = capsys.readouterr().out
     for word in ('configs/quickstart.py', '--config.optimizer.lr=', *flatten(base.get_config())):
         assert word in text
+    # Fields stand under the name of their group.
+    assert text.index('\noptimizer:\n') < text.index('optimizer.lr = ') < text.index('\nschedule:\n')
 
 
 def test_help_of_fields_says_what_they_take(monkeypatch, capsys):
@@ -215,6 +217,10 @@ def test_help_of_fields_says_what_they_take(monkeypatch, capsys):
     assert 'eval.batch_size = 500  (a whole number, from 1)\n      images a step in evaluation' in text
     assert 'optimizer.lr = 0.1  (a number, or one for each member, from 0)' in text
     assert "precision = 'float32'  (float32 | bfloat16)" in text and 'optimizer.momentum' not in text
+    monkeypatch.setattr('sys.argv', ['main', '--help', 'clip'])
+    main.main()
+    text = capsys.readouterr().out
+    assert 'fusion.clip = 1.0' in text and 'optimizer.clip = 0.0' in text and 'clip_all' not in text
     monkeypatch.setattr('sys.argv', ['main', '--help', 'optimizer.lrr'])
     with pytest.raises(UserError, match=r"did you mean 'optimizer\.lr'"):
         main.main()

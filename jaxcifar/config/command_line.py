@@ -150,19 +150,31 @@ def usage(doc: str, words: list[str]) -> str:
         takes = config_fields.FIELDS[name].described()
         fields[name] = f'  {name} = {default}{f"  ({takes})" if takes else ""}\n      {comment}'
     if words:
-        wanted = [word.removeprefix('--').removeprefix('config.') for word in words]
-        for word in wanted:
-            if not any(f'{name}.'.startswith(f'{word}.') for name in fields):
-                raise unknown('field', word, fields)
-        of_words = [n for n in fields if any(f'{n}.'.startswith(f'{word}.') for word in wanted)]
-        return '\n'.join(fields[name] for name in of_words)
+        return '\n'.join(fields[name] for name in _asked([*fields], words))
     lines = [doc, 'Configs:']
     lines += [f'  {name:24}{shipped.summary(name)}' for name in shipped.names()]
-    lines += [
-        '',
-        'Fields (jaxcifar/config/fields.py); --help FIELD prints one, --help GROUP those of a group:',
-    ]
-    return '\n'.join([*lines, *fields.values()])
+    groups = {name.rpartition('.')[0]: None for name in fields if '.' in name}
+    lines += ['', f'Fields; --help FIELD prints one, --help GROUP those of {", ".join(groups)}:']
+    group = None
+    for name, text in fields.items():
+        # Fields of one group stand together, under its name.
+        before, group = group, name.rpartition('.')[0]
+        if group != before:
+            lines += ['', f'{group}:' if group else 'of the whole run:']
+        lines.append(text)
+    return '\n'.join(lines)
+
+
+def _asked(fields: list[str], words: list[str]) -> list[str]:
+    """Return the fields that words name: itself, those of a group, or those of that name in any group."""
+    asked = set()
+    for word in (word.removeprefix('--').removeprefix('config.') for word in words):
+        meant = [name for name in fields if f'{name}.'.startswith(f'{word}.')]
+        meant = meant or [name for name in fields if name.endswith(f'.{word}')]
+        if not meant:
+            raise unknown('field', word, fields)
+        asked |= {*meant}
+    return [name for name in fields if name in asked]
 
 
 def documented_fields() -> Iterator[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""Export trained networks for others: python -m jaxcifar.export --workdir DIR --format FORMAT
+"""Export trained networks for others: python -m jaxcifar.export RUN --format FORMAT
 
     release      weights, config, metrics and sums: for jaxcifar.load(FOLDER) and --config.init_from=FOLDER
     safetensors  the weights by their names
@@ -20,8 +20,7 @@ from jaxcifar.machine.command import command_parser, run_command
 
 def main():
     """Run the command line."""
-    parser = command_parser('jaxcifar.export', __doc__)
-    parser.add_argument('--workdir', type=Path, required=True)
+    parser = command_parser('jaxcifar.export', __doc__, 'folder of a run')
     parser.add_argument('--format', required=True, help=' | '.join(FORMATS))
     parser.add_argument('--member', default='all', help='all, or one by its name or id (all)')
     parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')

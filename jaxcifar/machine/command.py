@@ -30,10 +30,36 @@ COMMANDS = ('main', 'evaluate', 'predict', 'export', 'report', 'calibrate', 'rej
             'doctor', 'models', 'preview', 'schedule', 'pictures')  # fmt: skip
 
 
-def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a command, python -m MODULE, whose --help begins with its file's text."""
-    shown = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f'python -m {module}', description=doc, formatter_class=shown)
+class RunParser(argparse.ArgumentParser):
+    """Parse the words of a command about one run, whose first word may stand for --workdir."""
+
+    def parse_args(self, args=None, namespace=None):
+        """Return the values, of sys.argv where no words are given."""
+        words = [*(sys.argv[1:] if args is None else args)]
+        named = any(word.partition('=')[0] == '--workdir' for word in words)
+        if words and not words[0].startswith('-') and not named:
+            words[0] = f'--workdir={words[0]}'
+        return super().parse_args(words, namespace)
+
+
+def command_parser(module: str, doc: str | None, run: str = '') -> argparse.ArgumentParser:
+    """Return the parser of a command, python -m MODULE, whose --help begins with its file's text.
+
+    run: what --workdir is, of a command that needs one and takes it as its first word too.
+    """
+    command, style = Called.by or f'python -m {module}', argparse.RawDescriptionHelpFormatter
+    kind = RunParser if run else argparse.ArgumentParser
+    parser = kind(command, description=doc, formatter_class=style)
+    if run:
+        where = f'{run}; or the first word without the flag'
+        parser.add_argument('--workdir', type=Path, required=True, metavar='RUN', help=where)
+    return parser
+
+
+class Called:
+    """Hold how the command was called, 'jaxcifar evaluate'; '' of python -m jaxcifar.evaluate."""
+
+    by = ''
 
 
 def spoken(command: str, *words) -> str:
