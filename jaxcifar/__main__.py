@@ -24,7 +24,7 @@ from jaxcifar import __version__
 from jaxcifar.config.short import spell_out
 from jaxcifar.machine import memory
 from jaxcifar.machine.command import COMMANDS as MODULES
-from jaxcifar.machine.command import Called, run_command
+from jaxcifar.machine.command import run_command
 from jaxcifar.machine.errors import unknown
 
 COMMANDS = tuple('train' if name == 'main' else name for name in MODULES)
@@ -48,8 +48,7 @@ def main():
         print(f'workdir: {next(w for w in rest if w.startswith("--workdir=")).partition("=")[2]}', flush=True)
     module = 'main' if command == 'train' else command
     # The command reads sys.argv as if it had been started by itself.
-    Called.by = f'jaxcifar {command}'
-    sys.argv = [Called.by, *rest]
+    sys.argv = [f'jaxcifar {command}', *rest]
     runpy.run_module(f'jaxcifar.{module}', run_name='__main__', alter_sys=True)
 
 

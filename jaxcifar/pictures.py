@@ -1,4 +1,4 @@
-"""Draw what a run is like into WORKDIR/pictures: python -m jaxcifar.pictures --workdir DIR
+"""Draw what a run is like into WORKDIR/pictures: python -m jaxcifar.pictures RUN
 
 The end of a training run does it too, unless log.pictures=False. The weights are the chosen ones.
 curves.png       loss, accuracy and learning rate over the epochs
@@ -172,8 +172,7 @@ def _draw_mistakes(images: Images, classes: np.ndarray, judged: Judged, rows: np
 
 def main():
     """Run the command line."""
-    parser = command_parser('jaxcifar.pictures', __doc__)
-    parser.add_argument('--workdir', type=Path, required=True)
+    parser = command_parser('jaxcifar.pictures', __doc__, 'folder of a run')
     workdir = parser.parse_args().workdir
     evaluation = open_evaluation(workdir)
     session, faults = evaluation.session, list[str]()

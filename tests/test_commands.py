@@ -39,14 +39,12 @@ def test_a_module_that_is_no_command_says_so():
         assert done.stderr.startswith(f"error: unknown command '{module}'") and words in done.stderr
 
 
-@pytest.mark.parametrize(
-    'words', [['r', '--top', '2', 'a.png'], ['a.png', '--workdir', 'r'], ['--workdir=r', 'a.png']]
-)
+@pytest.mark.parametrize('words', ['r --top 2 a.png', 'a.png --workdir r', '--workdir=r a.png'])
 def test_the_first_word_may_be_the_run(words):
     parser = command_parser('jaxcifar.predict', None, 'folder of a run')
     parser.add_argument('--top', type=int)
     parser.add_argument('images', nargs='+')
-    args = parser.parse_args(words)
+    args = parser.parse_args(words.split())
     assert (args.workdir, args.images) == (Path('r'), ['a.png'])
 
 

@@ -47,19 +47,14 @@ def command_parser(module: str, doc: str | None, run: str = '') -> argparse.Argu
 
     run: what --workdir is, of a command that needs one and takes it as its first word too.
     """
-    command, style = Called.by or f'python -m {module}', argparse.RawDescriptionHelpFormatter
+    style = argparse.RawDescriptionHelpFormatter
     kind = RunParser if run else argparse.ArgumentParser
-    parser = kind(command, description=doc, formatter_class=style)
+    # Usage and errors name the command as it was called.
+    parser = kind(spoken(module.removeprefix('jaxcifar.')), description=doc, formatter_class=style)
     if run:
         where = f'{run}; or the first word without the flag'
         parser.add_argument('--workdir', type=Path, required=True, metavar='RUN', help=where)
     return parser
-
-
-class Called:
-    """Hold how the command was called, 'jaxcifar evaluate'; '' of python -m jaxcifar.evaluate."""
-
-    by = ''
 
 
 def spoken(command: str, *words) -> str:
