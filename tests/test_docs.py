@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import inspect
+import json
 import re
 import runpy
 import shlex
@@ -259,6 +260,18 @@ def test_what_the_page_of_python_shows_works(small_train, capsys):
     assert names['accuracy'].shape == (2, 1) and names['epochs'].tolist() == [1]
     assert names['best'] == names['run']['mean']['best']['accuracy']
     assert f'cat.png  {names["label"]} {names["sure"]:.1%}' in capsys.readouterr().out
+
+
+def test_the_notebook_trains_looks_and_predicts(small_train, monkeypatch):
+    monkeypatch.setenv('MPLBACKEND', 'agg')
+    cells = json.loads((ROOT / 'docs/quickstart.ipynb').read_text())['cells']
+    code = [cell for cell in cells if cell['cell_type'] == 'code']
+    assert len(code) > 3 and not any(cell['outputs'] or cell['execution_count'] for cell in code)
+    names: dict = {}
+    for cell in code:
+        exec(''.join(cell['source']), names)
+    assert len(names['predictions']) == 8 and len(names['figure'].axes) == 8
+    names['plt'].close('all')
 
 
 def ternary_kernel(rng, shape, scales: int) -> np.ndarray:
