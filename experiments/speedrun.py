@@ -37,7 +37,9 @@ def train(mark: str, seed: int, folder: Path, changes: list[str]) -> dict:
         write_json(kept, row)
         results.append('speedrun_seeds', [row])
     if row['changes'] != ' '.join(changes):
-        raise UserError(f'{workdir} was run with {row["changes"] or "no changes"}: choose another FOLDER')
+        raise UserError(
+            f'expected the same changes as in {workdir}, {row["changes"] or "none"}: choose another FOLDER'
+        )
     return row
 
 

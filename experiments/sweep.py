@@ -48,7 +48,7 @@ def load(sweep: str) -> Sweep:
     """Return the sweep of SWEEP.py[:ARGUMENT]; `UserError` where it has none, or its runs cannot be."""
     path, _, argument = sweep.partition(':')
     if not Path(path).is_file():
-        raise UserError(f'there is no sweep file {path}')
+        raise UserError(f'expected a sweep file, got {path}, which is not there')
     make = runpy.run_path(path).get('get_sweep')
     loaded = make(argument) if callable(make) else None
     if not isinstance(loaded, Sweep):
@@ -75,7 +75,7 @@ def check(runs: list[Run], path: str):
     for run in runs:
         check_name(run.name)
         if run.name in before:
-            raise UserError(f'{path} has two runs called {run.name}')
+            raise UserError(f'expected runs of different names in {path}, got two called {run.name}')
         for name in run.after:
             if name not in before:
                 raise unknown(f'run before {run.name}:', name, before)

@@ -119,7 +119,7 @@ def calibrate(
     session = evaluation.session
     counts = session.split.class_counts
     if counts is None:
-        raise UserError(f'{workdir} is a run of split={session.config.split}, not of a long tail')
+        raise UserError(f'expected a run of a long tail, got {workdir} of split={session.config.split}')
     if scored is None:
         checkpoints = ['last'] if session.chooses_on is None else ['best', 'last']
         scored = {checkpoint: _load(workdir, session, checkpoint) for checkpoint in checkpoints}

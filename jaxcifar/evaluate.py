@@ -76,7 +76,7 @@ def improve_on(rows: list[dict], baseline: Path) -> list[dict]:
     """
     results = read_json(baseline / 'results.json')
     if results is None:
-        raise UserError(f'{baseline} has no results.json: the baseline is not finished')
+        raise UserError(f'--baseline: expected a finished run, got {baseline}, which has no results.json')
     networks = member_networks(saved.load(baseline / 'config.json'))
     with reading(baseline / 'results.json'):
         # One mean for each network, since a baseline may have several members of it.
@@ -88,7 +88,9 @@ def improve_on(rows: list[dict], baseline: Path) -> list[dict]:
         # A name is ID_NETWORK.
         network = row['name'].partition('_')[2]
         if network not in means:
-            raise UserError(f'{baseline} has no {network}, only {", ".join(means)}')
+            raise UserError(
+                f'--baseline: expected a run with {network}, got {baseline}, which has {", ".join(means)}'
+            )
         improved.append({**row, 'improvement': row['accuracy'] - means[network]})
     return improved
 

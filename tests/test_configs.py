@@ -129,7 +129,7 @@ S = '--config configs/single.py --workdir x '
     ('--config configs/mutual.py:resnet8+resnet33 --workdir x', "'resnet33'; did you mean 'resnet32'?"),
     ('--config configs/single.py', '--workdir must be given, as in --config quickstart --workdir'),
     ('--config configs/long_tail.py:standart --workdir x', "did you mean 'standard'"),
-    (S + 'stray', "'stray' is not a flag"),
+    (S + 'stray', "expected flags, got 'stray'"),
     (S + '--config.epochs=many', 'epochs must be a whole number, got many'),
     (S + '--config.schedule.milestones=abc', 'whole numbers joined by commas, as in 1,2, got abc'),
     (S + '--config.epochs=0', 'epochs must be at least 1, got 0'),
@@ -193,7 +193,7 @@ def test_what_an_error_says_to_set_mends_it(parse, changes):
     ('--processes 0', '--processes must be at least 1, got 0'),
     ('--coordinator a:1 --processes 2 --process 2', '--process must be from 0 to 1, got 2'),
     ('--coordinator host --processes 2', '--coordinator must be HOST:PORT, got host'),
-    ('--processes 2 --process 1', '--processes needs --coordinator'),
+    ('--processes 2 --process 1', '--processes: expected --coordinator'),
 ])  # fmt: skip
 def test_hosts_that_cannot_be_are_refused(flags, words):
     with pytest.raises(UserError, match=words):

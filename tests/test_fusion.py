@@ -428,7 +428,7 @@ def test_members_begin_with_the_weights_of_pytorch_files(fused, dataset, tmp_pat
     assert distance(begun(paths[2]), [run.weights()[2]] * 4) == 0
     for sources, changes, words in (
         (paths, {}, 'expected 4 members, got 5'),
-        ([str(tmp_path)], {}, 'is not a workdir'),
+        ([str(tmp_path)], {}, 'expected a workdir, got'),
         (['away.npz'], {}, 'expected a workdir, an export, or a file ending in .*, got away.npz'),
         (paths[:4], {'network': 'resnet8'}, r'0\.pth does not fit resnet8: tensors are missing'),
     ):
@@ -438,8 +438,8 @@ def test_members_begin_with_the_weights_of_pytorch_files(fused, dataset, tmp_pat
 
 @pytest.mark.parametrize(('changes', 'words'), [
     ({'update_order': 'sequential'}, 'coupling=fusion has one forward pass for all members'),
-    ({'network': 'tiny+linear+tiny+tiny'}, 'equally many features, not 0_tiny: 6, 1_linear: 3, 2_tiny: 6'),
-    ({'fusion.rule': 'TransformerBase', 'fusion.heads': 4}, '6 features of tiny do not split over'),
+    ({'network': 'tiny+linear+tiny+tiny'}, 'equally many features, got 0_tiny: 6, 1_linear: 3, 2_tiny: 6'),
+    ({'fusion.rule': 'TransformerBase', 'fusion.heads': 4}, 'must divide the 6 features of tiny, got 4'),
     ({'fusion.rule': 'multiplicativ'}, "did you mean 'multiplicative'"),
     ({'init_from': 'a', 'resume_from': 'b'}, 'give one of them'),
 ])  # fmt: skip

@@ -211,7 +211,7 @@ def test_zero_init_zeroes_the_norms_that_end_a_block(name, last):
     ('resnet20', {'shortcut': 'C'}, "unknown model.shortcut 'C'"),
     ('resnet18', {'stem': 'imagnet'}, "did you mean 'imagenet'"),
     ('resnet18', {'init': 'xavier'}, "unknown model.init 'xavier'"),
-    ('densenet121', {'zero_init': True}, 'zero_init is not for it'),
+    ('densenet121', {'zero_init': True}, 'zero_init must be False for densenet121'),
     ('resnet21', {}, "unknown network 'resnet21'"),
 ])  # fmt: skip
 def test_wrong_options_are_said(name, options, words):

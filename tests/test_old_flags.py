@@ -51,7 +51,9 @@ def answer(flags: str) -> str:
 @pytest.mark.parametrize('flags', COMMANDS)
 def test_old_flags_are_spelt_anew(flags):
     said = answer(flags)
-    words = re.fullmatch(r'flags are other ones here: write (.*) for (--.*)', said)
+    words = re.fullmatch(
+        r'expected flags of jaxcifar, got those of another program: write (.*) for (--.*)', said
+    )
     assert words is not None and shlex.split(words[1]) == COMMANDS[flags].split()
     assert words[2] == flags.replace('=densenet', ' densenet')
     config, _ = parse([*START, *shlex.split(words[1])])
@@ -86,7 +88,11 @@ def test_flags_that_are_short_fields_too_are_fields():
 
 @pytest.mark.parametrize('flag', NEEDLESS)
 def test_what_needs_no_flag_is_said(flag):
-    assert answer(f'--{flag} x.csv') == f'flags are other ones here: leave out --{flag}: {NEEDLESS[flag]}'
+    assert (
+        answer(f'--{flag} x.csv')
+        == f'expected flags of jaxcifar, got those of another program: leave out --{flag}: {NEEDLESS[flag]}'
+    )
     assert answer(f'--lr .1 --{flag}').startswith(
-        'flags are other ones here: write --config.optimizer.lr=.1 for --lr .1; leave out'
+        'expected flags of jaxcifar, got those of another program: write --config.optimizer.lr=.1 for --lr .1'
+        '; leave out'
     )

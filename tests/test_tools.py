@@ -122,7 +122,7 @@ def test_evaluate_prints_a_table_and_writes_a_row_for_each_member(run, tmp_path,
 
     path = tmp_path / 'all.csv'
     said, told = evaluated(workdir, '--workdir', tmp_path, '--baseline', workdir, '--csv', path)
-    assert f'left out: {tmp_path} is not a workdir' in told and 'train %' in said
+    assert f'left out: expected a workdir, got {tmp_path}' in told and 'train %' in said
     with open(path) as file:
         rows = {row['member']: row for row in csv.DictReader(file)}
     assert list(rows) == ['0_resnet8', '1_resnet8', 'mean', 'std', 'ensemble']

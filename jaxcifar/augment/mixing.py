@@ -89,11 +89,15 @@ def _check(alpha: float, probability: float, per: str):
 def check_together(mixes: list[Mix]):
     """Raise `UserError` unless one draw can choose between the mixes."""
     if len({mix.per for mix in mixes}) > 1:
-        raise UserError(f'{" and ".join(m.name for m in mixes)} share a draw: give them the same per')
+        raise UserError(
+            f'expected the same per for {" and ".join(m.name for m in mixes)}, which share a draw'
+        )
     if sum(mix.probability for mix in mixes) > 1:
         chances = ' + '.join(str(mix.probability) for mix in mixes)
         names = ' and '.join(mix.name for mix in mixes)
-        raise UserError(f'at most one of {names} happens to a batch: {chances} must be at most 1')
+        raise UserError(
+            f'expected chances of {names} of at most 1 together, got {chances}: lower one of them'
+        )
 
 
 def mix_batch(mixes: list[Mix], key: jax.Array, images: jax.Array, labels: jax.Array):

@@ -132,7 +132,7 @@ def parse(text: str) -> Pipeline:
     for before, term in pairwise(terms):
         if term.rank < before.rank:
             names = ' | '.join(' '.join(n for stage in stages for n in stage) for stages in RANKS)
-            raise UserError(f'augment={text!r} has {term.name} after {before.name}; the order is {names}')
+            raise UserError(f'augment: expected the order {names}, got {term.name} after {before.name}')
     mixes = [term.made for term in terms if term.stage is MIXES]
     check_together(mixes)
     return Pipeline([(term.stage, term.made) for term in terms if term.stage is not MIXES], mixes)
@@ -143,7 +143,7 @@ def _terms(text: str) -> list[ast.expr]:
     try:
         node = ast.parse(text, mode='eval').body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise UserError(f'cannot read augment={text!r}; write it like crop(4)+flip') from None
+        raise UserError(f'augment must be written like crop(4)+flip, got {text!r}') from None
     terms: list[ast.expr] = []
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         # Python nests a sum to the left, so its last term comes out first.
@@ -161,11 +161,11 @@ def _call(node: ast.expr) -> Term:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     text = ast.unparse(node)
     if not isinstance(call.func, ast.Name):
-        raise UserError(f'cannot read {text!r} in augment; write it like crop(4)+flip')
+        raise UserError(f'augment must be written like crop(4)+flip, got {text!r} in it')
     name = call.func.id
     lookup('augmentation', AUGMENTATIONS | PRESETS, name)
     if name in PRESETS:
-        raise UserError(f'{name} is a preset and takes no parameters; it is {PRESETS[name]}')
+        raise UserError(f'expected the preset {name} without parameters, got {text}; it is {PRESETS[name]}')
     stage = next(stage for stages in RANKS for stage in stages if name in stage)
     try:
         args = [_literal(a) for a in call.args]

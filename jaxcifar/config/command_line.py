@@ -33,7 +33,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     except FAULTS as error:
         raise _explain(error, argv) from error
     if len(rest) > 1:
-        raise UserError(f'{rest[1]!r} is not a flag; changes are written --config.field=value')
+        raise UserError(f'expected flags, got {rest[1]!r}: a change is written --config.FIELD=VALUE')
     if config is None or workdir is None:
         missing = ' and '.join(['--config'] * (config is None) + ['--workdir'] * (workdir is None))
         configs = ', '.join(shipped.names())
@@ -79,7 +79,7 @@ def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if place.coordinator and not re.fullmatch(r'.+:\d+', place.coordinator):
         raise UserError(f'--coordinator must be HOST:PORT, got {show(place.coordinator)}')
     if place.processes > 1 and not place.coordinator:
-        raise UserError('--processes needs --coordinator HOST:PORT, that of process 0')
+        raise UserError('--processes: expected --coordinator HOST:PORT, that of process 0, got none')
     return place, others
 
 
@@ -91,7 +91,7 @@ def _explain(error: Exception, argv: list[str]) -> UserError:
         return meant
     text = str(error)
     if 'get_config() takes 0 positional arguments' in text:
-        return UserError('this config takes no argument: leave out the colon and what is behind it')
+        return UserError('expected no argument for this config: leave out the colon and what is behind it')
     if 'earlier failure to load' in text:  # neither a file that is there nor one called .py
         return UserError('--config must be a config file; python -m jaxcifar.main --help lists ours')
     if 'parsing config file' in text:  # a traceback, whose last line says what the file did

@@ -65,7 +65,11 @@ def translated(arguments: list[str]) -> UserError | None:
     old, words, needless = _answer(arguments)
     answers = [f'write {shlex.join(words.values())} for {shlex.join(old)}'] if words else []
     answers += [f'leave out {flag}: {why}' for flag, why in needless.items()]
-    return UserError(f'flags are other ones here: {"; ".join(answers)}') if answers else None
+    return (
+        UserError(f'expected flags of jaxcifar, got those of another program: {"; ".join(answers)}')
+        if answers
+        else None
+    )
 
 
 def _answer(arguments: list[str]) -> Answer:

@@ -77,7 +77,9 @@ def load(path: Path) -> ConfigDict:
     """Return a resolved config from a workdir's config.json, or raise `UserError` where there is none."""
     fields = read_json(path)
     if fields is None:
-        raise UserError(f'{path.parent} is not a workdir: it has no {path.name}')
+        raise UserError(
+            f'expected a workdir, got {path.parent}, which has no {path.name}: name the folder of a run'
+        )
     try:
         return from_dict(fields)
     except UserError as error:

@@ -121,9 +121,9 @@ def check_sizes(config: ConfigDict, feature_sizes: list[int]) -> int:
     width, heads = feature_sizes[0], config.fusion.heads
     if len(set(feature_sizes)) > 1:
         sizes = ', '.join(f'{n}: {d}' for n, d in zip(member_names(config), feature_sizes))
-        raise UserError(f'coupling=fusion needs members with equally many features, not {sizes}')
+        raise UserError(f'coupling=fusion: expected members with equally many features, got {sizes}')
     if config.fusion.rule == 'TransformerBase' and width % heads:
-        raise UserError(f'the {width} features of {config.network} do not split over fusion.heads={heads}')
+        raise UserError(f'fusion.heads must divide the {width} features of {config.network}, got {heads}')
     return width
 
 

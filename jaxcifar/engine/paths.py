@@ -63,8 +63,8 @@ def check_found(field: str, rules: list[Rule], paths: list[str]):
     for rule in rules:
         if not any(re.search(rule.pattern, path) for path in paths):
             raise UserError(
-                f'{field}: {rule.pattern!r} is found in none of the {len(paths)} parameters, '
-                f'which are called {", ".join(paths[:3])}, …'
+                f'{field}: expected a part of the name of some parameter ({", ".join(paths[:3])}, …), '
+                f'got {rule.pattern!r}'
             )
 
 

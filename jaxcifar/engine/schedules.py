@@ -51,7 +51,7 @@ def constant(s: ConfigDict, epochs: int) -> optax.Schedule:
 
 def _at_least_one(s: ConfigDict, field: str):
     if s[field] < 1:
-        raise UserError(f'schedule.{field}={s[field]} must be at least 1')
+        raise UserError(f'schedule.{field} must be at least 1, got {s[field]}')
 
 
 # Functions of the epoch: a whole number at its start, and fractions within it.

@@ -109,8 +109,8 @@ def ternary_layers(config: ConfigDict, params) -> list[str]:
     found = [path for path in kernels if re.search(config.ternary.layers, path)]
     if not found:
         raise UserError(
-            f'ternary.layers={config.ternary.layers!r} is found in none of the {len(kernels)} kernels, '
-            f'which are called {", ".join(kernels[:3])}, …'
+            f'ternary.layers: expected a part of the name of some kernel ({", ".join(kernels[:3])}, …), '
+            f'got {config.ternary.layers!r}'
         )
     return found
 

@@ -54,7 +54,8 @@ class Classifier:
         wanted = (self.image_size, self.image_size, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != wanted:
             raise UserError(
-                f'images are {images.dtype} {list(images.shape)}, not uint8 [B,{",".join(map(str, wanted))}]'
+                f'expected images as uint8 [B,{",".join(map(str, wanted))}], got {images.dtype} '
+                f'{list(images.shape)}; predict(images) takes others too'
             )
         return np.asarray(self.function(self.weights, images))
 

@@ -136,7 +136,7 @@ def export(
     how = lookup('format', FORMATS, kind)
     options = {name: value for name, value in options.items() if value is not None}
     for name in options.keys() - set(how.options):
-        raise UserError(f'--{name} is not for --format {kind}')
+        raise UserError(f'--{name} is not for --format {kind}: leave it out')
     _require(*how.packages)
     trained = open_trained(workdir, checkpoint)
     if not isinstance(trained, TrainedRun):

@@ -101,16 +101,18 @@ def read(path: Path) -> tuple[dict, dict]:
     """Return (about, variables with `Packed` kernels) of a file; `UserError` says what is wrong with it."""
     data = path.read_bytes()
     if data[: len(MAGIC)] != MAGIC:
-        raise UserError(f'{path} is not a packed network of jaxcifar')
+        raise UserError(f'expected a packed network of jaxcifar, got {path}')
     if len(data) < START.size:
-        raise UserError(f'{path} is damaged: it ends after {len(data)} bytes')
+        raise UserError(f'{path} is damaged: it ends after {len(data)} bytes; export it again')
     _, version, length, digest = START.unpack_from(data)
     # A newer version may sum its bytes in another way, so it is told first.
     if version != VERSION:
         raise UserError(f'{path} is of version {version}; this jaxcifar reads version {VERSION}')
     # The sum is checked before anything is parsed, so that damage has one message.
     if hashlib.sha256(body := data[START.size :]).digest() != digest:
-        raise UserError(f'{path} is damaged: its {len(data)} bytes are not those that were written')
+        raise UserError(
+            f'{path} is damaged: its {len(data)} bytes are not those that were written; export it again'
+        )
     try:
         return _parse(body, length)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

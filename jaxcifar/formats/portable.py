@@ -159,7 +159,7 @@ def _read_file(path: Path) -> Portable:
         about, tensors = _read_tensors(path)
         member = Portable(about, {'batch_stats': {}, **tensors})
     else:
-        raise UserError(f'{path} is neither a packed network nor .safetensors of jaxcifar')
+        raise UserError(f'expected a packed network or .safetensors of jaxcifar, got {path}')
     _check(path, member)
     return member
 
@@ -246,5 +246,7 @@ def check_sums(folder: Path) -> set[str]:
     except (OSError, ValueError) as error:
         raise UserError(f'{folder} is not whole: {error}') from None
     if wrong:
-        raise UserError(f'{folder} is damaged: {", ".join(wrong)} does not have the sum in {SUMS}')
+        raise UserError(
+            f'{folder} is damaged: {", ".join(wrong)} does not have the sum in {SUMS}; export it again'
+        )
     return {name for _, name in lines}

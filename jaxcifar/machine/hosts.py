@@ -43,7 +43,9 @@ def joined(coordinator: str = '', processes: int = 0, process: int = 0) -> Itera
             **where, initialization_timeout=CONNECT, shutdown_timeout_seconds=LEAVE
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
-        raise UserError(f'the hosts have not found each other: {error}') from error
+        raise UserError(
+            f'the hosts have not found each other ({error}): give all the same --coordinator and --processes'
+        ) from error
     # All hosts call the writers of files; from here on only the first one's calls write.
     if not is_first():
         files.leave_to_the_first_host()

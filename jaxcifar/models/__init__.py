@@ -76,7 +76,7 @@ def _check_options(name: str, options: dict):
     """Raise `UserError` where a network does not have an option, or not this value of it."""
     for option, value in options.items():
         if not has_choice(name, option):
-            raise UserError(f'{name} has no choice of {option}')
+            raise UserError(f'{name} has no choice of {option}: leave model.{option} as it is')
         lookup(f'model.{option}', CHOICES.get(option, {value: None}), value)
 
 
@@ -114,7 +114,7 @@ def build(
 
     zeroed = module(train=False).last_norm if zero_init else None
     if zero_init and zeroed is None:
-        raise UserError(f'the blocks of {name} do not end in a norm: model.zero_init is not for it')
+        raise UserError(f'model.zero_init must be False for {name}, whose blocks do not end in a norm')
     # One image is enough: no variable's shape depends on the batch.
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
 

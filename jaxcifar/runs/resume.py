@@ -164,13 +164,15 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
     # Find the other run and the checkpoint to take.
     source, step = _source(config)
     if not (source / 'checkpoints').is_dir():
-        raise UserError(f'resume_from: {source} has no checkpoints')
+        raise UserError(f'resume_from: expected a workdir with checkpoints, got {source}')
     before = saved.load(source / 'config.json')
     checkpoints = Checkpoints(source, before.checkpoint.keep)
     try:
         steps = checkpoints.steps()
         if not steps or (step and step not in map(str, steps)):
-            raise UserError(f'resume_from: {source} has the checkpoints {steps}, not {step or "any"}')
+            raise UserError(
+                f'resume_from: expected one of the checkpoints {steps} of {source}, got {step or "none"}'
+            )
         state, meta = checkpoints.restore(like, int(step) if step else steps[-1])
     finally:
         # orbax keeps a thread for each open folder, whatever was raised.
@@ -180,7 +182,9 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
     old = flatten(saved.to_dict(before))
     for field in saved.SAME_CLOCK if meta['step'] else ():
         if old[field] != now[field]:
-            raise UserError(f'resume_from: {source} has {field}={old[field]}, not {now[field]}')
+            raise UserError(
+                f'resume_from: expected {field}={old[field]}, as {source} has it, got {now[field]}'
+            )
     if meta['step']:
         workdirs.as_begun(source, session, f'begin with its weights: --config.init_from={source}')
     # Scores compare only between networks that see their weights alike.

@@ -42,7 +42,7 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
     config does not say it. Raises `UserError` where there is nothing of the kind.
     """
     if not path.exists():
-        raise UserError(f'{path}: no such file or folder')
+        raise UserError(f'expected a run, an export or a file of weights, got {path}, which is not there')
     if path.is_dir() and not portable.is_portable(path):
         if dataset:
             raise UserError(f'--dataset is not for runs: the config of {path} names its data set')

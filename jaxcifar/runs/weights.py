@@ -110,11 +110,13 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
         # Best weights without a checkpoint are of a run that was killed before its first save.
         steps = checkpoints.steps()
         if not steps:
-            raise UserError(f'{workdir} has no checkpoint yet')
+            raise UserError(f'{workdir} has no checkpoint yet: train it, or wait for its first save')
         if checkpoint == 'best':
             return load_best(config, population, workdir, steps[-1])
         if checkpoint != 'last' and checkpoint not in map(str, steps):
-            raise UserError(f'{workdir} has no checkpoint {checkpoint!r}; it has best, last, {steps}')
+            raise UserError(
+                f'expected a checkpoint of {workdir}, best, last or one of {steps}, got {checkpoint!r}'
+            )
         step = steps[-1] if checkpoint == 'last' else int(checkpoint)
         # A fresh state lends its structure; no value of it survives.
         return eval_weights(checkpoints.restore(init_state(config, population), step)[0]), step
