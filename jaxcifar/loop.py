@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -238,7 +239,9 @@ def _finish(
     console.close()
     if session.split.class_counts is not None:
         calibrate.keep(workdir, progress.step, evaluation, scored)
-    drawn = pictures.keep(session, workdir, scored.get('best', scored['last']).logits['test'], console.say)
+    logits = scored.get('best', scored['last']).logits['test']
+    show = partial(logger.write_pictures, progress.epoch)
+    drawn = pictures.keep(session, workdir, logits, console.say, show)
     notes = [*speed, *session.dataset.complaints()]
     console.end([*notes, *ending.lines(result), *ending.where_to_go(workdir, len(drawn))])
     return result

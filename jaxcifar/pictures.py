@@ -38,18 +38,25 @@ MISTAKES, BATCH = 16, 48  # images on a sheet
 DOTS = 6  # members up to which each has its dots
 
 
-def keep(session: Session, workdir: Path, logits: np.ndarray, say: Callable[[str], None]) -> dict[str, bytes]:
+def keep(
+    session: Session,
+    workdir: Path,
+    logits: np.ndarray,
+    say: Callable[[str], None],
+    show: Callable[[dict[str, Path]], None] = lambda drawn: None,
+) -> dict[str, Path]:
     """Draw and write all pictures of a run whose test images have these logits, [K,N,C] or [K+1,N,C].
 
-    Returns {name: PNG}. What cannot be drawn is said in a line, and raises nothing: the run is over, and
-    must not be lost for a picture. All hosts must call it, and the first one draws.
+    Returns {name: path}, with which `show` has been called. What cannot be drawn is said in a line and raises
+    nothing: the run is over, and must not be lost for a picture. All hosts must call it; the first one draws.
     """
-    drawn: dict[str, bytes] = {}
+    drawn: dict[str, Path] = {}
     if not session.config.log.pictures:
         return drawn
     try:
         with status.during('drawing pictures'):
             _draw_all(session, workdir, logits, drawn)
+            show(drawn)
     except Exception as error:
         why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         again = spoken('pictures', '--workdir', workdir)
@@ -57,7 +64,7 @@ def keep(session: Session, workdir: Path, logits: np.ndarray, say: Callable[[str
     return drawn
 
 
-def _draw_all(session: Session, workdir: Path, logits: np.ndarray, drawn: dict[str, bytes]):
+def _draw_all(session: Session, workdir: Path, logits: np.ndarray, drawn: dict[str, Path]):
     """Draw and write the pictures, and add each to `drawn`."""
     # All hosts hold parts of the batch, so that it comes before the first one goes on alone.
     seen = read_first_batch(session, [0])[1][0]
@@ -68,9 +75,9 @@ def _draw_all(session: Session, workdir: Path, logits: np.ndarray, drawn: dict[s
     for old in (workdir / FOLDER).glob('*.png'):
         old.unlink()
     for name, draw in _recipes(session, workdir, logits, seen):
-        picture = png(draw)
-        write_bytes(workdir / FOLDER / f'{name}.png', picture)
-        drawn[name] = picture
+        path = workdir / FOLDER / f'{name}.png'
+        write_bytes(path, png(draw))
+        drawn[name] = path
 
 
 class Judged(NamedTuple):
@@ -179,7 +186,7 @@ def main():
     session.config.log.pictures = True  # whatever was wanted while it trained
     weights, _ = load_weights(session.config, session.population, workdir, None)
     drawn = keep(session, workdir, evaluation.logits(weights, 'test'), faults.append)
-    print(*(workdir / FOLDER / f'{name}.png' for name in drawn), sep='\n')
+    print(*drawn.values(), sep='\n')
     if faults:
         raise UserError(faults[0])
 

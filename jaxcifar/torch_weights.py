@@ -54,7 +54,7 @@ def _write_workdir(workdir: Path, session: Session, weights: Weights):
     # A fresh optimiser's state with the file's weights.
     state = init_state(config, session.population).replace(params=weights.params, stats=weights.stats)
     # Empty tables with their header, as a run writes them when it starts.
-    logger = Logger(config, workdir, member_names(config), 0, 0)
+    logger = Logger(config, workdir, member_names(config), 0, 0, 0)
     meta = {
         'step': 0,
         'pending': False,

@@ -62,14 +62,14 @@ def tensorboard(folder):
 
 
 def test_tensorboard_serves_the_scalars_of_metrics_csv(workdir, tmp_path):
-    with tensorboard(workdir) as url:
+    with tensorboard(workdir / 'tensorboard') as url:
 
         def tags():
             with contextlib.suppress(OSError), urlopen(f'{url}/data/plugin/scalars/tags') as answer:
-                return json.load(answer).get('tensorboard')
+                return json.load(answer).get('1_resnet8/test')
 
         until(tags, 90)
-        query = urlencode({'run': 'tensorboard', 'tag': 'accuracy/test/1_resnet8'})
+        query = urlencode({'run': '1_resnet8/test', 'tag': 'accuracy'})
         with urlopen(f'{url}/data/plugin/scalars/scalars?{query}') as answer:
             served = {step: value for _, step, value in json.load(answer)}
         with open(workdir / 'metrics.csv') as file:
@@ -78,7 +78,8 @@ def test_tensorboard_serves_the_scalars_of_metrics_csv(workdir, tmp_path):
                 if (r['member'], r['split'], r['checkpoint']) == ('1_resnet8', 'test', 'last')
             ]  # fmt: skip
         assert (
-            served == {int(r['step']): pytest.approx(float(r['accuracy'])) for r in rows} and len(served) == 6
+            served == {int(r['epoch']): pytest.approx(float(r['accuracy'])) for r in rows}
+            and len(served) == 6
         )
         time.sleep(1)
         assert_shows_something(picture(f'{url}/#scalars', tmp_path, 20_000))

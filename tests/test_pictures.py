@@ -15,6 +15,7 @@ from jaxcifar.report import pictures
 from jaxcifar.report.figures import png
 from jaxcifar.runs.metrics import confusion, worst_mistakes
 from tests.conftest import small_config
+from tests.test_tools import points
 
 ALL = {'curves', 'sweep', 'confusion', 'per_class', 'mistakes', 'first_batch'}
 
@@ -27,7 +28,7 @@ def shows_something(picture: bytes) -> bool:
 def small_sweep(npz, epochs=2):
     c = small_config(npz)
     c.network, c.members, c.epochs, c.batch_size = 'tiny', 2, epochs, 24
-    c.optimizer.lr, c.log.pictures = (0.001, 0.1), True
+    c.optimizer.lr, c.log.pictures, c.log.tensorboard = (0.001, 0.1), True, True
     return c
 
 
@@ -45,6 +46,10 @@ def test_a_run_draws_itself_and_says_what_to_do_next(small_npz, tmp_path, tiny_n
     # A run that goes on draws anew; its past is in the curves.
     train(small_sweep(small_npz, epochs=3), workdir)
     assert (workdir / 'pictures' / 'curves.png').read_bytes() != drawn['curves']
+    # TensorBoard has each epoch once, and the newest pictures.
+    assert [epoch for epoch, _ in points(workdir / 'tensorboard/1_tiny/train')['loss']] == [1, 2, 3]
+    shown = points(workdir / 'tensorboard/run')
+    assert {tag for tag in shown if 'pictures' in tag} == {f'pictures/{name}' for name in ALL}
     # The command draws the same again.
     after = {path.stem: path.read_bytes() for path in (workdir / 'pictures').iterdir()}
     monkeypatch.setattr('sys.argv', ['pictures', '--workdir', str(workdir)])

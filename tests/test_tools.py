@@ -182,19 +182,40 @@ def test_a_trace_is_written_and_its_top_operations_printed(run):
     assert 'operation' in table[0] and '%' in table[1]
 
 
-def test_event_files_hold_the_scalars(run):
+def events(folder) -> list:
+    """All events of a folder, in the order in which TensorBoard reads them."""
     from tensorboardX.proto.event_pb2 import Event
 
-    (path,) = (run[0] / 'tensorboard').glob('events.*')
-    data, found = path.read_bytes(), {}
+    data, found = b''.join(path.read_bytes() for path in sorted(folder.glob('events.*'))), []
     while data:  # length, its checksum, an event, its checksum
         size = struct.unpack('<Q', data[:8])[0]
-        event = Event.FromString(data[12 : 12 + size])
-        found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+        found.append(Event.FromString(data[12 : 12 + size]))
         data = data[16 + size :]
-    accuracy = run[1]['members'][1]['last']['test']['accuracy']
-    assert found['accuracy/test/1_resnet8', 12] == pytest.approx(accuracy)
-    assert ('lr/train/0_resnet8', 3) in found
+    return found
+
+
+def points(folder) -> dict[str, list[tuple[int, float]]]:
+    """{tag: [(step, value)]} as TensorBoard shows them: a START takes back its step and later ones."""
+    curves: dict = {}
+    for event in events(folder):
+        if event.HasField('session_log'):
+            curves = {tag: [p for p in curve if p[0] < event.step] for tag, curve in curves.items()}
+        for value in event.summary.value:
+            curves.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return curves
+
+
+def test_event_files_lay_members_and_splits_over_one_another(run):
+    board = run[0] / 'tensorboard'
+    member = run[1]['members'][1]
+    train_of, held, test = (points(board / '1_resnet8' / s) for s in ('train', 'validation', 'test'))
+    assert [epoch for epoch, _ in train_of['accuracy']] == [1, 2, 3, 4] == [e for e, _ in held['accuracy']]
+    assert test['accuracy'] == [(4, pytest.approx(member['last']['test']['accuracy']))]
+    within = points(board / '0_resnet8' / 'train_batch')
+    assert [step for step, _ in within['batch/loss']] == [2, 4, 6, 8, 10, 12] and 'loss' not in within
+    assert len(points(board / 'run')['images_per_second']) == 4
+    (start,) = (v.metadata for e in events(board / '1_resnet8') for v in e.summary.value if 'start' in v.tag)
+    assert start.plugin_data.plugin_name == 'hparams' and b'optimizer.lr' in start.plugin_data.content
 
 
 @pytest.mark.parametrize('loader', ['host', 'device'])

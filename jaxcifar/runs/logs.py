@@ -3,7 +3,7 @@
 metrics.csv holds nothing that depends on the clock, so that it can be compared byte for byte.
 """
 
-import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxcifar.config.saved import to_dict
 from jaxcifar.engine.couplings import columns
 from jaxcifar.machine import hosts
+from jaxcifar.runs.events import BATCHES, RUN, Events, hyperparameters
 from jaxcifar.runs.metrics import group_names
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.session import Session
@@ -32,49 +33,13 @@ TIMING = (
 )
 
 
-class Events:
-    """Write a TensorBoard event file, in which what sessions before wrote after `step` does not count.
-
-    Written at once: tensorboardX's SummaryWriter has a thread, and waits for it forever when it died
-    of a full disk.
-    """
-
-    def __init__(self, folder: Path, step: int):
-        # tensorboardX needs no TensorFlow, which clu's writers import.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2, summary_pb2
-
-        folder.mkdir(exist_ok=True)
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._file = EventsWriter(str(folder / 'events'))
-        # At a START, TensorBoard drops earlier points of that step and later ones.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(step=step + 1, session_log=start)
-
-    def write(self, step: int, scalars: dict[str, float]):
-        """Write a point of each curve."""
-        values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
-        self._write(step=step, summary=self._summary(value=values))
-
-    def _write(self, **content):
-        self._file.write_event(self._event(wall_time=time.time(), **content))
-
-    def flush(self):
-        """Put all on disk."""
-        self._file.flush()
-
-    def close(self):
-        """Close the file."""
-        self._file.close()
-
-
 class Silence:
     """Stand in for `Logger` on the hosts that do not write."""
 
     def write(self, *_, **__):
         """Write nothing."""
 
-    write_timing = close = write
+    write_timing = write_pictures = close = write
 
     def flush(self) -> int:
         """Return no length: the first host knows it."""
@@ -86,18 +51,20 @@ def open_logger(session: Session, workdir: Path, progress: Progress):
     if not hosts.is_first():
         return Silence()
     groups = group_names(session.split.class_counts)
-    return Logger(session.config, workdir, session.outputs, progress.step, progress.metrics_length, groups)
+    # An epoch that is pending is not logged yet.
+    at = progress.step, progress.metrics_length, progress.epoch - progress.pending
+    return Logger(session.config, workdir, session.outputs, *at, groups)
 
 
 class Logger:
     """Write the tables and event files of a run whose members are `names`.
 
-    `length` is how much of metrics.csv the run that is continued had written at `step`; `groups` are
-    further columns of it.
+    `length` is how much of metrics.csv the run that is continued had written at `step`, and `epoch` the
+    last epoch in it; `groups` are further columns of it.
     """
 
     def __init__(
-        self, config: ConfigDict, workdir: Path, names: list[str], step: int, length: int,
+        self, config: ConfigDict, workdir: Path, names: list[str], step: int, length: int, epoch: int,
         groups: tuple[str, ...] = (),
     ):  # fmt: skip
         self._names = names
@@ -108,7 +75,11 @@ class Logger:
         take_up(timing, {'epoch', 'step', 'seconds'})
         self._metrics = Table(metrics, (*COLUMNS, *columns(config), *groups))
         self._timing = Table(timing, TIMING)
-        self._events = Events(workdir / 'tensorboard', step) if config.log.tensorboard else None
+        self._events: Events | None = None
+        if config.log.tensorboard:
+            self._events = Events(workdir / 'tensorboard', epoch, step)
+            for name, values in zip(names, hyperparameters(config)):
+                self._events.write_hyperparameters(name, values)
         self._wandb = _wandb(config, workdir) if config.log.wandb != 'disabled' else None
 
     def write(self, epoch: float, step: int, split: str, row: dict[str, np.ndarray], checkpoint='last'):
@@ -122,9 +93,12 @@ class Logger:
                 epoch=epoch, step=step, member=name, split=split, checkpoint=checkpoint, **own
             )
             scalars |= {f'{k}/{split}/{name}': v for k, v in own.items()}
-        # Curves are of training: a point of the chosen weights belongs to an earlier step.
-        if self._events is not None and checkpoint == 'last':
-            self._events.write(step, scalars)
+            # Curves are of training: a point of the chosen weights belongs to an earlier step.
+            if self._events is not None and checkpoint == 'last':
+                # Tags of their own keep points over steps out of the curves over epochs.
+                within = split == BATCHES
+                tagged = {f'batch/{k}': v for k, v in own.items()} if within else own
+                self._events.write(f'{name}/{split}', step if within else int(epoch), tagged)
         if self._wandb is not None and checkpoint == 'last':
             self._wandb.log({**scalars, 'epoch': epoch, 'step': step})
 
@@ -142,6 +116,13 @@ class Logger:
                           images_per_second=round(images_per_second, 1), **rounded)  # fmt: skip
         # Nothing else flushes this table, and a row an epoch costs nothing.
         self._timing.flush()
+        if self._events is not None:
+            self._events.write(RUN, epoch, {'images_per_second': images_per_second, 'seconds': seconds})
+
+    def write_pictures(self, epoch: int, pictures: Mapping[str, Path]):
+        """Show PNG files, {name: path}, in TensorBoard."""
+        if self._events is not None and pictures:
+            self._events.write_pictures(epoch, pictures)
 
     def flush(self) -> int:
         """Put all on disk; returns the length of metrics.csv."""
@@ -154,7 +135,7 @@ class Logger:
         self._metrics.close()
         self._timing.close()
         if self._events is not None:
-            self._events.close()
+            self._events.flush()
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -1,0 +1,115 @@
+"""Write TensorBoard's event files: a folder for each member and split, so that curves share tags.
+
+tensorboardX is used for its formats alone. clu.metric_writers import TensorFlow, as of clu 0.0.12. Of
+tensorboardX's own writers one keeps a file open for each folder, and the other a thread that waits forever
+when the disk is full.
+"""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from PIL import Image
+
+from jaxcifar.config.fields import PER_MEMBER, get_config
+from jaxcifar.config.members import alone
+from jaxcifar.config.saved import is_resumable, to_dict
+from jaxcifar.config.values import flatten
+
+BATCHES = 'train_batch'  # the split whose points are within an epoch: their axis is the step
+RUN = 'run'  # the folder of what belongs to no member
+SHOWN = ('dataset', 'network', 'split', 'loss', 'coupling', 'view', 'epochs', 'batch_size', *PER_MEMBER)
+
+
+class Events:
+    """Write points over epochs into FOLDER/MEMBER/SPLIT; those of BATCHES over steps.
+
+    What earlier sessions wrote after `epoch`, or of BATCHES after `step`, does not count.
+    """
+
+    def __init__(self, folder: Path, epoch: int, step: int):
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._folder, self._epoch, self._step = folder, epoch, step
+        self._name = f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}'
+        self._begun, self._unsynced = set[Path](), set[Path]()
+        folder.mkdir(exist_ok=True)
+        # Folders that this session may not write to for long must not show later points until then.
+        for path in {path.parent for path in folder.rglob('events.*')}:
+            self._begin(path)
+
+    def write(self, run: str, at: int, scalars: Mapping[str, float]):
+        """Write a point of each curve, {tag: value}, at an epoch or a step; run is MEMBER/SPLIT, or RUN."""
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._write(run, step=at, summary=self._summary(value=values))
+
+    def write_pictures(self, epoch: int, pictures: Mapping[str, Path]):
+        """Show PNG files under their names."""
+        values = []
+        for name, path in pictures.items():
+            with Image.open(path) as picture:
+                size = {'width': picture.width, 'height': picture.height, 'colorspace': 3}
+            image = self._summary.Image(encoded_image_string=path.read_bytes(), **size)
+            values.append(self._summary.Value(tag=f'pictures/{name}', image=image))
+        self._write(RUN, step=epoch, summary=self._summary(value=values))
+
+    def write_hyperparameters(self, member: str, values: Mapping[str, bool | float | str]):
+        """Write what the curves in the member's folders depend on."""
+        from tensorboardX.summary import hparams
+
+        _, start, end = hparams(dict(values), {})
+        for summary in (start, end):
+            self._write(member, summary=summary)
+
+    def _write(self, run: str, **content):
+        folder = self._folder / run
+        if folder not in self._begun:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._begin(folder)
+        self._append(folder, **content)
+
+    def _begin(self, folder: Path):
+        self._begun.add(folder)
+        self._append(folder, file_version='brain.Event:2')
+        # At a START, TensorBoard drops earlier points of that step and later ones. An older version wrote all
+        # into one folder, over steps.
+        over_steps = folder.name == BATCHES or folder == self._folder
+        last = self._step if over_steps else self._epoch
+        self._append(folder, step=last + 1, session_log={'status': 'START'})
+
+    def _append(self, folder: Path, **content):
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = self._event(wall_time=time.time(), **content).SerializeToString()
+        size = struct.pack('<Q', len(data))
+        sums = (struct.pack('<I', masked_crc32c(part)) for part in (size, data))
+        # A file is open only while it is written: a hundred members have hundreds of them.
+        with open(folder / self._name, 'ab') as file:
+            file.write(size + next(sums) + data + next(sums))
+        self._unsynced.add(folder / self._name)
+
+    def flush(self):
+        """Put all on disk."""
+        while self._unsynced:
+            with open(self._unsynced.pop(), 'ab') as file:
+                os.fsync(file.fileno())
+
+
+def hyperparameters(config: ConfigDict) -> list[dict[str, bool | float | str]]:
+    """Return what each of the K members was trained with: fields that are not as by default, and SHOWN."""
+    defaults, rows = flatten(to_dict(get_config())), []
+    for k in range(config.members):
+        values = {
+            name: value
+            for name, value in flatten(to_dict(alone(config, k))).items()
+            if name in SHOWN or (not is_resumable(name) and value != defaults.get(name, value))
+        }
+        plain = {n: v if isinstance(v, (bool, int, float, str)) else str(v) for n, v in values.items()}
+        # These tell members apart, which their folders do already.
+        rows.append({n: v for n, v in plain.items() if n not in ('members', 'member_ids')})
+    return rows
