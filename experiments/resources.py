@@ -147,9 +147,10 @@ def check_options(options: Iterable[str]):
     """Raise `UserError` for an option of sbatch that would break the scripts."""
     for option in options:
         name = option.partition('=')[0].lstrip('-')
-        if not re.fullmatch(r'-{0,2}[a-z][a-z-]*(=[^\s"\'\\#]+)?', option):
+        if not re.fullmatch(r'(--)?[a-z][a-z-]+(=[^\s"\'\\#]+)?', option):
             raise UserError(
-                f'--sbatch must be OPTION or OPTION=VALUE without blanks or quotes, got {option!r}'
+                f'--sbatch must be OPTION or OPTION=VALUE, by its long name, without blanks or quotes, got '
+                f'{option!r}'
             )
         if name in OURS:
             raise UserError(f'--sbatch must leave {", ".join(OURS)} to the scripts, got {option!r}')

@@ -49,7 +49,9 @@ def submit(sweep: Sweep, folder: Path, args: argparse.Namespace):
         print(f'submit: bash {shlex.quote(str(place / "submit.sh"))}, or the same command without --dry-run')
         return
     if shutil.which('sbatch') is None:
-        raise UserError('there is no sbatch here; --dry-run writes the scripts only')
+        raise UserError(
+            f'expected sbatch on this machine, got none: on the cluster, bash {place / "submit.sh"} submits'
+        )
     # sbatch's own check comes for all jobs before any is in the queue.
     for name in scripts:
         _call(f'{name}.sbatch', place, 'sbatch', '--test-only', f'{name}.sbatch')

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shlex
+import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,8 +50,17 @@ def load(sweep: str) -> Sweep:
     path, _, argument = sweep.partition(':')
     if not Path(path).is_file():
         raise UserError(f'expected a sweep file, got {path}, which is not there')
-    make = runpy.run_path(path).get('get_sweep')
-    loaded = make(argument) if callable(make) else None
+    try:
+        make = runpy.run_path(path).get('get_sweep')
+        loaded = make(argument) if callable(make) else None
+    except UserError:
+        raise
+    except Exception as error:  # a file of the user's own may raise anything
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path
+        ]
+        where = f', line {lines[-1]}' if lines else ''
+        raise UserError(f'{path}{where}: the sweep file fails: {type(error).__name__}: {error}') from error
     if not isinstance(loaded, Sweep):
         raise UserError(f'{path} must have a function get_sweep(argument) that returns a Sweep')
     check(loaded.runs, path)

@@ -19,7 +19,7 @@ from experiments import (
     sweep,
     ternary_table,
 )
-from experiments.sweep import Run
+from experiments.sweep import Run, load
 from jaxcifar import main
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.resolve import finalize
@@ -234,6 +234,13 @@ def test_ternary_table_compares_one_recipe(argument, monkeypatch, small_npz, tmp
         floats, twn, ttq, everything = rows.values()
         assert floats == ('none', 'twn', False) and twn == ('ternary', 'twn', False)
         assert ttq == ('ternary', 'ttq', False) and everything == ('ternary', 'twn', True)
+
+
+def test_a_sweep_file_that_fails_is_named_with_its_line(tmp_path):
+    path = tmp_path / 'sweep.py'
+    path.write_text('def get_sweep(argument):\n    return 1 / 0\n')
+    with pytest.raises(UserError, match=rf'{path}, line 2: the sweep file fails: ZeroDivisionError'):
+        load(str(path))
 
 
 def test_a_kept_command_names_no_folder_of_this_machine(tmp_path):

@@ -50,7 +50,9 @@ def command_parser(module: str, doc: str | None, run: str = '') -> argparse.Argu
     style = argparse.RawDescriptionHelpFormatter
     kind = RunParser if run else argparse.ArgumentParser
     # Usage and errors name the command as it was called.
-    parser = kind(spoken(module.removeprefix('jaxcifar.')), description=doc, formatter_class=style)
+    name = module.removeprefix('jaxcifar.')
+    called = f'python -m {module}' if name == module else spoken(name)
+    parser = kind(called, description=doc, formatter_class=style)
     if run:
         where = f'{run}; or the first word without the flag'
         parser.add_argument('--workdir', type=Path, required=True, metavar='RUN', help=where)
