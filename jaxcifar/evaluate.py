@@ -16,7 +16,7 @@ from jaxcifar.config import saved
 from jaxcifar.config.members import member_losses, member_networks
 from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.losses import log_priors, of_outputs
-from jaxcifar.machine.command import command_parser, run_command
+from jaxcifar.machine.command import command_parser, run_command, spoken
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading
 from jaxcifar.report.scores import print_scores, score_rows, write_scores
@@ -124,7 +124,7 @@ def evaluate_all(folders: list[Path], baseline: Path | None = None, **options) -
             found.append(scores)
     if not found:
         given = ', '.join(map(str, folders)) or 'none'
-        raise UserError(f'expected a run or more, got {given}: python -m jaxcifar.evaluate runs/quickstart')
+        raise UserError(f'expected a run or more, got {given}: {spoken("evaluate", "runs/quickstart")}')
     return found
 
 

@@ -75,7 +75,7 @@ class Schedule:
         found = [('start', 0), ('end', self.total - 1)]
         if config.schedule.warmup_steps:
             found.append(('warmed up', config.schedule.warmup_steps - 1))
-        found += [(what, epoch * n) for kind in sorted(kinds) for what, epoch in _turns(config, kind)]
+        found += [(what, int(epoch * n)) for kind in sorted(kinds) for what, epoch in _turns(config, kind)]
         at: dict[int, list[str]] = {}
         for what, step in found:
             if step < self.total and what not in at.setdefault(step, []):
@@ -127,7 +127,7 @@ class Schedule:
         return figure
 
 
-def _turns(config: ConfigDict, kind: str) -> Iterator[tuple[str, int]]:
+def _turns(config: ConfigDict, kind: str) -> Iterator[tuple[str, float]]:
     """Yield (what, epoch) where a schedule of this name turns."""
     s, epochs = config.schedule, config.epochs
     if kind == 'multistep':
@@ -140,7 +140,7 @@ def _turns(config: ConfigDict, kind: str) -> Iterator[tuple[str, int]]:
             yield 'restart', end
             end = last_restart(config, end)[1]
     elif kind != 'constant':
-        yield from (('a quarter', epochs // 4), ('half', epochs // 2), ('three quarters', 3 * epochs // 4))
+        yield from (('a quarter', epochs / 4), ('half', epochs / 2), ('three quarters', 3 * epochs / 4))
 
 
 def labels_only(config: ConfigDict) -> Dataset:
@@ -168,7 +168,8 @@ def main():
     words = [sys.argv[0], '--workdir=.', *long_form(sys.argv[1:], '.')]
     config, workdir = parse(words)
     schedule = Schedule(finalize(config))
-    print(f'{config.epochs:,} epochs of {schedule.epoch_steps:,} steps\n')
+    epochs = f'{config.epochs:,} epoch{"s" * (config.epochs > 1)}'
+    print(f'{epochs} of {schedule.epoch_steps:,} steps\n')
     print_table(['', 'epoch', 'step', *schedule.lines], schedule.table())
     print('', *schedule.notes(), _write(schedule, workdir / 'schedule.png'), sep='\n')
 

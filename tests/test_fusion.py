@@ -370,6 +370,11 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     assert again == pytest.approx(table['fused'])
     assert f'fused {100 * again["accuracy"]:.2f} %' in (folder / 'README.md').read_text()
     assert jaxcifar.load(folder, 1).names == ['1_tiny']
+    named = jaxcifar.load(workdir).predict(data.x_test)
+    np.testing.assert_allclose(named.probabilities, model(data.x_test), atol=1e-5)
+    opened = jaxcifar.open(workdir)
+    assert opened.names == model.names and opened.history['train']['accuracy'].shape[0] == 3
+    assert f'fused {100 * again["accuracy"]:.2f} %' in repr(opened)
 
     # The log of the run has a row an epoch, and all columns.
     log = rows_of(workdir / 'tiny_concatenation_training_log.csv')

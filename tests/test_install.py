@@ -60,6 +60,7 @@ def test_the_wheel_trains_evaluates_exports_and_reports_from_any_folder(installe
     assert 'ensemble' in jaxcifar('evaluate', '--workdir', 'run')
     jaxcifar('export', '--workdir', 'run', '--format', 'safetensors', '--output', 'exported')
     jaxcifar('report', 'run', '--out', 'page')
+    assert '1 epoch of' in jaxcifar('schedule', 'mutual:digits', *shrunk)
     assert list((tmp_path / 'exported').glob('*.safetensors'))
     assert (tmp_path / 'page' / 'report.html').exists()
 
