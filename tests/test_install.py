@@ -70,6 +70,7 @@ def test_the_wheel_trains_evaluates_exports_and_reports_from_any_folder(installe
     [
         ('quickstart --workdir x', ['--config=quickstart', '--workdir=x']),
         ('quickstart --workdir=x --lr .8', ['--workdir=x', '--config.optimizer.lr=.8']),
+        ('single --optimizer adamw --verbose', ['--config.optimizer.name=adamw', '--verbose']),
         ('--config.eval.flip=True single:resnet8 --workdir x', ['--config=single:resnet8']),
     ],
 )
@@ -85,6 +86,9 @@ def test_the_short_form_spells_out_the_long_one(words, expected):
         ('single --dropout .1', 'expected --model.dropout or --fusion.dropout'),
         ('single --epoch 3', "unknown field 'epoch'; did you mean 'epochs'"),
         ('single --epochs', '--epochs needs a value'),
+        ('single -lr .1', 'expected two dashes before a flag, got -lr: write --lr'),
+        ('single --schedule.nam step', "did you mean 'schedule.name'?"),
+        ('single --bogus 3', "unknown field 'bogus'; --help lists them"),
     ],
 )
 def test_mistakes_in_the_short_form_end_in_one_line(words, message):

@@ -38,6 +38,8 @@ COMMANDS = {
     '--early_stopping_patience 60 --early_stopping': '--config.early_stopping.patience=60',
     '--save_freq 10 --log_interval 100 --workers 4': '--config.checkpoint.every_epochs=10 '
     '--config.log.every_steps=100 --config.data.workers=4',
+    '--learning_rate .4 --warmup_steps 68 --drop_rate .3 --validation_every 10': '--config.optimizer.lr=.4 '
+    '--config.schedule.warmup_steps=68 --config.model.dropout=.3 --config.eval.every_epochs=10',
     '--checkpoint_dir ./checkpoints': '--workdir=./checkpoints',
 }
 

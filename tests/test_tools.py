@@ -107,7 +107,7 @@ def test_evaluate_gives_the_results_of_the_run(run):
     mean = results['mean']['best']['accuracy']  # of members of one network
     for member in beside:
         assert member['improvement'] == pytest.approx(member['accuracy'] - mean, abs=1e-6)
-    for which, split, words in (('7', 'test', "no checkpoint '7'"), ('last', 'tset', "did you mean 'test'")):
+    for which, split, words in (('7', 'test', "got '7'"), ('last', 'tset', "did you mean 'test'")):
         with pytest.raises(UserError, match=words):
             evaluate(workdir, which, split, flip=False)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxcifar.config import fields as config_fields
 from jaxcifar.config import shipped, short
 from jaxcifar.config.old_flags import translated
-from jaxcifar.machine.errors import UserError, ending_in, unknown
+from jaxcifar.machine.errors import UserError, unknown
 from jaxcifar.machine.text import show
 
 # What absl, ml_collections and Python's reader of literals raise over a command line.
@@ -108,9 +108,8 @@ def _misspelt_flag(argv: list[str]) -> UserError | None:
             return unknown('field', field, fields)
     if old := translated(argv[1:]):
         return old
-    for flag in flags:
-        meant = [f'--config.{f}' for f in ending_in(flag, fields)]
-        if meant:
+    for flag in (flag for flag in flags if not flag.startswith('config.')):
+        if meant := [f'--config.{field}' for field in short.meant(flag)]:
             return UserError(f'--{flag} is not a flag; did you mean {" or ".join(meant)}?')
     return None
 

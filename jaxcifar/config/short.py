@@ -40,7 +40,7 @@ def spell_out(words: list[str], workdir: str = '') -> list[str]:
     words = [word for word in words if word not in SWITCHES]
     names_of_flags = [word[2:].partition('=')[0] for word in words if word.startswith('--')]
     # Old flags that are also fields here keep their meaning; others are translated, not guessed.
-    if any(is_old(flag) and not _meant(flag) for flag in names_of_flags) and (old := translated(words)):
+    if any(is_old(flag) and not meant(flag) for flag in names_of_flags) and (old := translated(words)):
         raise old
     given_flags, positional = _split(words)
     if len(positional) != 1:
@@ -60,7 +60,7 @@ def changed(config: ConfigDict, values: Mapping) -> ConfigDict:
     """
     config = copy.deepcopy(config)
     for name, value in values.items():
-        if is_old(name) and not _meant(name) and (old := translated([f'--{name}', str(value)])):
+        if is_old(name) and not meant(name) and (old := translated([f'--{name}', str(value)])):
             raise old
         field = _only(name, '{}')
         declared = FIELDS[field]
@@ -91,6 +91,8 @@ def _split(words: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     rest = iter(words)
     for word in rest:
         if not word.startswith('--'):
+            if re.match('-[A-Za-z]', word):
+                raise UserError(f'expected two dashes before a flag, got {word}: write -{word}')
             positional.append(word)
             continue
         flag, equals, value = word[2:].partition('=')
@@ -110,21 +112,23 @@ def _field(flag: str) -> str:
 
 def _only(name: str, spelling: str) -> str:
     """Return the field that a name means; `UserError` where it means none or several, in this spelling."""
-    meant = _meant(name)
-    if len(meant) > 1:
-        several = ' or '.join(spelling.format(field) for field in meant)
+    fields = meant(name)
+    if len(fields) > 1:
+        several = ' or '.join(spelling.format(field) for field in fields)
         raise UserError(f'{spelling.format(name)} is in several groups: expected {several}')
-    if not meant:
+    if not fields:
         raise unknown('field', name.removeprefix('config.'), FIELDS)
-    return meant[0]
+    return fields[0]
 
 
-def _meant(flag: str) -> list[str]:
-    """Return the fields that a flag may mean: itself, or those whose last name it is."""
+def meant(flag: str) -> list[str]:
+    """Return the fields that a flag may mean: itself, its group's name, or those whose last name it is."""
     name = flag.removeprefix('config.')
-    if name in FIELDS:
-        return [name]
-    meant = ending_in(name, FIELDS)
-    if f'optimizer.{name}' in meant:  # lr, clip and weight_decay are the members' own, not the head's
+    # --optimizer adamw and --schedule linear: a group is called by the name in it.
+    for field in (name, f'{name}.name'):
+        if field in FIELDS:
+            return [field]
+    fields = ending_in(name, FIELDS)
+    if f'optimizer.{name}' in fields:  # lr, clip and weight_decay are the members' own, not the head's
         return [f'optimizer.{name}']
-    return meant
+    return fields

@@ -9,7 +9,9 @@ from jaxcifar.machine.text import one_line, show
 # sysexits.h's EX_TEMPFAIL: "saved and stopped, run the same command again". Slurm scripts requeue on it.
 EXIT_PREEMPTED = 75
 
-MOST_NAMES = 40  # in a message that has a better hint
+MOST_NAMES = 40  # that a message lists
+HINTED = 12  # … where it has a better hint
+ALIKE = 0.6  # from which likeness on a name may have been meant
 # What other programs call a network of ours; names are compared without signs between their parts.
 OTHERS_CALL_IT = {
     'densenet': 'densenet121',
@@ -47,7 +49,8 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     near = alike(name, valid)
     hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
     listed = ', '.join(v or 'nothing' for v in valid)
-    names = f' (valid: {listed})' if len(valid) <= MOST_NAMES else '' if near else '; --help lists them'
+    short = len(valid) <= (HINTED if near else MOST_NAMES)
+    names = f' (valid: {listed})' if short else '' if near else '; --help lists them'
     return UserError(f'unknown {kind} {show(name)!r}{hint}{names}')
 
 
@@ -59,15 +62,21 @@ def alike(name: str, valid: list[str]) -> list[str]:
     """
     plain = {v: re.sub(r'[-_. ]', '', v).lower() for v in valid}
     wanted = re.sub(r'[-_. ]', '', name).lower()
-    meant = [v for v in valid if v == OTHERS_CALL_IT.get(wanted) or (v and plain[v] == wanted)]
+    # --config.optimizer is a group, and called by the name in it.
+    meant = [v for v in valid if v == f'{name}.name']
+    meant += [v for v in valid if v == OTHERS_CALL_IT.get(wanted) or (v and plain[v] == wanted)]
     meant += [v for v in ending_in(name, valid) if v not in meant]
     longer = [v for v in valid if len(wanted) > 2 and plain[v].startswith(wanted) and v not in meant]
     if meant or longer:
         return meant + longer
-    scores = {v: difflib.SequenceMatcher(None, wanted, plain[v]).ratio() for v in valid if v}
+    # A field may be called without its group.
+    parts = {v: {plain[v], v.rpartition('.')[2].replace('_', '').lower()} for v in valid if v}
+    scores = {v: max(difflib.SequenceMatcher(None, wanted, p).ratio() for p in parts[v]) for v in parts}
     # Of names that are equally like it, the one that has more letters at the same places.
     best = max(scores, key=lambda v: (scores[v], sum(map(str.__eq__, wanted, plain[v]))), default='')
-    return [best] if best and scores[best] >= 0.5 else []
+    # Groups that have the same name in them are equally near.
+    near = [v for v in ending_in(best.rpartition('.')[2], scores) if scores[v] == scores[best]]
+    return near if best and scores[best] >= ALIKE else []
 
 
 def ending_in(name: str, valid: Iterable[str]) -> list[str]:
