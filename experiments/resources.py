@@ -40,7 +40,12 @@ MOST = 100_000  # of anything that is counted
 OURS = ('array', 'dependency', 'job-name', 'output', 'error', 'open-mode', 'parsable', 'requeue',
         'no-requeue', 'signal', 'wrap', 'test-only', 'chdir', 'wait')  # fmt: skip
 # What sbatch takes as a time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
-TIME = re.compile(r'(?:(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>\d+)(?::(?P<s>\d+))?)?)|(?P<p>\d+(?::\d+){0,2})')
+NUMBER = r'\d{1,9}'
+TIME = re.compile(
+    rf'(?:(?P<d>{NUMBER})-(?P<h>{NUMBER})(?::(?P<m>{NUMBER})(?::(?P<s>{NUMBER}))?)?)'
+    rf'|(?P<p>{NUMBER}(?::{NUMBER}){{0,2}})',
+    re.ASCII,
+)
 HELP = {
     'gpus': 'on each node, as 2 or volta:2',
     'at_once': 'at most so many runs of an array at a time, 0 for all',
@@ -83,10 +88,11 @@ def checked(fields: dict[str, Any]) -> Resources:
     for name in ('partition', 'account', 'memory', 'time', 'setup', 'gpus'):
         fields[name] = str(fields.get(name, Resources._field_defaults[name]))
     for name in ('partition', 'account'):
-        if not re.fullmatch(r'[\w.,+@-]*', fields[name]):
+        if not re.fullmatch(r'[\w.,+@-]*', fields[name], re.ASCII):
             raise UserError(f'{_flag(name)} must be a name as sbatch knows it, got {fields[name]!r}')
     options = fields.get('sbatch', ())
-    fields['sbatch'] = tuple([options] if isinstance(options, str) else options)
+    several = isinstance(options, list | tuple)
+    fields['sbatch'] = tuple(map(str, options if several else [options]))
     # What is left is checked by reading it as the scripts will.
     ask = Resources(**fields)
     parse_gpus(ask.gpus)
@@ -102,7 +108,7 @@ def checked(fields: dict[str, Any]) -> Resources:
 
 def whole(flag: str, value: Any, least: int) -> int:
     """Return a whole number of at least `least`; `UserError` with the flag's name for all else."""
-    if not re.fullmatch(r'-?\d{1,9}', str(value)) or not least <= int(value) <= MOST:
+    if not re.fullmatch(r'-?\d{1,9}', str(value), re.ASCII) or not least <= int(value) <= MOST:
         raise UserError(f'{flag} must be a whole number from {least} to {MOST:,}, got {value}')
     return int(value)
 
@@ -113,7 +119,7 @@ def _flag(name: str) -> str:
 
 def parse_gpus(gpus: int | str) -> tuple[str, int]:
     """Return the type of GPU, '' for any, and how many; `UserError` where it is neither."""
-    parts = re.fullmatch(r'(?:([A-Za-z][\w.-]*):)?(\d+)', str(gpus))
+    parts = re.fullmatch(r'(?:([A-Za-z][\w.-]*):)?(\d{1,9})', str(gpus), re.ASCII)
     if parts is None or int(parts[2]) > MOST:
         raise UserError(f'--gpus must be a number of GPUs, 0 or more, or as volta:2, got {str(gpus)!r}')
     return parts[1] or '', int(parts[2])
@@ -121,7 +127,7 @@ def parse_gpus(gpus: int | str) -> tuple[str, int]:
 
 def times(memory: str, count: int) -> str:
     """Return the memory of `count` runs; `UserError` where it is not as sbatch writes it."""
-    amount = re.fullmatch(r'([1-9]\d*)([KMGT]?)', memory)
+    amount = re.fullmatch(r'([1-9]\d{0,8})([KMGT]?)', memory, re.ASCII)
     if amount is None:
         raise UserError(f'--memory must be as 16G, in K, M, G or T, got {memory!r}')
     return f'{int(amount[1]) * count}{amount[2]}'

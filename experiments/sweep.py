@@ -69,8 +69,9 @@ def load(sweep: str) -> Sweep:
 
 def check_name(name: str):
     """Raise `UserError` for a name that is no plain one of a folder: workdirs, logs and jobs carry it."""
-    taken = name in TAKEN or name.endswith('.log')
-    if not isinstance(name, str) or taken or not NAME.fullmatch(name):
+    is_text = isinstance(name, str)
+    taken = is_text and (name in TAKEN or name.endswith('.log'))
+    if not is_text or taken or not NAME.fullmatch(name):
         plain = re.sub(r'[^A-Za-z0-9_.+=,-]+', '-', str(name)).strip('-.+=,_')[:100]
         hint = f'; try {plain!r}' if plain and not taken else ''
         raise UserError(

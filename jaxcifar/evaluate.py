@@ -7,6 +7,7 @@ weights' epoch. --csv writes the same rows into a file, --json prints all number
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def evaluate(
     dataset: str | None = None,
 ) -> dict:
     """Return what `--json` prints, but not rounded, and without a comparison with a baseline."""
+    if not math.isfinite(posthoc_tau):
+        raise UserError(f'--posthoc-tau must be a finite number, got {posthoc_tau}')
     # What is evaluated: networks, images, and the weights on the devices.
     trained = open_trained(path, checkpoint, dataset)
     # The flag can only add to what the run's config says.

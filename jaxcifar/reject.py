@@ -22,7 +22,7 @@ import numpy as np
 from jaxcifar.config import saved
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import read_json, write_json
+from jaxcifar.machine.files import read_json, reading, write_json
 from jaxcifar.report.long_tail import RISKS, rejection_table
 from jaxcifar.runs.metrics import class_groups, log_probabilities, mean_of_probabilities
 
@@ -126,11 +126,14 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
     calibration = read_json(workdir / 'calibration.json')
     if calibration is None:
         raise UserError(f'{workdir} has no calibration.json: {_remedy(workdir)}')
-    # The chosen weights are first in the file.
-    which, report = next(iter(calibration['weights'].items()))
-    names = [member['name'] for member in report['members']]
-    counts = np.array(calibration['class_counts'])
-    tail = tail_classes(counts)
+    remedy = f'make it again with python -m jaxcifar.calibrate --workdir {workdir}'
+    with reading(workdir / 'calibration.json', remedy):
+        # The chosen weights are first in the file.
+        which, report = next(iter(calibration['weights'].items()))
+        names = [member['name'] for member in report['members']]
+        counts = np.array(calibration['class_counts'], float)
+        folder, exported = workdir / report['logits'], report['members'][0]['parts']
+        tail = tail_classes(counts)
     found: dict = {
         'step': calibration['step'],
         'weights': which,
@@ -139,14 +142,9 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
         'coverage': POINTS.tolist(),
         'parts': {},
     }
-    for part in PARTS:
-        # The exported logits are calibrated already: z/T.
-        files = [workdir / report['logits'] / name / part for name in names]
-        if not files[0].with_suffix('.npy').exists():
-            continue
-        with np.load(files[0].with_suffix('.npz')) as rows:
-            labels = rows['labels']
-        log_p = log_probabilities(np.stack([np.load(file.with_suffix('.npy')) for file in files]))
+    for part in (part for part in PARTS if part in exported):
+        with reading(folder / names[0] / part, remedy):
+            labels, log_p = _exported(folder, names, part, len(counts))
         rules = dict(zip(names, log_p)) | ({'mean': mean_of_probabilities(log_p)} if len(names) > 1 else {})
         group, weights = tail[labels].astype(int), prior_weights(labels, counts)
         found['parts'][part] = {
@@ -154,6 +152,18 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
         }
     write_json(workdir / FILE, found)
     return found
+
+
+def _exported(folder: Path, names: list[str], part: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels [N] and log probabilities [K,N,C] that `calibrate` wrote; ValueError for other arrays."""
+    # Opened here, since numpy leaves a damaged file open.
+    with (folder / names[0] / f'{part}.npz').open('rb') as file, np.load(file) as rows:
+        labels = rows['labels']
+    # The exported logits are calibrated already: z/T.
+    logits = np.stack([np.load(folder / name / f'{part}.npy') for name in names])
+    if logits.shape[1:] != (len(labels), classes) or not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f'expected logits of {len(labels)} images and {classes} classes, got {logits.shape}')
+    return labels, log_probabilities(logits)
 
 
 def _remedy(workdir: Path) -> str:

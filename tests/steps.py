@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from experiments.faults.networks import Tiny as Tiny
 from jaxcifar.data.loader import Order, batches
 from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.engine.state import init_state
@@ -24,18 +25,6 @@ class Linear(nn.Module):
     def __call__(self, x):
         self.variable('batch_stats', 'unused', lambda: np.zeros(1, np.float32))
         return head(x, self.num_classes)
-
-
-class Tiny(nn.Module):
-    """A convolution, a batch norm and dropout. No kinks: at a ReLU's, rounding decides a gradient."""
-
-    num_classes: int
-    layers: Layers
-
-    @nn.compact
-    def __call__(self, x):
-        x = self.layers.norm('bn1')(self.layers.conv(6, 3, 2, name='conv1')(x))
-        return head(self.layers.drop(nn.silu(x)), self.num_classes)
 
 
 class Run:

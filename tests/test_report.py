@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from experiments.faults.damages import places, replaced
 from jaxcifar.machine.errors import UserError
 from jaxcifar.report import __main__ as report_command
 from jaxcifar.report.tables import report
@@ -177,23 +178,6 @@ def test_notes_show_names_as_they_are(tmp_path):
 
 
 JUNK = [None, 'x', 3, -1e400, True, [], [[]], {}, [None], {'a': {}}]
-
-
-def places(tree, path=()):
-    """The paths of all parts of a tree, its own first."""
-    yield path
-    parts = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, part in parts:
-        yield from places(part, (*path, key))
-
-
-def replaced(tree, path, part):
-    """The tree with another part at that path."""
-    if not path:
-        return part
-    copy = dict(tree) if isinstance(tree, dict) else list(tree)
-    copy[path[0]] = replaced(tree[path[0]], path[1:], part)
-    return copy
 
 
 def test_files_of_another_content_end_in_one_line(tmp_path, monkeypatch):

@@ -32,6 +32,10 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
         getattr(config, 'network', None)  # a file that could not be loaded raises here
     except FAULTS as error:
         raise _explain(error, argv) from error
+    except UserError:
+        raise
+    except Exception as error:  # a config file is a program, which may raise anything
+        raise UserError(f'the config file fails: {type(error).__name__}: {show(str(error), 200)}') from error
     if len(rest) > 1:
         raise UserError(f'expected flags, got {rest[1]!r}: a change is written --config.FIELD=VALUE')
     if config is None or workdir is None:

@@ -5,17 +5,19 @@ import hashlib
 import json
 import os
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxcifar.machine.errors import UserError
 
 # What a parser raises on content that was never written by us.
-FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
-          ValueError)  # fmt: skip
+FAULTS = (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, StopIteration, TypeError,
+          ValueError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -101,12 +103,21 @@ def read_json(path: Path, default=None, **needed: type):
     except FileNotFoundError:
         return default
     with reading(path):
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=_unique)
         if not isinstance(content, dict):
             raise TypeError(f'expected an object, got {type(content).__name__}')
         for key, kind in needed.items():
             if not isinstance(content.get(key), kind):
                 raise TypeError(f'expected {kind.__name__} as {key}, got {content.get(key)!r:.40}')
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    """Return an object of JSON; `ValueError` where a key comes twice: nobody knows what was meant."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f'{next(k for k in keys if keys.count(k) > 1)} comes twice')
     return content
 
 

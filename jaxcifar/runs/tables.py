@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from jaxcifar.machine.files import set_aside, write_text
+from jaxcifar.machine.files import set_aside, write_bytes, write_text
 
 LOST = '\ufffd'  # Unicode's sign for bytes that are no text
 
@@ -52,6 +52,9 @@ def take_up(path: Path, needed: set[str], length: int | None = None, step: int =
     the step that are whole stay, and a line on stderr says so.
     """
     data = path.read_bytes() if path.exists() else b''
+    if b'\r\n' in data:  # an editor of Windows has saved it: its bytes no longer count as ours
+        data = data.replace(b'\r\n', b'\n')
+        write_bytes(path, data)
     # A last line without its end was cut by a crash.
     length = data.rfind(b'\n') + 1 if length is None else length
     kept, header = data[:length], _rows(data.partition(b'\n')[0])

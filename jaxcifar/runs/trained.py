@@ -43,6 +43,10 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
     """
     if not path.exists():
         raise UserError(f'expected a run, an export or a file of weights, got {path}, which is not there')
+    # As of a shell's variable that is not set: the usual would be taken for what was asked for.
+    for flag, value in (('--checkpoint', checkpoint), ('--dataset', dataset)):
+        if value == '':
+            raise UserError(f'{flag} must not be empty: leave it out for the usual')
     if path.is_dir() and not portable.is_portable(path):
         if dataset:
             raise UserError(f'--dataset is not for runs: the config of {path} names its data set')
