@@ -17,17 +17,21 @@ Try:
 jaxcifar COMMAND --help says more about one, jaxcifar train --help FIELD about a field.
 """
 
+import importlib
 import runpy
 import sys
 
 from jaxcifar import __version__
 from jaxcifar.config.short import spell_out
-from jaxcifar.machine import memory
+from jaxcifar.machine import memory, status
 from jaxcifar.machine.command import COMMANDS as MODULES
 from jaxcifar.machine.command import run_command
 from jaxcifar.machine.errors import unknown
 
 COMMANDS = tuple('train' if name == 'main' else name for name in MODULES)
+
+# What takes seconds to import is imported where a line can say so.
+NETWORKS_OPEN = ('evaluate', 'predict', 'export', 'calibrate')
 
 
 def main():
@@ -47,6 +51,9 @@ def main():
         rest = spell_out(rest)
         print(f'workdir: {next(w for w in rest if w.startswith("--workdir=")).partition("=")[2]}', flush=True)
     module = 'main' if command == 'train' else command
+    if command in NETWORKS_OPEN:
+        with status.during('starting JAX'):
+            importlib.import_module('jaxcifar.runs.evaluation')
     # The command reads sys.argv as if it had been started by itself.
     sys.argv = [f'jaxcifar {command}', *rest]
     runpy.run_module(f'jaxcifar.{module}', run_name='__main__', alter_sys=True)
