@@ -1,5 +1,6 @@
 """The pictures that a run draws at its end, and its last words."""
 
+import csv
 import io
 import shlex
 import subprocess
@@ -35,7 +36,7 @@ def small_sweep(npz, epochs=2):
 def test_a_run_draws_itself_and_says_what_to_do_next(small_npz, tmp_path, tiny_networks, capsys, monkeypatch):
     monkeypatch.setattr('jaxcifar.report.figures.DPI', 40)
     workdir = tmp_path / 'my run'
-    train(small_sweep(small_npz), workdir)
+    results = train(small_sweep(small_npz), workdir)
     *_, files, following, evaluate, predict, report = capsys.readouterr().out.splitlines()
     drawn = {path.stem: path.read_bytes() for path in (workdir / 'pictures').iterdir()}
     assert drawn.keys() == ALL and all(map(shows_something, drawn.values()))
@@ -43,6 +44,12 @@ def test_a_run_draws_itself_and_says_what_to_do_next(small_npz, tmp_path, tiny_n
     assert shlex.split(evaluate) == ['python', '-m', 'jaxcifar.evaluate', '--workdir', str(workdir)]
     assert shlex.split(predict)[2:5] == ['jaxcifar.predict', '--workdir', str(workdir)]
     assert shlex.split(report)[2:] == ['jaxcifar.report', str(workdir)]
+    # The table of classes adds up to the accuracy.
+    with open(workdir / 'per_class.csv') as file:
+        rows = [r for r in csv.DictReader(file) if (r['member'], r['checkpoint']) == ('1_tiny', 'last')]
+    hits = sum(float(r['recall']) * int(r['images']) for r in rows)
+    assert hits / 40 == pytest.approx(results['members'][1]['last']['test']['accuracy'], abs=1e-5)
+    assert sum(int(r['train_images']) for r in rows) == 80
     # A run that goes on draws anew; its past is in the curves.
     train(small_sweep(small_npz, epochs=3), workdir)
     assert (workdir / 'pictures' / 'curves.png').read_bytes() != drawn['curves']

@@ -1,5 +1,6 @@
 """The report on made-up run folders: its numbers, its warnings and its page."""
 
+import base64
 import csv
 import json
 import random
@@ -161,6 +162,27 @@ def test_hostile_names_are_escaped(tmp_path):
     assert r'\|' in table and '\x1b' not in table and '<script' not in table
 
 
+def test_classes_and_the_pictures_that_a_run_has_left_are_on_the_page(tmp_path):
+    run = make_run(tmp_path / 'run', members=2, optimizer={'lr': 0.1 + 0.2})
+    (run / 'pictures').mkdir()
+    png = b'\x89PNG\r\n\x1a\n and so on'
+    (run / 'pictures' / 'confusion.png').write_bytes(png)
+    (run / 'pictures' / 'mistakes.png').write_bytes(b'<script>')
+    recalls = {'0_resnet20': 0.25, '1_resnet20': 0.75, 'ensemble': 0.5}
+    with open(run / 'per_class.csv', 'w', newline='') as file:
+        rows = csv.writer(file)
+        rows.writerow(('member', 'checkpoint', 'split', 'class', 'name', 'train_images', 'images', 'recall'))
+        for name, recall in recalls.items():
+            rows.writerow((name, 'best', 'test', 0, '<b>cat', 500, 100, recall))
+    page = report([run, make_run(tmp_path / 'other', members=2)], tmp_path).read_text()
+    assert f'src="data:image/png;base64,{base64.b64encode(png).decode()}"' in page
+    assert 'Which class is taken for which' in page and 'most certain mistakes' not in page
+    cells = re.findall(r'<t[hd][^>]*>([^<]*)</t[hd]>', page.partition('&lt;b&gt;cat</th>')[2])
+    assert cells[:4] == ['500', '100', '50.00\xa0±\xa035.36', '50.00']
+    # Numbers are as short as they can be read.
+    assert '>0.3<' in page and '0.30000' not in page
+
+
 def test_notes_show_names_as_they_are(tmp_path):
     run = make_run(tmp_path / '**bold** [a](b) <i>')
     results = json.loads((run / 'results.json').read_text())
@@ -183,7 +205,7 @@ JUNK = [None, 'x', 3, -1e400, True, [], [[]], {}, [None], {'a': {}}]
 def test_files_of_another_content_end_in_one_line(tmp_path, monkeypatch):
     run = make_run(tmp_path / 'run', members=2, epochs=3)
     drawn = {'light': b'', 'dark': b''}
-    monkeypatch.setattr('jaxcifar.report.page.render', lambda draw: drawn)
+    monkeypatch.setattr('jaxcifar.report.tables.render', lambda draw: drawn)
     monkeypatch.setattr('jaxcifar.report.long_tail.render', lambda draw: draw() and drawn)
     after, bins = {'nll': 1.0, 'ece': 0.1}, {'images': [1], 'confidence': [0.5], 'correct': [1]}
     after['reliability'] = bins

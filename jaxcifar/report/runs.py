@@ -21,6 +21,7 @@ GROUPS = ('mean_recall', 'many', 'medium', 'few', 'head', 'tail')
 COLUMNS = {
     'metrics.csv': {'epoch', 'member', 'split', 'checkpoint', 'loss', 'accuracy', 'lr'},
     'timing.csv': {'seconds', 'images_per_second'},
+    'per_class.csv': {'member', 'checkpoint', 'split', 'class', 'name', 'train_images', 'images', 'recall'},
 }
 
 
@@ -38,6 +39,7 @@ class Run:
     sessions: list[dict]
     calibration: dict = field(default_factory=dict)
     rejection: dict = field(default_factory=dict)
+    classes: list[dict[str, str]] = field(default_factory=list)  # rows of per_class.csv
 
     def __post_init__(self):
         outputs = list(dict.fromkeys(r['member'] for r in self.rows if r['member']))
@@ -146,7 +148,7 @@ def to_float(cell: str) -> float:
     try:
         return float(cell) if cell else np.nan
     except ValueError:
-        raise UserError(f'a cell of metrics.csv or timing.csv must be a number, got {show(cell)!r}') from None
+        raise UserError(f"a cell of a run's table must be a number, got {show(cell)!r}") from None
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -168,8 +170,13 @@ def show(value) -> str:
     """Return a value from a file as one printable line."""
     if value is None:
         return NONE
+    # Floats as short as they can be read: 0.3 and not 0.30000000000000004.
+    values = [
+        f'{v:.6g}' if isinstance(v, float) else str(v)
+        for v in (value if isinstance(value, list) else [value])
+    ]
+    text = ', '.join(values)
     # Control characters of a damaged file could move the cursor of a terminal.
-    text = ', '.join(map(str, value)) if isinstance(value, list) else str(value)
     return ''.join(c if c.isprintable() else ' ' for c in text)
 
 
@@ -204,6 +211,7 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
                     sessions=json_files[2].get('sessions', []),
                     calibration=json_files[3],
                     rejection=json_files[4],
+                    classes=read_csv(folder / 'per_class.csv'),
                 )
             )
     if not runs:

@@ -1,16 +1,20 @@
 """Sum up runs in tables and notes, and write the files of a report."""
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from jaxcifar.machine import text
+from jaxcifar.report import classes
 from jaxcifar.report import long_tail as report_long_tail
 from jaxcifar.report import page as report_page
-from jaxcifar.report.figures import Picture
+from jaxcifar.report.figures import Picture, draw_comparison, draw_run, render
+from jaxcifar.report.members import member_table, session_table, spread
 from jaxcifar.report.page import ON_TEST, UNFINISHED, Table
-from jaxcifar.report.runs import FUSED, NONE, Run, load, reads, show, to_float
+from jaxcifar.report.runs import NONE, Run, load, reads, show, to_float
 
 SELECTION = {
     'holdout': 'best on hold-out',
@@ -25,25 +29,6 @@ SUMMARY = (
     'run, state, network, dataset, K, epochs, test % last, test % selected, ensemble %, NLL, '
     'ECE %, selection, images/s, h:mm:ss'
 )
-UNITS = {  # how a field is printed: unit, factor, digits
-    'accuracy': ('%', 100, 2),
-    'top5': ('top5 %', 100, 2),
-    'nll': ('NLL', 1, 4),
-    'loss': ('NLL', 1, 4),
-    'ece': ('ECE %', 100, 2),
-}
-
-
-def spread(values: Sequence | np.ndarray, field: str = 'accuracy') -> str:
-    """Return the mean of a field over the members ± their sample standard deviation, in the field's unit."""
-    _, scale, digits = UNITS[field]
-    if not len(values):
-        return NONE
-    numbers = np.asarray(values, float)
-    if numbers.ndim != 1:
-        raise ValueError(f'{field} must be a number, got {values}')
-    with np.errstate(invalid='ignore'):  # a member that diverged has an infinite loss
-        return text.spread(scale * numbers, f'.{digits}f')
 
 
 def summary(runs: list[Run]) -> Table:
@@ -96,10 +81,10 @@ def notes(runs: list[Run]) -> list[str]:
             "mean recall, in the run's own section, weighs all classes alike."
         )
     joined = any('+' in str(run.config.get(field)) for run in runs for field in ('loss', 'network'))
-    if joined or any(run.results.get('own_images') for run in runs):
+    if joined or any(run.results.get('own_images') or run.numbers() for run in runs):
         found.append(
-            'Members of one run with different losses, networks or images: their ± is a spread over these, '
-            'and no error bar.'
+            'Members of one run with different losses, networks, images or numbers: their ± is a spread over '
+            'these, and no error bar.'
         )
     found += [
         f'{show(run.name)}: the learned rule {run.against_mean()}; its numbers are '
@@ -136,76 +121,19 @@ def differences(runs: list[Run]) -> Table:
     return [list(row) for row in zip(*table)] if len(runs) >= len(values) else table
 
 
-Columns = dict[tuple[str, str], np.ndarray]  # (weights or split, field) -> the members' values [K]
-
-
-def member_table(run: Run) -> Table:
-    """Return the numbers behind a row of the summary: a row per member, their mean and the ensemble."""
-    # The scores: columns of numbers, and rows of members and of what they predict together.
-    columns = _member_columns(run)
-    head = [f'{"selected" if of == "best" else of} {UNITS[field][0]}' for of, field in columns]
-    rows = [*_member_rows(run, columns), *_joint_rows(run, columns)]
-    # Which epoch's weights were chosen, and by which accuracy.
-    chosen = {show(m['name']): m.get('best') or {} for m in run.results.get('members', [])}
-    # A fused prediction chose for all members, and its row has the accuracy.
-    chosen[FUSED] = run.results.get('fusion', {}).get('best', {})
-    if any(chosen.values()):
-        head += ['best epoch', f'{run.watched} % then']
-        for row in rows:
-            best = chosen.get(row[0], {})
-            then = best.get('validation_accuracy')
-            row += [show(best.get('epoch')), spread([then] if then is not None else [])]
-    return [['member', *head], *rows] if head else []
-
-
-def _member_columns(run: Run) -> Columns:
-    """Return the test scores of a finished run, or else the newest of training; without empty columns."""
-    columns: Columns
-    if run.results:
-        fields = [(w, f) for w in ('last', 'best') for f in ('accuracy', 'top5', 'nll', 'ece')]
-        columns = {(w, f): run.scores(w, f) for w, f in fields}
-    else:
-        fields = [(s, f) for s in ('train', run.watched) for f in ('accuracy', 'loss')]
-        columns = {(s, f): run.latest(s, f) for s, f in fields}
-    # Where nothing was chosen, or no epoch is over yet, a column has no numbers.
-    return {key: v for key, v in columns.items() if len(v) and not np.isnan(v).all()}
-
-
-def _member_rows(run: Run, columns: Columns) -> Table:
-    """Return a row for each member and, of several, their mean."""
-    # A run that goes on has its members' names in metrics.csv alone.
-    names = [m['name'] for m in run.results.get('members', [])] or run.members
-    rows = [
-        # A slice, because `spread` takes arrays; it prints no ± for one value.
-        [show(name), *(spread(v[i : i + 1], f) for (_, f), v in columns.items())]
-        for i, name in enumerate(names)
-    ]
-    if len(rows) > 1:
-        rows.append(['mean ± std', *(spread(v, f) for (_, f), v in columns.items())])
-    return rows
-
-
-def _joint_rows(run: Run, columns: Columns) -> Table:
-    """Return rows of what the members predict together: their ensemble, and a fused prediction."""
-    rows = []
-    # While a run goes on nobody has averaged its members.
-    if any(run.ensemble(*key) for key in columns):
-        rows.append(['ensemble', *(spread(run.ensemble(*key), key[1]) for key in columns)])
-    for name in run.fusion('last'):
-        scores = [run.fusion(w).get(name, {}).get(f) for w, f in columns]
-        cells = (spread([] if s is None else [s], f) for s, (_, f) in zip(scores, columns))
-        rows.append([name.replace('_', ' '), *cells])
-    return rows
-
-
-def session_table(run: Run) -> Table:
-    """Return where the numbers come from: a row per session."""
-    keys = ['started', 'commit', 'devices', 'command', 'packages']
-    rows = []
-    for session in run.sessions:
-        packages = [f'{name} {version}' for name, version in session.get('packages', {}).items()]
-        rows.append([show(v) for v in (*(session.get(k) for k in keys[:-1]), packages)])
-    return [keys, *rows] if rows else []
+def section(run: Run) -> report_page.Section:
+    """Return what the page has of one run."""
+    return report_page.Section(
+        number=run.number,
+        title=f'{run.number}. {show(run.name)}',
+        finished=bool(run.results),
+        curves=render(partial(draw_run, run)),
+        members=member_table(run),
+        long_tail=report_long_tail.sections(run),
+        drawn=classes.drawn(run),
+        classes=classes.class_table(run),
+        sessions=session_table(run),
+    )
 
 
 def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
@@ -216,12 +144,16 @@ def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
     for run in runs:
         with reads(run.folder):
             summary([run]), notes([run])  # what they cannot read is of this run
-            pictures |= report_page.curves(run)
-            sections.append((run, member_table(run), report_long_tail.sections(run), session_table(run)))
-    pictures |= report_page.comparison(runs)
+            sections.append(section(run))
+            # Names of runs become names of files, on any file system.
+            slug = re.sub(r'[^\w.-]+', '_', run.name, flags=re.ASCII)[:60]
+            pictures[f'curves_{run.number:02d}_{slug}'] = sections[-1].curves
+    if len(runs) > 1:
+        pictures['comparison'] = render(partial(draw_comparison, runs))
     tables = [summary(runs), differences(runs)]
+    html = report_page.page(tables, notes(runs), sections, pictures.get('comparison'))
     files = {
-        'report.html': report_page.page(tables, notes(runs), sections, pictures).encode(),
+        'report.html': html.encode(),
         'report.md': report_page.markdown(tables, notes(runs)).encode(),
         # The files stand on white pages; only the report itself follows the reader's theme.
         **{f'{name}.png': picture['light'] for name, picture in pictures.items()},

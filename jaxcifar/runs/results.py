@@ -4,13 +4,13 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxcifar.config.fields import PER_MEMBER
 from jaxcifar.config.members import member_losses, member_views, per_member
 from jaxcifar.data.expert_splits import rows_of
+from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.state import TrainState, Weights, eval_weights
 from jaxcifar.machine import files
@@ -132,14 +132,26 @@ def _test_logits(session: Session, scored: Mapping[str, Scored]) -> Iterator[tup
 
 
 def log(session: Session, progress: Progress, scored: Mapping[str, Scored], workdir: Path, logger):
-    """Write the rows of metrics.csv that belong to `summarise`, and of a long tail per_class.csv."""
+    """Write the rows of metrics.csv that belong to `summarise`, and per_class.csv."""
     for checkpoint, name, z in _test_logits(session, scored):
         # Where the test images chose, their rows of the last epoch are there already.
         if checkpoint == 'best' or session.chooses_on != name:
             row = member_metrics(z, session.tests[name])
             logger.write(progress.epoch, progress.step, name, row, checkpoint)
-    if session.split.class_counts is not None:
-        write_classes(session, scored, workdir)
+    write_classes(session, scored, workdir)
+
+
+def _images_of_classes(session: Session) -> dict[str, np.ndarray]:
+    """Return the training images of each class, [C], that each output has seen: what joins members, all."""
+    outputs, counts = [*session.outputs, 'ensemble'], session.split.class_counts
+    if counts is not None:
+        return dict.fromkeys(outputs, counts)
+    rows = train_counts(session.dataset, session.split)
+    if len(rows) == 1:
+        return dict.fromkeys(outputs, rows[0])
+    # An image that several members see is one image.
+    joint = np.bincount(session.images['train'].labels, minlength=rows.shape[1])
+    return {**dict.fromkeys(outputs, joint), **dict(zip(session.names, rows))}
 
 
 def write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path):
@@ -148,9 +160,7 @@ def write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path)
     file = io.StringIO()
     table = csv.writer(file, lineterminator='\n')
     table.writerow(columns)
-    classes: Any = session.dataset.classes
-    # The typing is loose here because only long tails have counts, and only they come here.
-    counts: Any = session.split.class_counts
+    classes, counts = session.dataset.classes, _images_of_classes(session)
     for checkpoint, split, z in _test_logits(session, scored):
         labels = session.tests[split].labels
         images = np.bincount(labels, minlength=len(classes))
@@ -160,6 +170,6 @@ def write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path)
         for member, p in zip([*session.outputs, 'ensemble'], [*log_p, mean], strict=True):
             recalls = class_recalls(p.argmax(1) == labels, labels, len(classes))
             for c, recall in enumerate(recalls):
-                row = (c, classes[c], counts[c], images[c], f'{recall:.6g}')
+                row = (c, classes[c], counts[member][c], images[c], f'{recall:.6g}')
                 table.writerow((member, checkpoint, split, *row))
     files.write_text(workdir / 'per_class.csv', file.getvalue())
