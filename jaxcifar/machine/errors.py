@@ -11,7 +11,7 @@ EXIT_PREEMPTED = 75
 
 MOST_NAMES = 40  # that a message lists
 HINTED = 12  # … where it has a better hint
-ALIKE = 0.6  # from which likeness on a name may have been meant
+ALIKE = 0.65  # from which likeness on a name may have been meant
 # What other programs call a network of ours; names are compared without signs between their parts.
 OTHERS_CALL_IT = {
     'densenet': 'densenet121',
