@@ -139,7 +139,7 @@ def run(folder, tmp_path_factory):
     fields = {'dataset': f'stream:{folder}', 'network': 'resnet8', 'data.image_size': 8, 'devices': 1,
               'epochs': 2, 'batch_size': 16, 'data.validation_size': 8, 'eval.batch_size': 8,
               'optimizer.lr': 0.02, 'checkpoint.every_steps': 1, 'checkpoint.keep': 9,
-              'log.tensorboard': False, 'log.pictures': False}  # fmt: skip
+              'log.tensorboard': False}  # fmt: skip
     argv = ['main', '--config=configs/base.py', f'--workdir={runs / "whole"}']
     with pytest.MonkeyPatch.context() as patch:
         argv += [f'--config.{name}={value}' for name, value in fields.items()]
@@ -156,8 +156,10 @@ def test_a_run_taken_up_in_mid_epoch_ends_the_same(run, tmp_path, capsys):
     assert '3 of 64 images could not be read and were replaced' in lines
     assert any(line.startswith('8 of 64 images were converted to 8-bit RGB (grey 8)') for line in lines)
     assert f'{config.dataset[7:]}: train/ is the training part, val/ is the test part' in lines
+    # The pictures are read from the files too.
+    assert (workdir / 'pictures' / 'first_batch.png').exists()
     again = config.copy_and_resolve_references()
-    again.resume_from, again.data.workers = f'{workdir}@4', 2
+    again.resume_from, again.data.workers, again.log.pictures = f'{workdir}@4', 2, False
     train(again, tmp_path)
     told = capsys.readouterr().err.splitlines()
     assert 0 < len(told) == len(set(told)) and all(any(name in line for name in BROKEN) for line in told)

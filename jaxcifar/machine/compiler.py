@@ -13,11 +13,18 @@ OPTIONS: dict[str, dict[str, str]] = {
     },
 }
 
+# For programs that run once: LLVM takes half of the time to compile an augmentation, for nothing then.
+ONCE = {'cpu': {'xla_backend_optimization_level': '0', 'xla_llvm_disable_expensive_passes': 'true'}}
+
 
 @cache
-def compiler_options() -> dict[str, str]:
-    """Return what `jax.jit(compiler_options=…)` takes: options that this version of XLA knows."""
-    wanted = OPTIONS.get(jax.default_backend(), {})
+def compiler_options(once: bool = False) -> dict[str, str]:
+    """Return what `jax.jit(compiler_options=…)` takes: options that this version of XLA knows.
+
+    once: for a program that runs once, whose compilation is what it costs.
+    """
+    backend = jax.default_backend()
+    wanted = {**OPTIONS.get(backend, {}), **(ONCE.get(backend, {}) if once else {})}
     # XLA refuses a whole compilation for one option that it does not know.
     return {name: value for name, value in wanted.items() if knows(name, value)}
 
