@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import platform
+import signal
 
 import pytest
 
@@ -34,3 +35,10 @@ def test_a_file_system_without_locks_is_named(fault, tmp_path, monkeypatch, caps
         with process.locked(tmp_path):
             (tmp_path / 'file').touch()
         assert f'warning: {tmp_path} cannot be locked ({os.strerror(fault)})' in capsys.readouterr().err
+
+
+def test_an_interrupt_has_a_word_and_the_handler_before_is_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match='stopped; the same command goes on'), process.signals():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -13,7 +13,7 @@ import jax
 from filelock import BaseFileLock, FileLock, Timeout
 
 from jaxcifar.machine import hosts
-from jaxcifar.machine.errors import Preempted, UserError
+from jaxcifar.machine.errors import Interrupted, Preempted, UserError
 
 LOCK = '.lock'  # in a workdir: who trains there
 LOCKLESS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP  # of file systems that have no locks
@@ -138,4 +138,5 @@ def signals():
 
 
 def _interrupt(*_):
-    raise KeyboardInterrupt
+    # Whoever has something to save says so in place of this.
+    raise Interrupted('stopped; the same command goes on')
