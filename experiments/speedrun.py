@@ -47,7 +47,7 @@ def _measure(mark: str, seed: int, workdir: Path, changes: list[str]) -> dict:
     """What a run of its own process came to."""
     shutil.rmtree(workdir, ignore_errors=True)
     command = ['-m', 'jaxcifar.main', '--config', f'configs/speedrun.py:{mark}', '--workdir', str(workdir)]
-    command += [f'--config.seed={seed}', '--config.log.tensorboard=False']
+    command += [f'--config.seed={seed}', '--config.log.tensorboard=False', '--config.log.pictures=False']
     command += [f'--config.compile_cache={workdir.parent / "compiled"}', *changes]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True)
