@@ -127,6 +127,7 @@ S = '--config configs/single.py --workdir x '
     ('--config configs/single.py:imagenet --workdir x', 'imagenet needs a path: imagenet:PATH'),
     ('--config configs/single.py:resnet8,cifar10,resnet20 --workdir x', "'resnet20': leave one out"),
     ('--config configs/mutual.py:resnet8+resnet33 --workdir x', "'resnet33'; did you mean 'resnet32'?"),
+    ('--config configs/single.py --workdir=', '--workdir must be given, as in'),
     ('--config configs/single.py', '--workdir must be given, as in --config quickstart --workdir'),
     ('--config configs/long_tail.py:standart --workdir x', "did you mean 'standard'"),
     (S + 'stray', "expected flags, got 'stray'"),

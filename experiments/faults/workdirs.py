@@ -23,7 +23,7 @@ from jaxcifar.formats import portable
 from jaxcifar.loop import train
 from jaxcifar.predict import predict
 from jaxcifar.reject import reject
-from jaxcifar.report import page
+from jaxcifar.report import figures
 from jaxcifar.report.tables import write
 from jaxcifar.runs.trained import open_trained
 from jaxcifar.torch_weights import export_weights
@@ -110,7 +110,7 @@ SHOWN = ('report', 'baseline', 'release', 'export')  # commands that show what s
 
 def report(path: Path, out: Path) -> str:
     """Return the Markdown of a report, whose pictures are small: nobody looks at them."""
-    with patch.object(page, 'DPI', 20):
+    with patch.object(figures, 'DPI', 20):
         return write([path], out)[1].read_text()
 
 

@@ -38,8 +38,9 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
         raise UserError(f'the config file fails: {type(error).__name__}: {show(str(error), 200)}') from error
     if len(rest) > 1:
         raise UserError(f'expected flags, got {rest[1]!r}: a change is written --config.FIELD=VALUE')
-    if config is None or workdir is None:
-        missing = ' and '.join(['--config'] * (config is None) + ['--workdir'] * (workdir is None))
+    # An empty workdir, as of a shell's variable that is not set, would be the current folder.
+    if config is None or not workdir:
+        missing = ' and '.join(['--config'] * (config is None) + ['--workdir'] * (not workdir))
         configs = ', '.join(shipped.names())
         raise UserError(
             f'{missing} must be given, as in --config quickstart --workdir runs/q; configs: {configs}'

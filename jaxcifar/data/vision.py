@@ -3,6 +3,7 @@
 Worker processes import this module: it must not import JAX.
 """
 
+import logging
 import os
 import sys
 import warnings
@@ -31,6 +32,7 @@ ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 # Pillow warns of large photographs and of odd tags in files that it reads all the same. What it cannot read
 # is named in our own lines.
 warnings.filterwarnings('ignore', module='PIL')
+logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 
 def import_torchvision():

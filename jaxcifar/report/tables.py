@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.machine import text
+from jaxcifar.machine.files import write_bytes
 from jaxcifar.report import classes
 from jaxcifar.report import long_tail as report_long_tail
 from jaxcifar.report import page as report_page
@@ -160,7 +161,7 @@ def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (out / name).write_bytes(content)
+        write_bytes(out / name, content)  # whole, or on a full disk not at all
     return [out / name for name in files]
 
 
