@@ -33,46 +33,51 @@ def small_sweep(npz, epochs=2):
     return c
 
 
+def drawn(workdir) -> dict[str, bytes]:
+    return {path.stem: path.read_bytes() for path in (workdir / 'pictures').glob('*')}
+
+
 def test_a_run_draws_itself_and_says_what_to_do_next(small_npz, tmp_path, tiny_networks, capsys, monkeypatch):
     monkeypatch.setattr('jaxcifar.report.figures.DPI', 40)
-    workdir = tmp_path / 'my run'
-    results = train(small_sweep(small_npz), workdir)
-    *_, files, following, evaluate, predict, report = capsys.readouterr().out.splitlines()
-    drawn = {path.stem: path.read_bytes() for path in (workdir / 'pictures').iterdir()}
-    assert drawn.keys() == ALL and all(map(shows_something, drawn.values()))
-    assert str(workdir) in files and '6 pictures' in files and following == 'next:'
-    assert shlex.split(evaluate) == ['python', '-m', 'jaxcifar.evaluate', '--workdir', str(workdir)]
-    assert shlex.split(predict)[2:5] == ['jaxcifar.predict', '--workdir', str(workdir)]
-    assert shlex.split(report)[2:] == ['jaxcifar.report', str(workdir)]
+    workdir, config = tmp_path / 'my run', small_sweep(small_npz)
+    config.log.pictures = False
+    results = train(config, workdir)
+    assert not drawn(workdir) and 'pictures' not in capsys.readouterr().out
     # The table of classes adds up to the accuracy.
     with open(workdir / 'per_class.csv') as file:
         rows = [r for r in csv.DictReader(file) if (r['member'], r['checkpoint']) == ('1_tiny', 'last')]
     hits = sum(float(r['recall']) * int(r['images']) for r in rows)
     assert hits / 40 == pytest.approx(results['members'][1]['last']['test']['accuracy'], abs=1e-5)
     assert sum(int(r['train_images']) for r in rows) == 80
-    # A run that goes on draws anew; its past is in the curves.
+    # The command draws a run that did not draw itself.
+    monkeypatch.setattr('sys.argv', ['pictures', '--workdir', str(workdir)])
+    command.main()
+    before = drawn(workdir)
+    assert before.keys() == ALL and all(map(shows_something, before.values()))
+    # A run that goes on draws itself anew, and its past is in the curves.
     train(small_sweep(small_npz, epochs=3), workdir)
-    assert (workdir / 'pictures' / 'curves.png').read_bytes() != drawn['curves']
+    *_, files, following, evaluate, predict, report = capsys.readouterr().out.splitlines()
+    assert drawn(workdir).keys() == ALL and drawn(workdir)['curves'] != before['curves']
+    assert drawn(workdir)['first_batch'] == before['first_batch']
+    assert str(workdir) in files and '6 pictures' in files and following == 'next:'
+    assert shlex.split(evaluate) == ['python', '-m', 'jaxcifar.evaluate', '--workdir', str(workdir)]
+    assert shlex.split(predict)[2:5] == ['jaxcifar.predict', '--workdir', str(workdir)]
+    assert shlex.split(report)[2:] == ['jaxcifar.report', str(workdir)]
     # TensorBoard has each epoch once, and the newest pictures.
     assert [epoch for epoch, _ in points(workdir / 'tensorboard/1_tiny/train')['loss']] == [1, 2, 3]
     shown = points(workdir / 'tensorboard/run')
     assert {tag for tag in shown if 'pictures' in tag} == {f'pictures/{name}' for name in ALL}
-    # The command draws the same again.
-    after = {path.stem: path.read_bytes() for path in (workdir / 'pictures').iterdir()}
-    monkeypatch.setattr('sys.argv', ['pictures', '--workdir', str(workdir)])
-    command.main()
-    assert {path.stem: path.read_bytes() for path in (workdir / 'pictures').iterdir()} == after
 
 
 def test_a_picture_that_fails_loses_no_run(small_npz, tmp_path, tiny_networks, capsys, monkeypatch):
     def fail(*_):
         raise ValueError('no ink')
 
-    monkeypatch.setattr(pictures, 'draw_confusion', fail)
+    monkeypatch.setattr('jaxcifar.report.figures.draw_run', fail)
     assert train(small_sweep(small_npz), tmp_path)['epoch'] == 2
     said = capsys.readouterr().out
-    assert (tmp_path / 'results.json').exists() and (tmp_path / 'pictures' / 'curves.png').exists()
-    assert '2 pictures drawn, and then stopped (ValueError: no ink)' in said and said.count('no ink') == 1
+    assert (tmp_path / 'results.json').exists() and not drawn(tmp_path)
+    assert '0 pictures drawn, and then stopped (ValueError: no ink)' in said and said.count('no ink') == 1
 
 
 def test_matplotlib_is_imported_only_to_draw_and_left_as_it_was():
