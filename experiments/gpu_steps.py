@@ -21,11 +21,11 @@ TRAIN = 'jaxcifar.main --workdir {workdir}/'
 # What makes a long training on a GPU fast; it saves, too, when it is asked to leave.
 FAST = (
     ' --config.precision=bfloat16 --config.data.loader=device --config.checkpoint.every_epochs=10'
-    ' --config.compile_cache={workdir}/compiled --config.log.tensorboard=False'
+    ' --config.compile_cache={workdir}/compiled --config.log.tensorboard=False --config.log.pictures=False'
 )
 SMALL = (
     ' --config.network=resnet8 --config.epochs=1 --config.batch_size=20 --config.devices=1'
-    ' --config.data.loader=device --config.log.tensorboard=False'
+    ' --config.data.loader=device --config.log.tensorboard=False --config.log.pictures=False'
 )
 TORCH = ','.join(f'torch {how} channels_last bf16' for how in ('graph', 'compile graph', 'max-autotune'))
 STEPS = {

@@ -30,6 +30,7 @@ FIELDS = {
     'eval.batch_size': 20,
     'checkpoint.every_steps': 3,
     'log.tensorboard': False,
+    'log.pictures': False,
 }
 TO_PROCESS = ('kill', 'kill in a save', 'kill before a save', 'sigterm', 'full disk')
 TO_CHECKPOINT = ('cut file', 'wrong bit')
