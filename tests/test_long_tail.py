@@ -329,7 +329,7 @@ def test_the_standard_protocol_has_no_calibration_images(tail_npz, tmp_path, mon
 
 
 def test_calibration_needs_a_long_tail(tmp_path):
-    with pytest.raises(UserError, match='not a workdir'):
+    with pytest.raises(UserError, match='expected a workdir'):
         calibrate.calibrate(tmp_path)
-    with pytest.raises(UserError, match='not a workdir'):
+    with pytest.raises(UserError, match='expected a workdir'):
         reject.reject(tmp_path)
