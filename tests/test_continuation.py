@@ -70,6 +70,16 @@ def test_a_resumed_run_says_nothing_where_nothing_changes(tmp_path):
     assert continuation.changes(session(), tmp_path, progress(5)) == []
 
 
+def test_a_run_says_which_other_one_it_takes_up(tmp_path):
+    other, own = tmp_path / 'other', tmp_path / 'own'
+    own.mkdir(), other.mkdir()
+    write_json(other / 'config.json', saved.to_dict(session(epochs=9).config))
+    now = session(epochs=9, resume_from=f'{other}@30')
+    assert continuation.changes(now, own, progress(3)) == [f'taken up from {other}@30']
+    write_json(own / 'config.json', saved.to_dict(now.config))
+    assert continuation.changes(now, own, progress(3)) == []  # it is its own by then
+
+
 def test_a_finished_run_goes_on_from_the_end_of_its_schedule(tmp_path):
     lines = said(tmp_path, 10, {'epochs': 10, 'schedule.per': 'epoch'}, {'epochs': 20})
     assert lines[-1] == 'a longer cosine lifts the learning rate at epoch 10 from 0.00245 to 0.05'

@@ -30,7 +30,8 @@ def changes(session: Session, workdir: Path, progress: Progress) -> list[str]:
     They come from config.json of this run, or of the run that it takes up, before it is written again.
     """
     config = session.config
-    source = workdir if (workdir / 'config.json').exists() else Path(config.resume_from.partition('@')[0])
+    other = Path(config.resume_from.partition('@')[0]) if config.resume_from else workdir
+    source = workdir if (workdir / 'config.json').exists() else other
     try:
         old = saved.load(source / 'config.json') if progress.step else config
     except UserError:  # a lost file: nothing is known of before
@@ -38,7 +39,8 @@ def changes(session: Session, workdir: Path, progress: Progress) -> list[str]:
     before, after = flatten(saved.to_dict(old)), flatten(saved.to_dict(config))
     differ = [field for field in after if before.get(field) != after[field]]
     shown = [field for field in differ if not any(f'{field}.'.startswith(f'{s}.') for s in SILENT)]
-    lines = [f'changed: {", ".join(f"{f} {before.get(f)} -> {after[f]}" for f in shown)}'] if shown else []
+    lines = [f'taken up from {config.resume_from}'] if progress.step and source != workdir else []
+    lines += [f'changed: {", ".join(f"{f} {before.get(f)} -> {after[f]}" for f in shown)}'] if shown else []
     # Patience counts evaluations of the past too, so that a stopped member may go on.
     was, now = progress.selection.active(old), progress.selection.active(config)
     for words, members in (('goes on again', now & ~was), ('stops here', was & ~now)):
