@@ -163,8 +163,10 @@ def member_colours(run: Run) -> list:
     if not numbers and members <= len(COLOURS):
         return COLOURS[:members]
     order = np.argsort(np.argsort(next(iter(numbers.values())))) if numbers else np.arange(members)
-    # The end of viridis, yellow, cannot be seen on a white page.
-    return [mpl.colormaps['viridis'](0.88 * i / max(1, members - 1)) for i in order]
+    # One end of viridis, yellow, cannot be seen on a white page, and the other not on a dark one.
+    dark = mpl.rcParams['figure.facecolor'] == THEMES['dark'][0]
+    ends = (0.3, 1.0) if dark else (0.0, 0.88)
+    return [mpl.colormaps['viridis'](np.interp(i, (0, max(1, members - 1)), ends)) for i in order]
 
 
 def draw_comparison(runs: Sequence[Run]) -> Figure:
