@@ -39,7 +39,10 @@ def main():
         from jaxcifar.machine import hosts
 
     with hosts.joined(**vars(place)):
-        for line in recipe.stays(recipe.named(argv), config) if hosts.is_first() else ():
+        # The first question about devices starts them: seconds for a GPU.
+        with status.during('starting the devices'):
+            first = hosts.is_first()
+        for line in recipe.stays(recipe.named(argv), config) if first else ():
             print(line, flush=True)
         train(config, workdir)
 

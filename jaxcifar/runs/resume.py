@@ -59,7 +59,8 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
     # The state of a beginning comes first: every restore needs its structure and its devices.
     state, progress = _begin(session), Progress.start(session)
     # Its own checkpoint outranks both fields: a restarted command still names them.
-    restored = keeper.checkpoints.restore_newest(state)
+    with status.during('reading the newest checkpoint'):
+        restored = keeper.checkpoints.restore_newest(state)
     if restored is not None:
         keeper.saved = restored[1]['step'], restored[1]['pending']
     elif config.resume_from:
