@@ -20,15 +20,20 @@ def train(config, workdir=None, **fields):
     The run has `history`, `results`, `config`, `workdir` and `load()`, and is also the dict of its
     results.json: see `jaxcifar.run.Run`. Raises `UserError` for what the user can mend.
     """
-    from jaxcifar.config import command_line, recipe
+    from jaxcifar.config import command_line, recipe, short
     from jaxcifar.run import Run
 
-    name, (config, workdir) = config, command_line.chosen(config, workdir, fields)
-    for line in recipe.stays(name, config):
-        print(line, flush=True)
+    name, before, config = command_line.chosen(config, fields)
     # JAX takes a second: not before the config is right.
     from jaxcifar import loop
+    from jaxcifar.machine import hosts
 
+    lines = recipe.stays(name, before, config)
+    if workdir is None:
+        workdir = short.new_workdir(name or f'{config.network}-{config.dataset}', not hosts.alone())
+        lines = [f'workdir: {workdir}', *lines]
+    if lines and hosts.is_first():
+        print(*lines, sep='\n', flush=True)
     return Run(workdir, loop.train(config, workdir))
 
 

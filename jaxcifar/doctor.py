@@ -15,8 +15,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from jaxcifar.config import command_line, shipped
-from jaxcifar.config.short import long_form
+from jaxcifar.config import shipped
+from jaxcifar.config.command_line import parse_about
 from jaxcifar.machine.command import asked_for_help, explain, run_command
 from jaxcifar.machine.errors import UserError
 
@@ -183,11 +183,6 @@ class Doctor:
             self.fault(f'the disk of the workdir must have {needed / GB:.3f} GB free for its checkpoints')
 
 
-def _parse(argv: list[str]):
-    """Return (config, workdir) of the command line in either form."""
-    return command_line.parse([argv[0], '--workdir=runs', *long_form(argv[1:], 'runs')])
-
-
 def main(argv: list[str]):
     """Run the command line, program name first."""
     if asked_for_help(__doc__):
@@ -198,11 +193,8 @@ def main(argv: list[str]):
         doctor.data(Path(os.environ.get('JAXCIFAR_DATA') or 'data'))
         doctor.folder('the folder', Path('runs'))
     else:
-        # `parse` demands a workdir, and runs/ is where one would be.
-        parsed = doctor.attempt(
-            'the config',
-            lambda: command_line.parse([argv[0], '--workdir=runs', *long_form(argv[1:], 'runs')]),
-        )
+        # A run would be in runs/.
+        parsed = doctor.attempt('the config', parse_about, argv, 'runs')
         if parsed is not None:
             doctor.run(*parsed)
     if doctor.faults:

@@ -1,6 +1,7 @@
 """Run the one training loop: evaluate, save, next batch, step, write; and the test images at the end."""
 
 import contextlib
+import copy
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -34,8 +35,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
 
     Raises `UserError` for what the user can mend and `Preempted` when SIGTERM came and all is saved.
     """
-    # A wrong config must end before the workdir is made.
-    config, workdir = finalize(config), Path(workdir)
+    # A wrong config must end before the workdir is made. Only the copy is filled in: what the caller leaves
+    # unset, such as member_ids, stays unset for the next call.
+    config, workdir = finalize(copy.deepcopy(config)), Path(workdir)
     process.keep_compiled(config.compile_cache)
     # The lock is held to the end: two processes would overwrite each other's checkpoints.
     log = sys.stdout if hosts.is_first() else None

@@ -42,7 +42,7 @@ def main():
         # The first question about devices starts them: seconds for a GPU.
         with status.during('starting the devices'):
             first = hosts.is_first()
-        for line in recipe.stays(recipe.named(argv), config) if first else ():
+        for line in recipe.of_command_line(argv, config) if first else ():
             print(line, flush=True)
         train(config, workdir)
 

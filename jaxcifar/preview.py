@@ -9,11 +9,9 @@ import sys
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcifar.config.command_line import parse
-from jaxcifar.config.short import long_form
+from jaxcifar.config.command_line import parse_about
 from jaxcifar.machine.command import asked_for_help, run_command
-from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import write_bytes
+from jaxcifar.machine.files import write_where_asked
 from jaxcifar.runs.first_batch import read_first_batch
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.session import prepare
@@ -39,14 +37,8 @@ def main():
     """Run the command line."""
     if asked_for_help(__doc__):
         return
-    config, workdir = parse([sys.argv[0], '--workdir=.', *long_form(sys.argv[1:], '.')])
-    path = workdir / 'preview.png'
-    picture = contact_sheet(finalize(config))
-    try:
-        write_bytes(path, picture)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror}') from error
-    print(path)
+    config, workdir = parse_about(sys.argv, '.')
+    print(write_where_asked(workdir / 'preview.png', contact_sheet(finalize(config))))
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from jaxcifar.config import saved
 from jaxcifar.machine.text import percent
 from jaxcifar.report import runs
 from jaxcifar.report.history import History, read_history
+from jaxcifar.runs.ending import alike
 
 
 class Run(dict):
@@ -58,10 +59,10 @@ class Run(dict):
         weights = 'best' if 'best' in self.results['mean'] else 'last'
         fused = self.results.get('fusion', {}).get(weights)
         mean, std = (self.results[kind][weights]['accuracy'] for kind in ('mean', 'std'))
-        several = len(self.results['members']) > 1
-        score = f'fused {percent(fused["test"]["fused"]["accuracy"])}' if fused else percent(
-            mean, std if several else None
-        )  # fmt: skip
+        # A ± over members that differ would look like an error bar.
+        repeated = len(self.results['members']) > 1 and alike(self.results)
+        score = percent(mean, std if repeated else None)
+        score = f'fused {percent(fused["test"]["fused"]["accuracy"])}' if fused else score
         return f'Run({str(self.workdir)!r}, test accuracy {score}, {weights} weights)'
 
     @cached_property

@@ -1,35 +1,32 @@
 """Draw the learning rate before training: python -m jaxcifar.schedule --config CONFIG[:ARGUMENT]
 
-Prints the rate where it turns, and writes schedule.png into --workdir (the current folder). Members with
-rates of their own have a line each, and so have the parts of a fusion's head. Takes what training takes:
---config.FIELD=VALUE, or in short jaxcifar schedule CONFIG --FIELD VALUE. No image is read, only labels are.
+Prints the rate at each quarter of the run, and writes schedule.png into --workdir (the current folder).
+Members with rates of their own have a line each, and so have the parts of a fusion. Takes what training
+takes: --config.FIELD=VALUE, or in short jaxcifar schedule CONFIG --FIELD VALUE. Only labels are read.
 """
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcifar.config.command_line import parse
+from jaxcifar.config.command_line import parse_about
 from jaxcifar.config.members import member_names
-from jaxcifar.config.short import long_form
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import Order
 from jaxcifar.data.splits import make_split
 from jaxcifar.engine.couplings import has_head, make_learning_rates
 from jaxcifar.engine.head import PARTS
-from jaxcifar.engine.schedules import last_restart
 from jaxcifar.machine.command import asked_for_help, run_command
-from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import write_where_asked
 from jaxcifar.machine.text import print_table
 from jaxcifar.runs.resolve import finalize
 
 POINTS = 4000  # of a line: more than a picture has pixels
-MOST = 8  # turns that the table shows; a staircase may have hundreds
+SHARES = ('start', '25 %', '50 %', '75 %', 'end')  # of the run, which the table has
+MOST_LINES = 6  # that the table has
 
 
 class Schedule:
@@ -58,7 +55,8 @@ class Schedule:
         """Return the name of a line: of all members, or of those that it is of."""
         if columns == [*range(self.config.members)] and len(columns) > 1:
             return f'all {len(columns)} members'
-        return ', '.join(names[column] for column in columns)
+        first, others = names[columns[0]], len(columns) - 1
+        return f'{first} and {others} other{"s" * (others > 1)}' if others else first
 
     def steps(self) -> np.ndarray:
         """Return the steps at which the lines are drawn."""
@@ -68,34 +66,22 @@ class Schedule:
         """Return the learning rates of the members, and of a head's parts, at steps [S]: [S,K] or [S,K+2]."""
         return np.asarray(self._rates(np.asarray(steps)))
 
-    def turns(self) -> list[tuple[str, int]]:
-        """Return (what is there, its step) where a rate turns, or at the quarters of a smooth one."""
-        config, n = self.config, self.epoch_steps
-        kinds = {config.schedule.name, *([config.fusion.schedule] if has_head(config) else [])}
-        found = [('start', 0), ('end', self.total - 1)]
-        if config.schedule.warmup_steps:
-            found.append(('warmed up', config.schedule.warmup_steps - 1))
-        found += [(what, int(epoch * n)) for kind in sorted(kinds) for what, epoch in _turns(config, kind)]
-        at: dict[int, list[str]] = {}
-        for what, step in found:
-            if step < self.total and what not in at.setdefault(step, []):
-                at[step].append(what)
-        return [(', '.join(at[step]), step) for step in sorted(at)]
-
     def table(self) -> list[list[str]]:
-        """Return what is printed: a row for each turn, the first of them if there are many, and the end."""
-        turns = self.turns()
-        turns = turns if len(turns) <= MOST else [*turns[: MOST - 1], turns[-1]]
-        columns = list(self.lines.values())
-        rates = self.rates([step for _, step in turns])[:, columns]
-        return [
-            [what, f'{step / self.epoch_steps:.4g}', f'{step:,}', *(f'{rate:.4g}' for rate in row)]
-            for (what, step), row in zip(turns, rates)
+        """Return the headings of what is printed, and a row for each quarter of the run."""
+        shown = list(self.lines)[:MOST_LINES]
+        steps = np.linspace(0, self.total - 1, len(SHARES)).astype(int)
+        rates = self.rates(steps)[:, [self.lines[name] for name in shown]]
+        rows = [
+            [share, f'{step / self.epoch_steps:.4g}', f'{step:,}', *(f'{rate:.4g}' for rate in row)]
+            for share, step, row in zip(SHARES, steps, rates)
         ]
+        return [['', 'epoch', 'step', *shown], *rows]
 
     def notes(self) -> list[str]:
         """Return what else decides how far a parameter moves."""
         config, notes = self.config, []
+        if len(self.lines) > MOST_LINES:
+            notes.append(f'the table has {MOST_LINES} of {len(self.lines)} lines, the picture all')
         if config.optimizer.rates:
             notes.append(f'multiplied by parameter path: optimizer.rates={config.optimizer.rates}')
         if config.optimizer.name == 'muon' and config.optimizer.rest != 1:
@@ -108,39 +94,25 @@ class Schedule:
         """Return the matplotlib figure: a line for each of `lines` over the epochs."""
         # matplotlib is slow to import, and only this function needs it.
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
 
-        from jaxcifar.report.figures import COLOURS, STYLES, add_legend
+        from jaxcifar.report.figures import MOST_NAMES, add_legend, colours
 
         figure = Figure((8, 3.4), layout='constrained')
         axis = figure.subplots()
         steps = self.steps()
-        rates = self.rates(steps)
-        for i, (name, column) in enumerate(self.lines.items()):
-            colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
-            axis.plot(steps / self.epoch_steps, rates[:, column], color=colour, ls=style, lw=1.7, label=name)
+        rates, count = self.rates(steps), len(self.lines)
+        for (name, column), colour in zip(self.lines.items(), colours(count)):
+            axis.plot(steps / self.epoch_steps, rates[:, column], color=colour, lw=1.7, label=name)
         axis.set_title(f'learning rate, schedule.name={self.config.schedule.name}', loc='left')
         axis.set_xlabel(f'epoch ({self.epoch_steps:,} steps each)')
         axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        if len(self.lines) > 1:
-            add_legend(figure, axis.lines, loc='outside right upper')
+        named = list(axis.lines)[:MOST_NAMES]
+        if count > MOST_NAMES:
+            named.append(Line2D([], [], ls='', label=f'and {count - MOST_NAMES} more'))
+        if count > 1:
+            add_legend(figure, named, loc='outside right upper', fontsize=8)
         return figure
-
-
-def _turns(config: ConfigDict, kind: str) -> Iterator[tuple[str, float]]:
-    """Yield (what, epoch) where a schedule of this name turns."""
-    s, epochs = config.schedule, config.epochs
-    if kind == 'multistep':
-        yield from (('milestone', epoch) for epoch in s.milestones)
-    elif kind == 'step':
-        yield from (('step down', epoch) for epoch in range(s.step_size, epochs, s.step_size))
-    elif kind == 'warm_restarts':
-        end = last_restart(config, 0)[1]
-        while end < epochs:
-            yield 'restart', end
-            end = last_restart(config, end)[1]
-    elif kind != 'constant':
-        yield from (('a quarter', epochs / 4), ('half', epochs / 2), ('three quarters', 3 * epochs / 4))
 
 
 def labels_only(config: ConfigDict) -> Dataset:
@@ -165,23 +137,17 @@ def main():
     """Run the command line."""
     if asked_for_help(__doc__):
         return
-    words = [sys.argv[0], '--workdir=.', *long_form(sys.argv[1:], '.')]
-    config, workdir = parse(words)
+    config, workdir = parse_about(sys.argv, '.')
     schedule = Schedule(finalize(config))
     epochs = f'{config.epochs:,} epoch{"s" * (config.epochs > 1)}'
     print(f'{epochs} of {schedule.epoch_steps:,} steps\n')
-    print_table(['', 'epoch', 'step', *schedule.lines], schedule.table())
-    print('', *schedule.notes(), _write(schedule, workdir / 'schedule.png'), sep='\n')
+    headings, *rows = schedule.table()
+    print_table(headings, rows)
+    # Only now: matplotlib takes a while, and the table need not wait for it.
+    from jaxcifar.report.figures import png
 
-
-def _write(schedule: Schedule, path: Path) -> Path:
-    """Write the picture, and return its path."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        schedule.draw().savefig(path, dpi=120)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror}') from error
-    return path
+    path = write_where_asked(workdir / 'schedule.png', png(schedule.draw))
+    print('', *schedule.notes(), path, sep='\n')
 
 
 if __name__ == '__main__':

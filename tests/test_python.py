@@ -4,12 +4,14 @@ import csv
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import jaxcifar
 from jaxcifar.config.command_line import parse
+from jaxcifar.config.short import spell_out
 from jaxcifar.machine.errors import UserError
 from jaxcifar.schedule import Schedule
 from tests.processes import ROOT
@@ -64,6 +66,13 @@ def test_a_config_of_ones_own_is_trained_as_before(small, config, tmp_path):
     run = jaxcifar.train(config, tmp_path / 'run', network='linear', epochs=1)
     assert run['epoch'] == 1 and run.workdir == tmp_path / 'run'
     assert (config.network, config.epochs) == ('resnet8', 2)  # the fields went into a copy
+    # So does what is filled in: the same config may be changed and trained again, by a thread too.
+    config.network, config.epochs, config.members = 'linear', 1, 2
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(jaxcifar.train, config, tmp_path / 'two').result()
+    assert config.member_ids is None and '±' in repr(run)
+    run.results['members'][1]['numbers'] = {'optimizer.lr': 0.1}
+    assert '±' not in repr(run)  # a spread over other rates is no error bar
 
 
 @pytest.mark.parametrize(
@@ -81,6 +90,16 @@ def test_mistakes_end_in_one_line(config, fields, message, tmp_path):
     with pytest.raises(UserError) as caught:
         jaxcifar.train(config, tmp_path / 'run', **fields)
     assert message in str(caught.value) and not (tmp_path / 'run').exists()
+
+
+def test_several_hosts_need_a_workdir_that_all_are_given(monkeypatch):
+    several = ['quickstart', '--processes', '2', '--process', '0', '--coordinator', 'host:1']
+    with pytest.raises(UserError, match='expected --workdir for several hosts, got none'):
+        spell_out(several)
+    assert spell_out([*several, '--workdir', 'x'])
+    monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '2')
+    with pytest.raises(UserError, match='give all the same folder'):
+        spell_out(['quickstart'])
 
 
 def test_a_command_line_is_the_one_that_is_given(monkeypatch):

@@ -16,40 +16,33 @@ def of(words: str) -> schedule.Schedule:
 
 
 @pytest.mark.parametrize(
-    ('words', 'lines', 'turns'),
+    ('words', 'lines'),
     [
-        (
-            'single --epochs 10 --schedule.name multistep --milestones 4,8 --warmup_steps 100',
-            ['0_resnet20'],
-            ['start', 'warmed up', 'milestone', 'milestone', 'end'],
-        ),
-        (
-            'single --epochs 9 --lr .1,.1,.2 --members 3',
-            ['0_resnet20, 1_resnet20', '2_resnet20'],
-            ['start', 'a quarter', 'half', 'three quarters', 'end'],
-        ),
-        (
-            'fusion --epochs 20 --fusion.lr_head .01',
-            ['all 4 members', 'fusion', 'global_head'],
-            ['start', 'a quarter, restart', 'half', 'three quarters, restart', 'end'],
-        ),
+        ('single --epochs 9 --lr .1,.1,.2 --members 3', ['0_resnet20 and 1 other', '2_resnet20']),
+        ('fusion --epochs 20 --fusion.lr_head .01', ['all 4 members', 'fusion', 'global_head']),
     ],
 )
-def test_lines_and_turns(words, lines, turns, tmp_path, monkeypatch):
+def test_members_of_one_rate_share_a_line(words, lines, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     drawn = of(words)
-    table = drawn.table()
-    assert list(drawn.lines) == lines and [row[0] for row in table] == turns
-    assert all(len(row) == 3 + len(lines) for row in table)
+    headings, *rows = drawn.table()
+    assert list(drawn.lines) == headings[3:] == lines
+    assert [row[0] for row in rows] == ['start', '25 %', '50 %', '75 %', 'end']
     assert not list(tmp_path.iterdir())  # CIFAR is neither read nor fetched
 
 
-def test_a_table_of_many_turns_is_cut(tmp_path, monkeypatch):
+def test_a_sweep_of_many_rates_is_cut_in_the_table_and_the_legend(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    drawn = of('single --schedule.name step --step_size 1 --gamma .5 --epochs 30 --drop_last True')
+    rates = ','.join(f'{k / 100:g}' for k in range(1, 31))
+    drawn = of(
+        f'single --schedule.name step --step_size 1 --gamma .5 --drop_last True --members 30 --lr {rates}'
+    )
     assert drawn.epoch_steps == 45_000 // 128
-    assert [row[0] for row in drawn.table()] == ['start'] + ['step down'] * 6 + ['end']
-    np.testing.assert_allclose(drawn.rates([0, drawn.epoch_steps])[:, 0], [0.1, 0.05])
+    np.testing.assert_allclose(drawn.rates([0, drawn.epoch_steps])[:, 9], [0.1, 0.05])
+    assert {len(row) for row in drawn.table()} == {3 + 6} and '6 of 30 lines' in drawn.notes()[0]
+    figure = drawn.draw()
+    assert len(figure.axes[0].lines) == 30
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == ['15_resnet20', 'and 14 more']
 
 
 def test_the_command_prints_a_table_and_writes_a_picture(tmp_path, monkeypatch, capsys):
@@ -57,6 +50,6 @@ def test_the_command_prints_a_table_and_writes_a_picture(tmp_path, monkeypatch, 
     monkeypatch.setattr('sys.argv', ['schedule', 'quickstart', '--lr', '.1,.2,.3', '--epochs', '4'])
     schedule.main()
     said = capsys.readouterr().out
-    assert said.startswith('4 epochs of 20 steps') and 'warmed up' in said and '2_resnet8' in said
+    assert said.startswith('4 epochs of 20 steps') and '75 %' in said and '2_resnet8' in said
     with Image.open('schedule.png') as image:
         assert len(np.unique(np.asarray(image).reshape(-1, 4), axis=0)) > 50

@@ -3,7 +3,6 @@
 import argparse
 import re
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 
 from absl import flags
@@ -50,23 +49,27 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     return config, Path(workdir)
 
 
-def chosen(config, workdir, fields: Mapping) -> tuple[ConfigDict, Path]:
-    """Return (config, workdir) of a call from Python: `config` is a `ConfigDict`, or what --config takes.
+def parse_about(argv: list[str], workdir: str) -> tuple[ConfigDict, Path]:
+    """Return what `parse` does for a command about a config, in the long form or the short one.
 
-    fields: as for `short.changed`. Without a workdir a line names the new one.
+    workdir: the one where the command line names none.
     """
-    name = config if isinstance(config, (str, Path)) else ''
+    return parse([argv[0], f'--workdir={workdir}', *short.long_form(argv[1:], workdir)])
+
+
+def chosen(config, fields: Mapping) -> tuple[str, ConfigDict, ConfigDict]:
+    """Return (name, config, the config with `fields`) of a call from Python.
+
+    config: a `ConfigDict`, whose name is '', or what --config takes. fields: as for `short.changed`.
+    """
+    name = str(config) if isinstance(config, (str, Path)) else ''
     if name:
         # Config files import each other, as on the command line.
         shipped.be_importable()
         config, _ = parse(['jaxcifar.train', f'--config={name}', '--workdir=unused'])
     elif not isinstance(config, ConfigDict):
         raise UserError(f"expected a config's name, a file or a ConfigDict, got {show(config)}")
-    config = short.changed(config, fields) if fields else config
-    if workdir is None:
-        workdir = short.new_workdir(str(name) or f'{config.network}-{config.dataset}')
-        print(f'workdir: {workdir}', flush=True)
-    return config, Path(workdir)
+    return name, config, short.changed(config, fields)
 
 
 def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -125,9 +128,7 @@ def _missing_file(argv: list[str]) -> UserError | None:
     for path in re.findall(r'(\S+\.py)\b', ' '.join(argv[1:]).replace('=', ' ')):
         if not Path(path).exists():
             return unknown('config', path, [f'configs/{name}.py' for name in shipped.names()])
-    given = [word for before, word in pairwise(argv) if before == '--config']
-    given += [word.removeprefix('--config=') for word in argv if word.startswith('--config=')]
-    for name in (config.partition(':')[0] for config in given):
+    for name in (config.partition(':')[0] for config in shipped.given(argv)):
         if not Path(name).exists():
             return unknown('config', name, shipped.names())
     return None

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 # Beside the package both in a checkout and where pip installs it.
@@ -21,6 +22,22 @@ def summary(name: str) -> str:
     # Parsed and not imported: the help must not wait for what a recipe imports.
     doc = ast.get_docstring(ast.parse((FOLDER / f'{name}.py').read_text())) or ''
     return doc.partition('\n')[0]
+
+
+def given(argv: list[str]) -> list[str]:
+    """Return the values of --config on a command line, of which the last one counts."""
+    pairs = pairwise([*argv, ''])
+    return [
+        value if word == '--config' else word.removeprefix('--config=')
+        for word, value in pairs
+        if word == '--config' or word.startswith('--config=')
+    ]
+
+
+def is_shipped(config: str) -> bool:
+    """Return whether --config=CONFIG names a file that comes with the package."""
+    file = Path(_complete(config).partition(':')[0])
+    return file.suffix == '.py' and file.resolve().parent == FOLDER.resolve()
 
 
 def complete(argv: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxcifar.config.fields import FIELDS
 from jaxcifar.config.old_flags import is_old, translated
 from jaxcifar.config.shipped import names
+from jaxcifar.machine.command import slurm_tasks
 from jaxcifar.machine.errors import UserError, ending_in, unknown
 
 EXAMPLE = 'jaxcifar train quickstart'
@@ -48,7 +49,9 @@ def spell_out(words: list[str], workdir: str = '') -> list[str]:
         raise UserError(f'expected one config, got {given}; configs are {", ".join(names())}: {EXAMPLE}')
     # The last of two equal flags wins, as in the long form.
     flags = {_field(flag): value for flag, value in given_flags}
-    flags.setdefault('--workdir', workdir or str(new_workdir(positional[0])))
+    if '--workdir' not in flags:
+        several = '--coordinator' in flags or flags.get('--processes', '1') != '1' or slurm_tasks() > 1
+        flags['--workdir'] = workdir or str(new_workdir(positional[0], several))
     return [f'--config={positional[0]}', *(f'{flag}={value}' for flag, value in flags.items()), *switches]
 
 
@@ -75,8 +78,13 @@ def changed(config: ConfigDict, values: Mapping) -> ConfigDict:
     return config
 
 
-def new_workdir(config: str) -> Path:
-    """Return a folder in runs/ that is not there yet, named after the config and the minute."""
+def new_workdir(config: str, several_hosts: bool = False) -> Path:
+    """Return a folder in runs/ that is not there yet, named after the config and the minute.
+
+    Raises `UserError` for several hosts: each has its own clock, and may see other folders.
+    """
+    if several_hosts:
+        raise UserError('expected --workdir for several hosts, got none: give all the same folder')
     name = re.sub(r'[^\w.+-]+', '-', config.removesuffix('.py')).strip('-.')
     path = Path('runs') / f'{name}-{datetime.now():%Y-%m-%d-%H%M}'
     # Two runs begun in one minute must not share a workdir.

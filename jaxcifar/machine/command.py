@@ -71,6 +71,11 @@ def is_short() -> bool:
     return any(Path(word).name == 'jaxcifar' for word in sys.orig_argv[1:3])
 
 
+def slurm_tasks() -> int:
+    """Return how many processes Slurm's step has started, 1 without Slurm."""
+    return int(os.environ.get('SLURM_STEP_NUM_TASKS', 1))
+
+
 def refuse_other_modules():
     """Exit with one line where python -m was given a module of the package that is no command.
 

@@ -74,6 +74,15 @@ def write_bytes(path: Path, data: bytes):
     write_atomically(path, lambda file: file.write(data))
 
 
+def write_where_asked(path: Path, data: bytes) -> Path:
+    """Write `data` where the user wants it, and return the path; `UserError` where that cannot be."""
+    try:
+        write_bytes(path, data)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from error
+    return path
+
+
 def write_text(path: Path, text: str):
     """Write `text` in UTF-8, whole or not at all."""
     write_bytes(path, text.encode())

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from jaxcifar.machine import files
+from jaxcifar.machine.command import slurm_tasks
 from jaxcifar.machine.errors import Preempted, UserError
 
 CONNECT = 120  # seconds in which the hosts of a job must have found each other
@@ -28,14 +29,13 @@ def joined(coordinator: str = '', processes: int = 0, process: int = 0) -> Itera
 
     coordinator: HOST:PORT of the first. Must come before anything asks JAX for devices.
     """
-    in_slurm = int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1
-    if not coordinator and not in_slurm:
+    if not coordinator and slurm_tasks() == 1:
         yield
         return
     where: dict = {}
     if coordinator:
         where = {'coordinator_address': coordinator, 'num_processes': processes, 'process_id': process}
-    if coordinator or os.environ['SLURM_STEP_NUM_TASKS'] == os.environ['SLURM_STEP_NUM_NODES']:
+    if coordinator or slurm_tasks() == int(os.environ['SLURM_STEP_NUM_NODES']):
         # JAX takes a task of Slurm's to mean a GPU: alone on its node, it drives all of them.
         where['local_device_ids'] = _own_gpus()
     try:

@@ -159,14 +159,18 @@ def _legend(run: Run) -> list[Line2D]:
 
 def member_colours(run: Run) -> list:
     """Return a colour for each member: from dark to light where they differ in a number, by its size."""
-    numbers, members = run.numbers(), len(run.members)
-    if not numbers and members <= len(COLOURS):
-        return COLOURS[:members]
-    order = np.argsort(np.argsort(next(iter(numbers.values())))) if numbers else np.arange(members)
+    return colours(len(run.members), next(iter(run.numbers().values()), None))
+
+
+def colours(count: int, numbers: Sequence[float] | None = None) -> list:
+    """Return a colour for each of so many lines: from dark to light by numbers, or where they are many."""
+    if numbers is None and count <= len(COLOURS):
+        return COLOURS[:count]
+    order = np.arange(count) if numbers is None else np.argsort(np.argsort(numbers))
     # One end of viridis, yellow, cannot be seen on a white page, and the other not on a dark one.
     dark = mpl.rcParams['figure.facecolor'] == THEMES['dark'][0]
     ends = (0.3, 1.0) if dark else (0.0, 0.88)
-    return [mpl.colormaps['viridis'](np.interp(i, (0, max(1, members - 1)), ends)) for i in order]
+    return [mpl.colormaps['viridis'](np.interp(i, (0, max(1, count - 1)), ends)) for i in order]
 
 
 def draw_comparison(runs: Sequence[Run]) -> Figure:
