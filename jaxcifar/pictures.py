@@ -59,7 +59,7 @@ def keep(
             show(drawn)
     except Exception as error:
         why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-        again = spoken('pictures', '--workdir', workdir)
+        again = spoken('pictures', workdir)
         say(f'{len(drawn)} pictures drawn, and then stopped ({why}): {again} tries again')
     return drawn
 
