@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from jaxcifar.machine import files
+from jaxcifar.machine import files, status
 from jaxcifar.machine.command import slurm_tasks
 from jaxcifar.machine.errors import Preempted, UserError
 
@@ -49,6 +49,7 @@ def joined(coordinator: str = '', processes: int = 0, process: int = 0) -> Itera
     # All hosts call the writers of files; from here on only the first one's calls write.
     if not is_first():
         files.leave_to_the_first_host()
+        status.leave_to_the_first_host()
     try:
         yield
     except Preempted:  # all leave, and none may take it for a fault of another

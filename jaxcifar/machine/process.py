@@ -16,7 +16,8 @@ from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import Interrupted, Preempted, UserError
 
 LOCK = '.lock'  # in a workdir: who trains there
-LOCKLESS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP  # of file systems that have no locks
+# What is wrong with the folder, and not with its locks: the first write would meet it too.
+UNWRITABLE = errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT
 
 
 @contextlib.contextmanager
@@ -52,7 +53,8 @@ def _acquired(lock: BaseFileLock, workdir: Path) -> bool:
     except Timeout:
         return False
     except OSError as error:
-        if error.errno not in LOCKLESS:
+        # File systems say in many ways that they have no locks.
+        if error.errno in UNWRITABLE:
             raise
         why = f'warning: {workdir} cannot be locked ({error.strerror})'
         print(f'{why}: make sure that no other process trains there', file=sys.stderr)

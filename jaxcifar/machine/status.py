@@ -1,4 +1,4 @@
-"""Say what a program is at while nothing else can be seen: a line that counts on a terminal, one in a log."""
+"""Show progress while nothing is printed: a line that counts seconds on a terminal, one line in a log."""
 
 import contextlib
 import sys
@@ -16,6 +16,7 @@ BLINK = 0.3  # … and a terminal: what is shorter would only flicker
 
 verbose = False  # whether the lines for those who tune XLA are printed too
 _at: list[tuple[str, float]] = []  # what is going on and since when, the innermost last
+_shows = True
 _log: TextIO | None = None
 _told: set[str] = set()  # what this log has been told: an epoch must not say it again
 _in_a_table = False
@@ -26,6 +27,12 @@ class Line:
 
     def __rich__(self) -> Text:
         return Text(line(), style='dim', no_wrap=True, overflow='ellipsis')
+
+
+def leave_to_the_first_host():
+    """Show nothing from here on: the hosts are at the same thing, and may share a terminal."""
+    global _shows
+    _shows = False
 
 
 def line() -> str:
@@ -45,7 +52,7 @@ def during(what: str) -> Iterator[None]:
     alarms = [threading.Timer(SILENCE, _tell, [what])]
     live = None
     # Only the outermost owns the line; those within it change its words.
-    if not _at and not _in_a_table:
+    if _shows and not _at and not _in_a_table:
         terminal = Console(stderr=True)
         if terminal.is_terminal:
             # What goes from stdout to a file must not end up on the terminal.
@@ -54,19 +61,23 @@ def during(what: str) -> Iterator[None]:
                 redirect_stdout=sys.stdout.isatty(),
             )  # fmt: skip
             alarms.append(threading.Timer(BLINK, live.start))
-    _at.append((what, time.monotonic()))
+    entry = what, time.monotonic()
+    _at.append(entry)
     for alarm in alarms:
         alarm.daemon = True
         alarm.start()
     try:
         yield
     finally:
-        for alarm in alarms:
-            alarm.cancel()
-            alarm.join()
-        _at.pop()
-        if live is not None:
-            live.stop()
+        # Trainings in two threads leave in any order. Ctrl-C may come while an alarm is waited for.
+        _at.remove(entry)
+        try:
+            for alarm in alarms:
+                alarm.cancel()
+                alarm.join()
+        finally:
+            if live is not None:
+                live.stop()
 
 
 def _tell(what: str):
@@ -83,7 +94,8 @@ def logged(log: TextIO | None) -> Iterator[None]:
     """
     global _log
     _told.clear()
-    _log = None if log is None or log.isatty() else log
+    # A notebook's stdout need not have isatty.
+    _log = None if log is None or getattr(log, 'isatty', bool)() else log
     try:
         yield
     finally:
