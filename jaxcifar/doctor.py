@@ -136,14 +136,14 @@ class Doctor:
         from jaxcifar.engine.step import make_train_step
         from jaxcifar.machine.profile import Compiled
         from jaxcifar.machine.text import about
-        from jaxcifar.runs.fits import check_memory
+        from jaxcifar.runs.fits import check_run_fits
         from jaxcifar.runs.session import prepare
 
         # The run as training would build it: session, state and step.
         session = prepare(config, dataset)
         mesh, population, each = session.mesh, session.population, session.epoch_steps
         check_batch(config, mesh)
-        check_memory(session)
+        check_run_fits(session)
         state = init_state(config, population)
         # Bytes of a checkpoint: parameters, statistics and the optimiser's state.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

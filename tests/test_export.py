@@ -121,7 +121,7 @@ def test_a_packed_file_evaluates_to_the_last_bit(packing, workdir, small_npz, tm
     assert evaluate(folder, None, 'test', flip=False, dataset=data)['members'] == expected
     with pytest.raises(UserError, match='leave out --checkpoint last'):
         evaluate(folder, 'last', 'test', flip=False, dataset=data)
-    with pytest.raises(UserError, match='10 classes of 32 pixels, and not 4 classes of 8'):
+    with pytest.raises(UserError, match='expected 4 classes of 8 pixels, got 10 classes of 32'):
         evaluate(folder, None, 'test', flip=False, dataset='digits')
     small = export.export(workdir, 'packed', tmp_path / 's', packing=packing, rest='float16', fold=True)
     assert (small / '0_resnet8.packed').stat().st_size < (folder / '0_resnet8.packed').stat().st_size
@@ -202,7 +202,7 @@ def test_a_release_is_a_function_in_one_line(workdir, dataset, small_npz, tmp_pa
     assert card.startswith('# resnet8 for small.npz\n')
     assert f'Test accuracy {100 * results["mean"]["best"]["accuracy"]:.2f} ± ' in card
     for words, call in {
-        'no member 7': lambda: jaxcifar.load(folder, 7),
+        r'expected a member of .* \(all, 0_resnet8.*\), got 7': lambda: jaxcifar.load(folder, 7),
         'got .*absent, which is not there': lambda: jaxcifar.load(tmp_path / 'absent'),
         r'expected images as uint8 \[B,8,8,3\], got float32': lambda: model(dataset.x_test / np.float32(255)),
         'holds other files': lambda: export.export(workdir, 'release', workdir),

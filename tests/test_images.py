@@ -11,7 +11,7 @@ from jaxcifar.data.describe import describe
 from jaxcifar.data.splits import evaluation_images, make_split
 from jaxcifar.data.stream import eval_transform, read
 from jaxcifar.data.vision import open_rgb, read_image
-from jaxcifar.export.pictures import read_pictures
+from jaxcifar.export.images import read_pictures
 from jaxcifar.machine.errors import UserError
 
 STEPS = np.arange(0, 256, 17, np.uint8)  # 16 grey levels, 0 to 255

@@ -64,7 +64,7 @@ def test_old_flags_are_spelt_anew(flags):
 
 def test_the_page_has_every_old_flag_and_its_answer():
     """The rows are those that `python -c "from jaxcifar.config import old_flags; …table()"` prints."""
-    assert '\n'.join(table()) in page('from-pytorch')
+    assert '\n'.join(table()) in page('old-flags')
 
 
 def test_every_old_flag_is_in_a_command():

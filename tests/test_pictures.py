@@ -61,7 +61,7 @@ def test_a_run_draws_itself_and_says_what_to_do_next(small_npz, tmp_path, tiny_n
     assert drawn(workdir)['first_batch'] == before['first_batch']
     assert str(workdir) in files and '6 pictures' in files and following == 'next:'
     assert shlex.split(evaluate) == ['python', '-m', 'jaxcifar.evaluate', str(workdir)]
-    assert shlex.split(predict)[2:5] == ['jaxcifar.predict', '--workdir', str(workdir)]
+    assert shlex.split(predict)[2:4] == ['jaxcifar.predict', str(workdir)]
     assert shlex.split(report)[2:] == ['jaxcifar.report', str(workdir)]
     # TensorBoard has each epoch once, and the newest pictures.
     assert [epoch for epoch, _ in points(workdir / 'tensorboard/1_tiny/train')['loss']] == [1, 2, 3]

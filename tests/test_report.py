@@ -249,5 +249,6 @@ def test_command_line(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out.startswith('| run') and str(run / 'report.html') in out
     assert err == f'left out: {tmp_path} is not a run folder: it has no metrics.csv\n'
-    with pytest.raises(UserError, match=r'is a run folder with a metrics\.csv'):
+    with pytest.raises(UserError, match=r'expected the folder of a run, got .*: there is no metrics\.csv'):
         report([tmp_path], tmp_path)
+    assert not capsys.readouterr().err  # said once: in the error

@@ -154,6 +154,8 @@ def test_predict_names_the_classes_of_files(run, dataset, tmp_path):
     paths = [tmp_path / f'{i}.png' for i in range(8)]
     for path, image in zip(paths, dataset.x_test):
         Image.fromarray(image).save(path)
+    with pytest.raises(UserError, match=r'expected a run before the images, got .*0\.png: .* RUN '):
+        predict(paths[0], paths[1:])
     predictions = predict(workdir, paths)
     np.testing.assert_allclose(predictions.probabilities.sum(1), 1, atol=1e-6)
     assert predictions.classes == ('0', '1', '2', '3')

@@ -1,6 +1,7 @@
 """Read from a config what is said of each of its K members: network, name, seed, and its own numbers."""
 
 import copy
+from collections.abc import Mapping
 from numbers import Number
 
 from ml_collections import ConfigDict
@@ -19,6 +20,16 @@ def per_member(config: ConfigDict, field: str) -> list:
         wanted = f'one number, or one for each of members={config.members}'
         raise UserError(f'{field} must be {wanted}, got {show(value)}')
     return values
+
+
+def own_numbers(fields: Mapping, members: int) -> dict[str, list]:
+    """Return {field: [K]} where members have different numbers; the seed, which only repeats, is left out.
+
+    fields: a config by dotted names, or what is left of it in a damaged file.
+    """
+    found = {name: fields.get(name) for name in PER_MEMBER if name != 'seed'}
+    lists = {name: [*v] for name, v in found.items() if isinstance(v, (list, tuple)) and len(v) == members}
+    return {name: values for name, values in lists.items() if len(set(values)) > 1}
 
 
 def member_networks(config: ConfigDict) -> list[str]:

@@ -125,7 +125,7 @@ def _check_labels(key: str, y: np.ndarray, images: int):
     raise ValueError(f'{key}: expected integers of shape ({images},), got {got}')
 
 
-def check_memory(images: int, size: int):
+def check_images_fit(images: int, size: int):
     """Raise `UserError` where so many images of `size` pixels a side are more than all memory."""
     needed, there = 3 * images * size**2, memory.total()
     if needed > there:

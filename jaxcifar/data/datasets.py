@@ -14,7 +14,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxcifar.data.arrays import check_arrays, check_memory, check_names, check_part, mean_std, set_aside_test
+from jaxcifar.data.arrays import (
+    check_arrays,
+    check_images_fit,
+    check_names,
+    check_part,
+    mean_std,
+    set_aside_test,
+)
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.data.download import fetch_cifar
 from jaxcifar.data.files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, summarise
@@ -114,7 +121,7 @@ def _digits(name: str, root: Path, image_size: int) -> Dataset:
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     size = (image_size, image_size)
-    check_memory(len(grey), image_size)
+    check_images_fit(len(grey), image_size)
     large = [Image.fromarray(image).resize(size, Image.Resampling.BICUBIC) for image in grey]
     images = np.repeat(np.stack([np.asarray(i) for i in large])[..., None], 3, axis=-1)
     return _dataset(name, set_aside_test(images, digits.target), tuple('0123456789'))

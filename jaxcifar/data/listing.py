@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcifar.data.arrays import check_memory, check_names
+from jaxcifar.data.arrays import check_images_fit, check_names
 from jaxcifar.data.layout import Layout, find_layout, folders, is_folder, lookalikes
 from jaxcifar.data.vision import centre_square, has_ending, is_image, open_rgb, reason
 from jaxcifar.machine.text import one_line
@@ -117,7 +117,7 @@ def read_images(listing: Listing, size: int) -> tuple[np.ndarray, np.ndarray, st
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
             return error
 
-    check_memory(len(listing.paths), size)
+    check_images_fit(len(listing.paths), size)
     # Pillow releases Python's lock while it decodes, so threads help.
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(read, listing.paths))

@@ -8,11 +8,12 @@ import numpy as np
 
 from jaxcifar.engine.fusion import NAME
 from jaxcifar.engine.head import join
-from jaxcifar.export.pictures import read_pictures
+from jaxcifar.export.images import read_pictures
 from jaxcifar.export.predictions import Predictions
 from jaxcifar.formats.portable import FusedHead, Portable
 from jaxcifar.machine.compiler import compiler_options
 from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.text import show
 from jaxcifar.runs.evaluation import over_views
 from jaxcifar.runs.metrics import log_probabilities, mean_of_probabilities
 from jaxcifar.runs.trained import Trained, open_trained
@@ -117,5 +118,5 @@ def choose(trained: Trained, member: str | int | None = None) -> tuple[list[Port
     # '0_resnet18' answers to its name and to its id, 0.
     chosen = [m for m, name in zip(members, names) if str(member) in (name, name.split('_')[0])]
     if not chosen:
-        raise UserError(f'{trained.path} has no member {member!r}; it has all, {", ".join(names)}')
+        raise UserError(f'expected a member of {trained.path} (all, {", ".join(names)}), got {show(member)}')
     return chosen, None

@@ -107,7 +107,10 @@ def read(path: Path) -> tuple[dict, dict]:
     _, version, length, digest = START.unpack_from(data)
     # A newer version may sum its bytes in another way, so it is told first.
     if version != VERSION:
-        raise UserError(f'{path} is of version {version}; this jaxcifar reads version {VERSION}')
+        raise UserError(
+            f'expected a packed file of version {VERSION}, got {path} of version {version}: export it again, '
+            'or update jaxcifar'
+        )
     # The sum is checked before anything is parsed, so that damage has one message.
     if hashlib.sha256(body := data[START.size :]).digest() != digest:
         raise UserError(

@@ -1,13 +1,15 @@
 """Write files whole or not at all, and read them with one line for what is wrong with them."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -86,6 +88,13 @@ def write_where_asked(path: Path, data: bytes) -> Path:
 def write_text(path: Path, text: str):
     """Write `text` in UTF-8, whole or not at all."""
     write_bytes(path, text.encode())
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable]):
+    """Write a table, a line of columns and then the rows, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([columns, *rows])
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, data):

@@ -6,15 +6,7 @@ import numpy as np
 
 from jaxcifar.machine import text
 from jaxcifar.report.page import Table
-from jaxcifar.report.runs import FUSED, NONE, Run, show
-
-UNITS = {  # how a field is printed: unit, factor, digits
-    'accuracy': ('%', 100, 2),
-    'top5': ('top5 %', 100, 2),
-    'nll': ('NLL', 1, 4),
-    'loss': ('NLL', 1, 4),
-    'ece': ('ECE %', 100, 2),
-}
+from jaxcifar.report.runs import FUSED, NONE, UNITS, Run, show
 
 
 def spread(values: Sequence | np.ndarray, field: str = 'accuracy') -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.config.fields import PER_MEMBER
+from jaxcifar.config.members import own_numbers
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading
@@ -18,6 +18,13 @@ from jaxcifar.runs.metrics import verdict
 NONE = '—'  # stands for a number or a setting that is not there
 FUSED = 'fused'  # the name that a fused prediction has in metrics.csv
 GROUPS = ('mean_recall', 'many', 'medium', 'few', 'head', 'tail')
+UNITS = {  # how a field is printed: unit, factor, digits
+    'accuracy': ('%', 100, 2),
+    'top5': ('top-5 %', 100, 2),
+    'nll': ('NLL', 1, 4),
+    'loss': ('loss', 1, 4),
+    'ece': ('ECE %', 100, 2),
+}
 COLUMNS = {
     'metrics.csv': {'epoch', 'member', 'split', 'checkpoint', 'loss', 'accuracy', 'lr'},
     'timing.csv': {'seconds', 'images_per_second'},
@@ -56,10 +63,8 @@ class Run:
                 made.clear()  # of weights before these
 
     def numbers(self) -> dict[str, list]:
-        """Return the fields in which members have numbers of their own, {field: [K]}; seeds are no such."""
-        found = {name: self.config.get(name) for name in PER_MEMBER if name != 'seed'}
-        several = {name: v for name, v in found.items() if isinstance(v, list) and len(set(v)) > 1}
-        return {name: v for name, v in several.items() if len(v) == len(self.members)}
+        """Return the fields in which members have numbers of their own, {field: [K]}; never the seed."""
+        return own_numbers(self.config, len(self.members))
 
     def titles(self) -> list[str]:
         """Return what the members are called, with their losses, views and numbers where these differ."""
@@ -189,9 +194,13 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
     """Return the runs in these folders; one line on stderr names each that is none."""
     # A folder given twice is one run.
     folders = list(dict.fromkeys(Path(d).resolve() for d in dirs))
+    missing = [folder for folder in folders if not (folder / 'metrics.csv').is_file()]
+    if len(missing) == len(folders):
+        given = ', '.join(map(str, folders)) or 'none'
+        raise UserError(f'expected the folder of a run, got {given}: there is no metrics.csv')
     leaves, runs = [f.name for f in folders], list[Run]()
     for folder in folders:
-        if not (folder / 'metrics.csv').is_file():
+        if folder in missing:
             print(f'left out: {folder} is not a run folder: it has no metrics.csv', file=sys.stderr)
             continue
         # Runs of a sweep may share a leaf; the folder above tells them apart.
@@ -214,6 +223,4 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
                     classes=read_csv(folder / 'per_class.csv'),
                 )
             )
-    if not runs:
-        raise UserError(f'none of {", ".join(map(str, folders))} is a run folder with a metrics.csv')
     return runs

@@ -1,27 +1,25 @@
 """Lay evaluations out in one table, a row for each member of each run: on the terminal, or as a CSV file."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.machine.files import write_text
+from jaxcifar.machine.files import write_csv
 from jaxcifar.machine.text import print_table
 from jaxcifar.report.history import read_history
-from jaxcifar.report.runs import GROUPS
+from jaxcifar.report.runs import GROUPS, UNITS
 
-# A column, its heading, and its factor and digits. Accuracies are in percent on the terminal alone.
+# A column, its heading, and the field whose unit it has. Accuracies are in percent on the terminal alone.
 SHOWN = {
-    'train_accuracy': ('train %', 100, '.2f'),
-    'train_loss': ('train loss', 1, '.4f'),
-    'accuracy': ('{split} %', 100, '.2f'),
-    'loss': ('{split} loss', 1, '.4f'),
-    'top5': ('top-5 %', 100, '.2f'),
-    'ece': ('ECE %', 100, '.2f'),
-    **{group: (f'{group.replace("_", " ")} %', 100, '.2f') for group in GROUPS},
-    'improvement': ('better by', 100, '+.2f'),
+    'train_accuracy': ('train {unit}', 'accuracy'),
+    'train_loss': ('train {unit}', 'loss'),
+    'accuracy': ('{split} {unit}', 'accuracy'),
+    'loss': ('{split} {unit}', 'loss'),
+    'top5': ('{unit}', 'top5'),
+    'ece': ('{unit}', 'ece'),
+    **{group: (f'{group.replace("_", " ")} {{unit}}', 'accuracy') for group in GROUPS},
+    'improvement': ('better by', 'accuracy'),
 }
 
 
@@ -39,7 +37,9 @@ def score_rows(found: dict) -> list[dict]:
     training = _training(found, [*names, *together])
     rows = [_row(found, name, {**training.get(name, {}), **m}) for name, m in zip(names, members)]
     if len(members) > 1:
-        values = {key: [row[key] for row in rows] for key in rows[0] if key in SHOWN}
+        # metrics.csv may have lost the training of a member: no mean over the others.
+        shared = [key for key in rows[0] if key in SHOWN and all(key in row for row in rows)]
+        values = {key: [row[key] for row in rows] for key in shared}
         for name, of in (('mean', np.mean), ('std', lambda values: np.std(values, ddof=1))):
             rows.append(_row(found, name, {key: float(of(values[key])) for key in values}))
     return rows + [_row(found, name, {**training.get(name, {}), **s}) for name, s in together.items()]
@@ -74,7 +74,8 @@ def print_scores(rows: Sequence[dict]):
     """Print rows as a table, with the runs' names where there are several."""
     several = len({row['run'] for row in rows}) > 1
     columns = [column for column in SHOWN if any(column in row for row in rows)]
-    headings = [SHOWN[column][0].format(split=rows[0]['split']) for column in columns]
+    split = rows[0]['split']
+    headings = [text.format(split=split, unit=UNITS[of][0]) for text, of in (SHOWN[c] for c in columns)]
     before, lines = None, []
     for row in rows:
         # A run is named once: its rows belong together.
@@ -86,19 +87,16 @@ def print_scores(rows: Sequence[dict]):
 
 
 def _cell(row: dict, column: str) -> str:
-    _, factor, form = SHOWN[column]
+    _, factor, digits = UNITS[SHOWN[column][1]]
+    sign = '+' if column == 'improvement' else ''
     value = row.get(column, np.nan)
-    return '' if np.isnan(value) else f'{factor * value:{form}}'
+    return '' if np.isnan(value) else f'{factor * value:{sign}.{digits}f}'
 
 
 def write_scores(path: Path, rows: Sequence[dict]):
     """Write rows as a CSV file; accuracies are shares, and the split is part of the columns' names."""
     columns = ['run', 'member', *(column for column in SHOWN if any(column in row for row in rows))]
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator='\n')
     split = rows[0]['split']
-    table.writerow(f'{split}_{name}' if name in ('accuracy', 'loss') else name for name in columns)
-    for row in rows:
-        cells = (row.get(name, '') for name in columns)
-        table.writerow(f'{cell:.6g}' if isinstance(cell, float) else cell for cell in cells)
-    write_text(path, file.getvalue())
+    names = [f'{split}_{name}' if name in ('accuracy', 'loss') else name for name in columns]
+    table = [[row.get(name, '') for name in columns] for row in rows]
+    write_csv(path, names, [[f'{x:.6g}' if isinstance(x, float) else x for x in cells] for cells in table])

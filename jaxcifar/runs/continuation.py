@@ -17,6 +17,7 @@ from jaxcifar.machine.errors import Interrupted, Preempted, UserError
 from jaxcifar.runs import ending
 from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.progress import Progress
+from jaxcifar.runs.resume import source_of
 from jaxcifar.runs.session import Session
 
 # Groups of fields that leave every number of a run as it is.
@@ -30,7 +31,7 @@ def changes(session: Session, workdir: Path, progress: Progress) -> list[str]:
     They come from config.json of this run, or of the run that it takes up, before it is written again.
     """
     config = session.config
-    other = Path(config.resume_from.partition('@')[0]) if config.resume_from else workdir
+    other = source_of(config)[0] if config.resume_from else workdir
     source = workdir if (workdir / 'config.json').exists() else other
     try:
         old = saved.load(source / 'config.json') if progress.step else config

@@ -17,7 +17,7 @@ def where_to_go(workdir: Path, drawn: int) -> list[str]:
         f'files are in {workdir}: {", ".join(files)}',
         'next:',
         f'  {spoken("evaluate", workdir)}',
-        f'  {spoken("predict", "--workdir", workdir, "IMAGE.png")}',
+        f'  {spoken("predict", workdir, "IMAGE.png")}',
         f'  {spoken("report", workdir)}',
     ]
 

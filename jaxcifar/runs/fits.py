@@ -10,7 +10,7 @@ from jaxcifar.runs.session import Session
 GB = 1e9
 
 
-def check_memory(session: Session):
+def check_run_fits(session: Session):
     """Raise `UserError` where a step's state and images alone are more than all memory that there is.
 
     Activations, which take most, are not counted: what is refused here could never run.

@@ -5,7 +5,6 @@ and the clock stand side by side.
 """
 
 import csv
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxcifar.config.members import member_names
 from jaxcifar.data.splits import validation_split
 from jaxcifar.engine.fusion import NAME
-from jaxcifar.machine.files import write_text
+from jaxcifar.machine.files import write_csv
 
 LOSSES = ('loss_global', 'loss_individual', 'loss_total', 'alpha')
 
@@ -59,11 +58,7 @@ def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
             row |= {f'expert_{k}_accuracy': expert['accuracy'], f'expert_{k}_loss': expert['loss']}
         rows.append(row)
     if rows:
-        text = io.StringIO()
-        table = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
-        table.writeheader()
-        table.writerows(rows)
-        write_text(workdir / file_name(config), text.getvalue())
+        write_csv(workdir / file_name(config), rows[0], [row.values() for row in rows])
 
 
 def _of_head(config: ConfigDict, fused: dict[str, str], learning_rates: Callable) -> str:

@@ -1,14 +1,12 @@
 """Write results.json: what a finished run is worth on the test images, and which weights were chosen how."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.config.fields import PER_MEMBER
-from jaxcifar.config.members import member_losses, member_views, per_member
+from jaxcifar.config.members import member_losses, member_views, own_numbers
+from jaxcifar.config.values import flatten
 from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.couplings import has_head
@@ -111,8 +109,7 @@ def summarise(session: Session, progress: Progress, scored: Mapping[str, Scored]
             member.setdefault(checkpoint, {})[name] = score
     # How members differ, and which epoch was best.
     kinds = {'loss': member_losses(config), 'view': member_views(config)}
-    numbers = {field: per_member(config, field) for field in PER_MEMBER if field != 'seed'}
-    numbers = {field: of for field, of in numbers.items() if len(set(of)) > 1}
+    numbers = own_numbers(flatten(config), len(members))
     for k, member in enumerate(members):
         member |= {kind: of[k] for kind, of in kinds.items() if len(set(of)) > 1}
         member |= {'numbers': {field: of[k] for field, of in numbers.items()}} if numbers else {}
@@ -157,9 +154,7 @@ def _images_of_classes(session: Session) -> dict[str, np.ndarray]:
 def write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path):
     """Write per_class.csv: the recall of each class by each output and by the members' ensemble."""
     columns = ('member', 'checkpoint', 'split', 'class', 'name', 'train_images', 'images', 'recall')
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator='\n')
-    table.writerow(columns)
+    rows: list[tuple] = []
     classes, counts = session.dataset.classes, _images_of_classes(session)
     for checkpoint, split, z in _test_logits(session, scored):
         labels = session.tests[split].labels
@@ -171,5 +166,5 @@ def write_classes(session: Session, scored: Mapping[str, Scored], workdir: Path)
             recalls = class_recalls(p.argmax(1) == labels, labels, len(classes))
             for c, recall in enumerate(recalls):
                 row = (c, classes[c], counts[member][c], images[c], f'{recall:.6g}')
-                table.writerow((member, checkpoint, split, *row))
-    files.write_text(workdir / 'per_class.csv', file.getvalue())
+                rows.append((member, checkpoint, split, *row))
+    files.write_csv(workdir / 'per_class.csv', columns, rows)

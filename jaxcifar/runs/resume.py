@@ -18,7 +18,7 @@ from jaxcifar.machine import hosts, status
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs import results, workdirs
 from jaxcifar.runs.checkpoint import Checkpoints
-from jaxcifar.runs.fits import check_memory
+from jaxcifar.runs.fits import check_run_fits
 from jaxcifar.runs.init_from import begin_from, warn_of_seen
 from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.progress import Progress
@@ -43,9 +43,9 @@ def prepare_run(config: ConfigDict, workdir: Path) -> Session:
     session = prepare(config)
     check_batch(config, session.mesh)
     if config.resume_from:
-        session = workdirs.with_split_of(_source(config)[0], session)
+        session = workdirs.with_split_of(source_of(config)[0], session)
     session = workdirs.as_begun(workdir, session)
-    check_memory(session)
+    check_run_fits(session)
     check_images(config, session.order.own)
     return session
 
@@ -163,7 +163,7 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
     """
     config = session.config
     # Find the other run and the checkpoint to take.
-    source, step = _source(config)
+    source, step = source_of(config)
     if not (source / 'checkpoints').is_dir():
         raise UserError(f'resume_from: expected a workdir with checkpoints, got {source}')
     before = saved.load(source / 'config.json')
@@ -206,7 +206,7 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
     return state, {**meta, 'selection': Selection.start(config.members).to_json()}
 
 
-def _source(config: ConfigDict) -> tuple[Path, str]:
+def source_of(config: ConfigDict) -> tuple[Path, str]:
     """Return the workdir and the step of config.resume_from, '' for its newest."""
     path, _, step = config.resume_from.partition('@')
     return Path(path), step

@@ -1,7 +1,5 @@
 """Report what is ternary in a run, and how much of it is zero."""
 
-import csv
-import io
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -14,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxcifar.config.members import member_views
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.views import ternary_layers
-from jaxcifar.machine.files import write_text
+from jaxcifar.machine.files import write_csv
 from jaxcifar.runs.evaluation import Scored
 from jaxcifar.runs.session import Session
 
@@ -53,16 +51,14 @@ def record(session: Session, workdir: Path, scored: Mapping[str, Scored], result
     """Put the share of zeros in `results` and each layer's in sparsity.csv, of last and best weights."""
     if 'ternary' not in member_views(session.config):
         return
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator='\n')
-    table.writerow(COLUMNS)
+    rows: list[tuple] = []
     for checkpoint, ((params, *_), *_) in scored.items():
         counts = zeros(session.config, session.population, params)
         for member, layers in zip(results['members'], counts):
             for layer, (size, count) in layers.items():
-                table.writerow((member['name'], checkpoint, layer, size, f'{count / size:.6g}'))
+                rows.append((member['name'], checkpoint, layer, size, f'{count / size:.6g}'))
             # A plain member beside ternary ones has no share of zeros.
             if layers:
                 sizes, zero = zip(*layers.values())
                 member[checkpoint]['zeros'] = sum(zero) / sum(sizes)
-    write_text(workdir / FILE, file.getvalue())
+    write_csv(workdir / FILE, COLUMNS, rows)

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from jaxcifar.machine.files import set_aside, write_bytes, write_text
+from jaxcifar.machine.files import set_aside, write_bytes, write_csv, write_text
 
 LOST = '\ufffd'  # Unicode's sign for bytes that are no text
 
@@ -95,6 +95,7 @@ def _mend(path: Path, data: bytes, step: int):
         # isdigit alone takes superscripts too, which int refuses.
         return at.isascii() and at.isdigit() and int(at) <= step
 
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([header, *filter(belongs, rows)] if header else [])
-    write_text(path, text.getvalue())
+    if header:
+        write_csv(path, header, [row for row in rows if belongs(row)])
+    else:
+        write_text(path, '')

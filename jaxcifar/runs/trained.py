@@ -46,7 +46,7 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
     # As of a shell's variable that is not set: the usual would be taken for what was asked for.
     for flag, value in (('--checkpoint', checkpoint), ('--dataset', dataset)):
         if value == '':
-            raise UserError(f'{flag} must not be empty: leave it out for the usual')
+            raise UserError(f'{flag} must not be empty: leave it out for the default')
     if path.is_dir() and not portable.is_portable(path):
         if dataset:
             raise UserError(f'--dataset is not for runs: the config of {path} names its data set')
@@ -186,7 +186,7 @@ class TrainedExport(Trained):
         known = self.described
         here, there = (f'{d.num_classes} classes of {d.image_size} pixels' for d in (dataset, known))
         if here != there:
-            raise UserError(f'{dataset.name} has {here}, and not {there}: name another --dataset')
+            raise UserError(f'expected {there}, got {here} of {dataset.name}: name another --dataset')
         # Networks expect the normalisation of their training, whatever these images have.
         return replace(dataset, mean=known.mean, std=known.std)
 

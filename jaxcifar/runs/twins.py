@@ -6,13 +6,12 @@ import sys
 import jax
 import numpy as np
 
-from jaxcifar.config.members import member_kinds, member_losses, member_seeds, per_member
+from jaxcifar.config.members import member_kinds, member_losses, member_seeds, own_numbers
+from jaxcifar.config.values import flatten
 from jaxcifar.engine.couplings import COUPLINGS, has_head
 from jaxcifar.engine.state import TrainState
 from jaxcifar.machine import hosts
 from jaxcifar.runs.session import Session
-
-NUMBERS = ('label_smoothing', 'tau', 'optimizer.lr', 'optimizer.weight_decay')  # a member may have its own
 
 
 def warn_of_twins(session: Session, state: TrainState):
@@ -37,11 +36,11 @@ def twins(session: Session, state: TrainState) -> list[list[int]]:
         return []
     # The optimiser's state counts too: a resumed run may differ in its momentum alone.
     weights = session.population.disassemble(tuple(zip(state.params, state.stats, state.opt)))
-    numbers = list(zip(*(per_member(config, field) for field in NUMBERS)))
+    numbers = own_numbers(flatten(config), config.members).values()
     # Members with the same key take the same steps, for ever.
     alike: dict[tuple, list[int]] = {}
     for k, tree in enumerate(weights):
-        kind = member_kinds(config)[k], member_losses(config)[k], numbers[k]
+        kind = member_kinds(config)[k], member_losses(config)[k], tuple(of[k] for of in numbers)
         alike.setdefault((kind, _digest(tree), _sees(session, k)), []).append(k)
     return [members for members in alike.values() if len(members) > 1]
 

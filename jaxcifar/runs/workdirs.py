@@ -118,7 +118,10 @@ def check_same_images(workdir: Path, other: Path):
     places = [place for place in (workdir, other) if place.is_dir()]  # a file of weights has no images
     sums = {(read_json(place / DATASET) or {}).get('sha256') for place in places} - {None}
     if len(sums) > 1:
-        raise UserError(f'{other} was tested on other images than {workdir}: their accuracies do not compare')
+        raise UserError(
+            f'expected a run on the images of {workdir}, got {other}, which was tested on others: '
+            'name one of the same data set, or leave it out'
+        )
 
 
 def _refuse_unless(same: bool, path: Path, what: str):
