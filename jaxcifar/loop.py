@@ -84,11 +84,9 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
             if progress.pending:
                 seconds, rate = _log_time(clock, progress, logger)
                 row = _training_means(session, keeper, state, progress)
-                with clock.waiting('evaluation'):
-                    validated = _validate(session, evaluation, state, progress)
+                validated = _validate(session, evaluation, state, progress, clock)
                 logger.write(progress.epoch, progress.step, 'train', row)
-                with clock.waiting('saving'):
-                    row |= _choose(session, keeper, state, progress, validated, logger, console)
+                row |= _choose(session, keeper, state, progress, validated, logger, console, clock)
                 state = with_active(session, state, progress, sums=new_sums(session.config))
                 progress.pending, progress.lr = False, None
                 console.epoch(progress.epoch, session.config.epochs, _shown(session, row), seconds, rate)
@@ -117,8 +115,7 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
             _log_batch(session, keeper, progress, row, logger)
 
         feed.close()
-        speed = workdirs.record_speed(keeper.workdir, train_step, clock)
-        return _finish(session, keeper, evaluation, state, progress, validated, logger, console, speed)
+        return _finish(session, keeper, evaluation, state, progress, validated, logger, console, clock)
 
 
 def _open(session: Session, workdir: Path, state: TrainState, progress: Progress, stack):
@@ -185,25 +182,30 @@ def _log_batch(session: Session, keeper: Keeper, progress: Progress, row: dict, 
         logger.write(progress.step / session.epoch_steps, progress.step, 'train_batch', row)
 
 
-def _validate(session: Session, evaluation: Evaluation, state: TrainState, progress: Progress) -> dict:
+def _validate(
+    session: Session, evaluation: Evaluation, state: TrainState, progress: Progress, clock: Clock
+) -> dict:
     """Return {name: logits} of the images that choose the weights; nothing where it is not time for that."""
     # The last epoch is always evaluated: its weights may be the best.
     due = progress.epoch % session.config.eval.every_epochs == 0 or progress.step >= session.total
     if session.chooses_on is None or not due:
         return {}
-    return {session.chooses_on: evaluation.logits(eval_weights(state), session.chooses_on)}
+    with clock.waiting('evaluation'):
+        return {session.chooses_on: evaluation.logits(eval_weights(state), session.chooses_on)}
 
 
 def _choose(
-    session: Session, keeper: Keeper, state: TrainState, progress: Progress, validated: dict, logger, console
-) -> dict:
+    session: Session, keeper: Keeper, state: TrainState, progress: Progress, validated: dict, logger, console,
+    clock: Clock,
+) -> dict:  # fmt: skip
     """Keep the weights that are new bests, and log; returns what the console shows of it."""
     selection, accuracy = progress.selection, None
     for name, logits in validated.items():
         metrics = member_metrics(logits, session.images[name])
         # Choose first: the row shows the best and the patience after this epoch.
         accuracy = metrics['accuracy']
-        stopped = keeper.choose(state, progress, accuracy)
+        with clock.waiting('saving'):
+            stopped = keeper.choose(state, progress, accuracy)
         console.stopped(session, progress, stopped)
         row = {**metrics, **selection.columns(len(session.outputs))}
         logger.write(progress.epoch, progress.step, name, row)
@@ -219,13 +221,14 @@ def _shown(session: Session, row: dict) -> dict:
 
 def _finish(
     session: Session, keeper: Keeper, evaluation: Evaluation, state: TrainState, progress: Progress,
-    validated: dict[str, np.ndarray], logger, console: Console, speed: list[str],
+    validated: dict[str, np.ndarray], logger, console: Console, clock: Clock,
 ) -> dict:  # fmt: skip
     """Evaluate the test images and write all that a run leaves behind; returns what results.json holds.
 
     validated: logits of the last weights, by the names of the images, which need not be evaluated again.
     """
     workdir = keeper.workdir
+    speed = workdirs.record_speed(workdir, clock)
     keeper.wait_for_best()  # their results are read from disk
     scored = results.score(evaluation, workdir, state, progress, validated)
     result = results.summarise(session, progress, scored)
@@ -237,13 +240,12 @@ def _finish(
     # With results.json the run is over: all else must be on disk before it.
     result['metrics_length'] = logger.flush()
     results.write(workdir, result)
+    console.end([*speed, *session.dataset.complaints(), *ending.lines(result)])
     # What follows can be made again at any time.
-    console.close()
     if session.split.class_counts is not None:
         calibrate.keep(workdir, progress.step, evaluation, scored)
     logits = scored.get('best', scored['last']).logits['test']
     show = partial(logger.write_pictures, progress.epoch)
     drawn = pictures.keep(session, workdir, logits, console.say, show)
-    notes = [*speed, *session.dataset.complaints()]
-    console.end([*notes, *ending.lines(result), *ending.where_to_go(workdir, len(drawn))])
+    console.end(ending.where_to_go(workdir, len(drawn)))
     return result

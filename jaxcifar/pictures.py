@@ -22,7 +22,7 @@ from jaxcifar.machine.command import command_parser, run_command, spoken
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import write_bytes
 from jaxcifar.runs.evaluation import open_evaluation
-from jaxcifar.runs.first_batch import Shown, read_first_batch
+from jaxcifar.runs.first_batch import read_first_batch
 from jaxcifar.runs.metrics import confusion, log_probabilities, mean_of_probabilities, worst_mistakes
 from jaxcifar.runs.session import Session
 from jaxcifar.runs.weights import load_weights
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from jaxcifar.report.runs import Run
 
 FOLDER = 'pictures'
+NAMES = 'curves', 'sweep', 'confusion', 'per_class', 'mistakes', 'first_batch'
 MISTAKES, BATCH = 16, 48  # images on a sheet
 DOTS = 6  # members up to which each has its dots
 
@@ -48,7 +49,7 @@ def keep(
     """Draw and write all pictures of a run whose test images have these logits, [K,N,C] or [K+1,N,C].
 
     Returns {name: path}, with which `show` has been called. What cannot be drawn is said in a line and raises
-    nothing: the run is over, and must not be lost for a picture. All hosts must call it; the first one draws.
+    nothing: the run is over, and must not be lost for a picture. Of several hosts, the first draws.
     """
     drawn: dict[str, Path] = {}
     if not session.config.log.pictures:
@@ -66,18 +67,18 @@ def keep(
 
 def _draw_all(session: Session, workdir: Path, logits: np.ndarray, drawn: dict[str, Path]):
     """Draw and write the pictures, and add each to `drawn`."""
-    # All hosts hold parts of the batch, so that it comes before the first one goes on alone.
-    seen = read_first_batch(session, [0])[1][0]
     if not hosts.is_first():
         return
     from jaxcifar.report.figures import png
 
-    for old in (workdir / FOLDER).glob('*.png'):
-        old.unlink()
-    for name, draw in _recipes(session, workdir, logits, seen):
+    for name, draw in _recipes(session, workdir, logits):
         path = workdir / FOLDER / f'{name}.png'
         write_bytes(path, png(draw))
         drawn[name] = path
+    # A run that goes on may have no mistakes any more.
+    for name in NAMES:
+        if name not in drawn:
+            (workdir / FOLDER / f'{name}.png').unlink(missing_ok=True)
 
 
 class Judged(NamedTuple):
@@ -113,7 +114,7 @@ def judge(logits: np.ndarray, labels: np.ndarray, run: 'Run') -> Judged:
 
 
 def _recipes(
-    session: Session, workdir: Path, logits: np.ndarray, seen: Shown
+    session: Session, workdir: Path, logits: np.ndarray
 ) -> Iterator[tuple[str, Callable[[], 'Figure']]]:
     """Yield (name, what draws it) of the pictures of a run."""
     from jaxcifar.report import figures, runs
@@ -143,8 +144,11 @@ def _recipes(
     rows = worst_mistakes(judged.log_p, images.labels, MISTAKES)
     if len(rows):
         yield 'mistakes', lambda: _draw_mistakes(images, classes, judged, rows)
-    caption = f'The first batch: augment = {session.config.augment}'
-    yield 'first_batch', lambda: report.draw_sheet(seen.images[:BATCH], seen.titles[:BATCH], 8, caption)
+    # Several hosts hold parts of the batch. One that failed here alone would leave the others waiting.
+    if hosts.alone():
+        seen = read_first_batch(session, [0])[1][0]
+        caption = f'The first batch: augment = {session.config.augment}'
+        yield 'first_batch', lambda: report.draw_sheet(seen.images[:BATCH], seen.titles[:BATCH], 8, caption)
 
 
 def _dots(run: 'Run', judged: Judged) -> dict[str, np.ndarray]:

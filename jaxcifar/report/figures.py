@@ -64,7 +64,9 @@ def draw(ax: Axes, epochs: np.ndarray, values: np.ndarray, members: bool = True,
     marker = 'o' if len(epochs) < 3 else None  # a line through one point cannot be seen
     ax.plot(epochs, mean, **{'marker': marker, 'ms': 5, 'lw': 1.7, **line})
     if len(values) > 1:
-        ax.fill_between(epochs, mean - std, mean + std, color=line['color'], alpha=0.18, lw=0)
+        # No further than the members go: on a logarithmic axis a loss must stay above zero.
+        low, high = np.maximum(mean - std, values.min(0)), np.minimum(mean + std, values.max(0))
+        ax.fill_between(epochs, low, high, color=line['color'], alpha=0.18, lw=0)
     if len(values) > 1 and members:
         ax.plot(epochs, values.T, color=line['color'], marker=marker, ms=2, lw=0.6, alpha=0.5)
 

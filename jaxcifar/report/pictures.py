@@ -13,9 +13,8 @@ from jaxcifar.report.figures import COLOURS, add_legend, shorten
 
 FEW = 20  # classes up to which a cell has its number, and classes keep their order
 NAMED = 120  # classes up to which each has its name
-BEST_ORDER = (
-    200  # classes up to which the best order of a tree's leaves is looked for: its time grows cubically
-)
+# Classes up to which the best order of a tree's leaves is looked for: its time grows cubically.
+BEST_ORDER = 200
 Names = Sequence[str] | np.ndarray
 MARKERS = 'osD^vP'
 
@@ -148,6 +147,7 @@ def draw_sheet(images: np.ndarray, titles: Sequence[str], columns: int, caption:
         row, column = divmod(i, columns)
         top, left = (row + 1) * height - side, column * width
         sheet[top : top + side, left : left + side] = image.repeat(larger, 0).repeat(larger, 1)
+        title = '\n'.join(shorten(line, 30) for line in title.split('\n'))
         ax.text(left, top - 0.03 * side, title, fontsize=6.5, va='bottom', parse_math=False, linespacing=1.05)
     ax.imshow(sheet, aspect='auto')
     ax.set_axis_off()
@@ -178,9 +178,12 @@ def _scale(ax: Axes, values: np.ndarray):
     """Mark the values [n], increasing; on a logarithmic axis where they span a decade."""
     positive = values[values > 0]
     if len(positive) and positive[-1] >= 10 * positive[0]:
-        # Zero has a place of its own, a step left of the smallest.
-        ax.set_xscale('symlog', linthresh=positive[0], linscale=0.4) if values[0] <= 0 else ax.set_xscale(
-            'log'
-        )
-    ax.set_xticks(values, [f'{value:g}' for value in values], rotation=45, ha='right', rotation_mode='anchor')
-    ax.minorticks_off()
+        if values[0] <= 0:
+            # Zero has a place of its own, a step left of the smallest.
+            ax.set_xscale('symlog', linthresh=positive[0], linscale=0.4)
+        else:
+            ax.set_xscale('log')
+    if len(values) <= FEW:
+        names = [f'{value:g}' for value in values]
+        ax.set_xticks(values, names, rotation=45, ha='right', rotation_mode='anchor')
+        ax.minorticks_off()

@@ -181,7 +181,7 @@ class Clock:
     """Count images and seconds, without those in which the steps waited for `program` to compile."""
 
     def __init__(self, program):
-        self._program = program
+        self.program = program
         self._images = self._steps = 0
         self._all_images, self._all_steps, self._all_seconds = 0, 0, 0.0
         self._start = self._compiled = 0.0
@@ -204,7 +204,7 @@ class Clock:
         if not self._start:
             self._images = self._steps = 0
             # The program counts all its waiting; the clock subtracts what this epoch adds to it.
-            self._start, self._compiled = time.perf_counter(), self._program.waited
+            self._start, self._compiled = time.perf_counter(), self.program.waited
 
     def count(self, images: int, steps: int):
         """Count so many steps of so many images each, which have been handed to the devices."""
@@ -212,7 +212,7 @@ class Clock:
         self._steps += steps
 
     def _seconds(self) -> float:
-        compiling = self._program.waited - self._compiled
+        compiling = self.program.waited - self._compiled
         # Never zero once begun: it divides, and an epoch on a GPU may take no time.
         return max(time.perf_counter() - self._start - compiling, 1e-9) if self._start else 0.0
 

@@ -7,6 +7,7 @@ from jaxcifar.machine.text import percent
 from jaxcifar.runs.metrics import verdict
 
 SHOWN = ('results.json', 'metrics.csv', 'per_class.csv')
+MOST = 16  # members that have a line each
 
 
 def where_to_go(workdir: Path, drawn: int) -> list[str]:
@@ -40,7 +41,7 @@ def lines(results: dict) -> list[str]:
             text += fusion_lines(results['fusion'][checkpoint]['test'], scores)
         # The mean of members of one kind says it all; others are shown one by one.
         if not alike(results) or 'loss' in results['members'][0]:
-            text += [_member_line(results, member, checkpoint) for member in results['members']]
+            text += _member_lines(results, checkpoint)
         text += _best_of_sweep(results, checkpoint)
     return text
 
@@ -81,6 +82,15 @@ def _mean_line(results: dict, checkpoint: str) -> str:
         line += f', mean recall {percent(mean["mean_recall"])}'
     line += f', NLL {mean["nll"]:.3f}, ECE {mean["ece"]:.3f}'
     return line + (f'; ensemble {percent(results["ensemble"][checkpoint]["accuracy"])}' if several else '')
+
+
+def _member_lines(results: dict, checkpoint: str) -> list[str]:
+    """Return what each member is worth; of many only the best and the worst on the test images."""
+    members, rest = results['members'], []
+    if len(members) > MOST:
+        ranked = sorted(members, key=lambda m: m[checkpoint]['test']['accuracy'])
+        members, rest = [ranked[-1], ranked[0]], [f'  … all {len(members)} members are in results.json']
+    return [_member_line(results, member, checkpoint) for member in members] + rest
 
 
 def _member_line(results: dict, member: dict, checkpoint: str) -> str:

@@ -21,6 +21,7 @@ from jaxcifar.config.saved import is_resumable, to_dict
 from jaxcifar.config.values import flatten
 
 BATCHES = 'train_batch'  # the split whose points are within an epoch: their axis is the step
+DELAY = 10.0  # seconds after which a curve shows its points
 RUN = 'run'  # the folder of what belongs to no member
 SHOWN = ('dataset', 'network', 'split', 'loss', 'coupling', 'view', 'epochs', 'batch_size', *PER_MEMBER)
 
@@ -38,6 +39,9 @@ class Events:
         self._folder, self._epoch, self._step = folder, epoch, step
         self._name = f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}'
         self._begun, self._unsynced = set[Path](), set[Path]()
+        # {file: bytes to be written}: many members have many files, and opening one costs more than a point.
+        self._pending: dict[Path, bytes] = {}
+        self._written = time.monotonic()
         folder.mkdir(exist_ok=True)
         # Folders that this session may not write to for long must not show later points until then.
         for path in {path.parent for path in folder.rglob('events.*')}:
@@ -88,13 +92,23 @@ class Events:
         data = self._event(wall_time=time.time(), **content).SerializeToString()
         size = struct.pack('<Q', len(data))
         sums = (struct.pack('<I', masked_crc32c(part)) for part in (size, data))
+        path = folder / self._name
+        self._pending[path] = self._pending.get(path, b'') + size + next(sums) + data + next(sums)
+        if time.monotonic() - self._written > DELAY:
+            self._write_pending()
+
+    def _write_pending(self):
         # A file is open only while it is written: a hundred members have hundreds of them.
-        with open(folder / self._name, 'ab') as file:
-            file.write(size + next(sums) + data + next(sums))
-        self._unsynced.add(folder / self._name)
+        while self._pending:
+            path, data = self._pending.popitem()
+            with open(path, 'ab') as file:
+                file.write(data)
+            self._unsynced.add(path)
+        self._written = time.monotonic()
 
     def flush(self):
         """Put all on disk."""
+        self._write_pending()
         while self._unsynced:
             with open(self._unsynced.pop(), 'ab') as file:
                 os.fsync(file.fileno())

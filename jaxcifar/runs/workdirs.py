@@ -190,10 +190,11 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
     write_json(workdir / RUN, run)
 
 
-def record_speed(workdir: Path, program, clock) -> list[str]:
+def record_speed(workdir: Path, clock) -> list[str]:
     """Add to the session what its steps cost, and return it as a line; nothing without a whole epoch."""
     if not clock.mean_rate():
         return []
+    program = clock.program
     # FLOP/s of one device, compilation not included.
     flops = program.flops * clock.steps_per_second()
     share = share_of_peak(flops)
