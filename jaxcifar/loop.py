@@ -120,18 +120,17 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
 
 def _open(session: Session, workdir: Path, state: TrainState, progress: Progress, stack):
     """Return a run's logger, console and tracer, which are closed with the stack; say what it does."""
-    config = session.config
 
     def closed(resource):
         return stack.enter_context(contextlib.closing(resource))
 
     # The stack closes in reverse, so that the tracer's last lines still reach the console.
     logger = closed(open_logger(session, workdir, progress))
-    news = changes(session, workdir, progress)  # beside config.json of before, which goes now
-    workdirs.record(workdir, config, session.dataset, state.params, session.split)
+    news = changes(session, workdir, progress)  # compared with the old config.json, which `record` overwrites
+    workdirs.record(workdir, session.config, session.dataset, state.params, session.split)
     console = closed(Console(session.chooses_on, progress.step, session.total))
     console.greet(session, progress.step, state.params, news)
-    tracer = Tracer(config.profile.steps, workdir, progress.step, session.total, console.say)
+    tracer = Tracer(session.config.profile.steps, workdir, progress.step, session.total, console.say)
     stack.callback(tracer.stop)
     return logger, console, tracer
 
