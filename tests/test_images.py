@@ -266,6 +266,20 @@ def test_links_pipes_and_names_that_would_mislead(tmp_path, capsys):
             UserError, match=r'differ in .*; rename those that differ only in case or accents'
         ):
             load_dataset(f'{kind}:{tmp_path}/{kind}', '', 8)
+    for part in 'treino', 'teste':
+        tree(tmp_path / 'parts' / part)
+    tree(tmp_path / 'deeper' / 'images' / 'train')
+    tree(tmp_path / 'deeper', ['labels'])
+    capsys.readouterr()
+    for folder, words in (
+        ('parts', 'teste/, treino/ are taken for classes, but all hold a/, b/: name parts train/ and test/'),
+        (
+            'deeper',
+            'images/, labels/ are taken for classes, but images/ holds a folder to train on: try images',
+        ),
+    ):
+        load_dataset(f'stream:{tmp_path}/{folder}', '', 8)
+        assert capsys.readouterr().err == f'warning: {tmp_path}/{folder}: {words}\n'
     tree(tmp_path / 'names', ['a\nb', 'c'])
     with pytest.raises(UserError, match=r"class names that are a line of text, got 'a.{1,2}nb'"):
         load_dataset(f'folder:{tmp_path}/names', '', 8)

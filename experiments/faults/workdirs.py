@@ -103,7 +103,7 @@ FILES = {
 FILES['data/splits/*/train.json'] = FILES['data/splits/*/manifest.json']
 COMMANDS['tail evaluate'] = lambda folder, path: scores(evaluate(folder / 'tail'))
 # Of these only so many damages are tried: a training takes a second.
-SHARES = {'train': 0.12, 'take over': 0.12, 'begin from': 0.12, 'report': 0.25}
+SHARES = {'train': 0.05, 'take over': 0.05, 'begin from': 0.05, 'report': 0.1}
 NO_SUM = 'numbers or words of a file that has no sum, as it shows them'
 SHOWN = ('report', 'baseline', 'release', 'export')  # commands that show what such files say
 
@@ -141,6 +141,7 @@ def configured(folder: Path, **fields):
             'optimizer.lr': 0.05,
             'eval.batch_size': 20,
             'log.tensorboard': False,
+            'log.pictures': False,
             'data.root': str(folder / 'data'),
             **fields,
         }
@@ -176,7 +177,7 @@ def cases(folder: Path, share: float = 1, commands: dict[str, tuple[str, ...]] =
             if key not in whole:  # what it says of whole files, with which other answers are compared
                 whole[key] = _tried(folder, copy, place, command, lambda path: None)
             for name, damage in damages(file, share):
-                if draw.random() < share * SHARES.get(command, 0.4) or name in ('gone', 'cut'):
+                if draw.random() < share * SHARES.get(command, 0.25) or name in ('gone', 'cut'):
                     yield Case(
                         f'{command} with {place} {name}',
                         partial(_tried, folder, copy, place, command, damage),

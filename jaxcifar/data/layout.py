@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 # The usual names, in any case; 'train_set', 'TestData' and 'val2017' are these, too.
 PARTS = {
-    'train': ('train', 'training'),
-    'val': ('val', 'valid', 'validation'),
+    'train': ('train', 'training', 'trainval'),
+    'val': ('val', 'valid', 'validation', 'validate', 'dev'),
     'test': ('test', 'testing', 'eval', 'evaluation'),
 }
 ENDING = re.compile('(dataset|set|data|images|imgs|split)$')

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcifar.data.arrays import check_images_fit, check_names
-from jaxcifar.data.layout import Layout, find_layout, folders, is_folder, lookalikes
+from jaxcifar.data.layout import PARTS, Layout, find_layout, folders, is_folder, lookalikes
 from jaxcifar.data.vision import centre_square, has_ending, is_image, open_rgb, reason
 from jaxcifar.machine.text import one_line
 
@@ -165,4 +165,23 @@ def list_parts(path: Path) -> tuple[Layout, dict[str, Listing]]:
             if part != 'train':
                 _check_alike(layout.classes, folder, part)
             listings[part] = list_images(folder, layout.classes)
+    if layout.train == path and (doubt := _doubt(listings['train'])):
+        print(one_line(f'warning: {path}: {doubt}'), file=sys.stderr)
     return layout, listings
+
+
+def _doubt(listing: Listing) -> str:
+    """Say why the folders of a single tree may be parts and not classes; '' where nothing speaks for it."""
+    below: dict[str, set[str]] = {name: set() for name in listing.classes}
+    for path in listing.paths:
+        name, *inner = path.split(os.sep)[:-1]
+        below[name].add(inner[0] if inner else '')  # '' for images of its own
+    first, *others = below.values()
+    named = ', '.join(f'{name}/' for name in listing.classes[:NAMED])
+    if '' not in first and len(first) > 1 and all(inside == first for inside in others):
+        alike = ', '.join(f'{name}/' for name in sorted(first)[:NAMED])
+        return f'{named} are taken for classes, but all hold {alike}: name parts train/ and test/'
+    for name, inside in below.items():
+        if {folder.lower() for folder in inside} & set(PARTS['train']):
+            return f'{named} are taken for classes, but {name}/ holds a folder to train on: try {name}'
+    return ''
