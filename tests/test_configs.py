@@ -71,7 +71,7 @@ def test_every_shipped_config_runs_shrunk(name, config, tmp_path):
     c.network = '+'.join(['resnet8'] * len(c.network.split('+')))
     c.epochs, c.batch_size, c.devices, c.members = 2, 32, 1, c.members and min(c.members, 2)
     c.log.pictures = False
-    results = train(c, tmp_path)
+    results = train(resolve.finalize(c), tmp_path)
     assert results['epoch'] == 2 and len(results['members']) == c.members
     with open(tmp_path / 'metrics.csv') as file:
         loss = [float(r['loss']) for r in csv.DictReader(file) if r['split'] == 'train']

@@ -314,7 +314,7 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     c.augment, c.init_from, c.checkpoint.keep = 'cutmix', str(tmp_path / 'experts'), 9
     c.checkpoint.every_steps, c.ema = 2, 0.5
     workdir = tmp_path / 'fused'
-    found = train(c, workdir)
+    found = train(finalize(c), workdir)
 
     # The experts began as the experts' run had them; three epochs at these rates hardly move them.
     began = open_trained(tmp_path / 'experts').members(shown=False)

@@ -12,6 +12,7 @@ import pytest
 from experiments.faults.damages import places, replaced
 from jaxcifar.machine.errors import UserError
 from jaxcifar.report import __main__ as report_command
+from jaxcifar.report.scores import score_rows
 from jaxcifar.report.tables import report
 
 HEADER = 'epoch,step,member,split,checkpoint,loss,accuracy,top5,ece,lr,best,patience'
@@ -100,6 +101,18 @@ def test_numbers_are_numpys(tmp_path):
     assert row['test % selected'] == row['test % last'] and row['ensemble %'] == '95.10'
     assert row['K'] == '4' and row['epochs'] == '6/6' and row['state'] == 'finished'
     assert row['images/s'] == '12,002' and row['h:mm:ss'] == '0:03:09'
+
+
+def test_a_member_without_training_rows_leaves_no_mean_of_them(tmp_path):
+    run = make_run(tmp_path / 'run', members=2)
+    found = {
+        'workdir': str(run), 'split': 'test', 'step': [390 * 6, 390 * 7],
+        'members': [{'name': f'{k}_resnet20', 'accuracy': 0.9, 'nll': 0.3} for k in range(2)],
+        'ensemble': {'accuracy': 0.95, 'nll': 0.2},
+    }  # fmt: skip
+    first, second, mean = score_rows(found)[:3]
+    assert 'train_accuracy' in first and 'train_accuracy' not in second
+    assert 'train_accuracy' not in mean and mean['accuracy'] == pytest.approx(0.9)
 
 
 def test_one_seed_has_no_spread(tmp_path):
