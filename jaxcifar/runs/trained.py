@@ -43,7 +43,7 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
     """
     if not path.exists():
         raise UserError(f'expected a run, an export or a file of weights, got {path}, which is not there')
-    # As of a shell's variable that is not set: the usual would be taken for what was asked for.
+    # As of a shell's variable that is not set: the default would pass for what was asked for.
     for flag, value in (('--checkpoint', checkpoint), ('--dataset', dataset)):
         if value == '':
             raise UserError(f'{flag} must not be empty: leave it out for the default')
@@ -183,12 +183,11 @@ class TrainedExport(Trained):
         return self._members, self._head
 
     def _accept(self, dataset: Dataset) -> Dataset:
-        known = self.described
-        here, there = (f'{d.num_classes} classes of {d.image_size} pixels' for d in (dataset, known))
+        here, there = (f'{d.num_classes} classes of {d.image_size} pixels' for d in (dataset, self.described))
         if here != there:
             raise UserError(f'expected {there}, got {here} of {dataset.name}: name another --dataset')
         # Networks expect the normalisation of their training, whatever these images have.
-        return replace(dataset, mean=known.mean, std=known.std)
+        return replace(dataset, mean=self.described.mean, std=self.described.std)
 
 
 class TrainedFile(Trained):
