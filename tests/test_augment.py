@@ -152,7 +152,7 @@ def test_presets_are_recipes_and_can_be_continued():
         ('flip("often")', 'wrong parameters of'),
         (
             'basic+crop_(1)',
-            'valid: alternating_flip, auto_augment, basic, color_jitter, crop, cutmix, cutout',
+            "did you mean 'crop'?",
         ),
         ('cutmix+flip', 'got flip after cutmix'),
         ('erasing+crop(4)', 'crop after erasing'),
