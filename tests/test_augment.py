@@ -150,10 +150,7 @@ def test_presets_are_recipes_and_can_be_continued():
         ('crop(4, **{"mode": "reflect"})', 'unexpected keyword argument'),
         ('flip(2)', 'probability must be from 0 to 1, got 2'),
         ('flip("often")', 'wrong parameters of'),
-        (
-            'basic+crop_(1)',
-            "did you mean 'crop'?",
-        ),
+        ('basic+crop_(1)', "did you mean 'crop'?"),
         ('cutmix+flip', 'got flip after cutmix'),
         ('erasing+crop(4)', 'crop after erasing'),
         ('basic(2)', 'expected the preset basic without parameters, got basic(2); it is crop(4)+flip'),

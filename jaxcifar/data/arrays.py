@@ -38,6 +38,16 @@ def check_arrays(arrays: dict[str, np.ndarray], classes: tuple[str, ...]):
         raise ValueError(f'expected at least 2 classes, got {count}')
 
 
+def class_names(classes: np.ndarray) -> tuple[str, ...]:
+    """Return the names in an array, which may be empty; ValueError where they are none."""
+    try:
+        names = tuple(classes.astype(str).ravel().tolist())
+    except ValueError:  # bytes that are not ASCII
+        raise ValueError(f'classes: expected text, got {classes.dtype}; convert: np.array(names)') from None
+    check_names(names)
+    return names
+
+
 def check_names(classes: tuple[str, ...]):
     """Raise ValueError unless class names are different lines of text."""
     # Tables, cards and commands print them, and files hold them as UTF-8.

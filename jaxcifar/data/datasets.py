@@ -17,8 +17,8 @@ from PIL import Image
 from jaxcifar.data.arrays import (
     check_arrays,
     check_images_fit,
-    check_names,
     check_part,
+    class_names,
     mean_std,
     set_aside_test,
 )
@@ -154,7 +154,7 @@ def _npz(name: str, root: Path, image_size: int) -> Dataset:
     try:
         arrays, others = read_npz(path)
         notes = (f'{path}: not used: {", ".join(others)}',) if others else ()
-        classes = _names(arrays.pop('classes', np.array([])))
+        classes = class_names(arrays.pop('classes', np.array([])))
         if 'x_test' not in arrays and 'y_test' not in arrays:
             check_part(arrays, 'train')
             arrays = set_aside_test(arrays['x_train'], arrays['y_train'], classes)
@@ -165,15 +165,6 @@ def _npz(name: str, root: Path, image_size: int) -> Dataset:
             f'{path}: {error} (np.savez writes such a file of uint8 x_train [n,H,H,3], integer y_train '
             '[n] of 0 to C-1, and if you like x_test, y_test and the C class names as classes)'
         ) from error
-
-
-def _names(classes: np.ndarray) -> tuple[str, ...]:
-    try:
-        names = tuple(classes.astype(str).ravel().tolist())
-    except ValueError:  # bytes that are not ASCII
-        raise ValueError(f'classes: expected text, got {classes.dtype}; convert: np.array(names)') from None
-    check_names(names)
-    return names
 
 
 def _folder(name: str, root: Path, image_size: int) -> Dataset:

@@ -209,8 +209,7 @@ def _difference(shapes, variables) -> str:
 def write_safetensors(path: Path, about: dict, tree: dict):
     """Write one file of all tensors, named by their paths, params/…; `about` is its metadata."""
     tensors = flatten_dict(packed.to_dense(tree), sep='/')
-    data = safetensors.numpy.save(tensors, {KEY: json.dumps(about)})
-    write_bytes(path, data)  # with the rights that the umask leaves
+    write_bytes(path, safetensors.numpy.save(tensors, {KEY: json.dumps(about)}))
 
 
 def _read_tensors(path: Path) -> tuple[dict, Any]:
@@ -246,7 +245,6 @@ def check_sums(folder: Path) -> set[str]:
     except (OSError, ValueError) as error:
         raise UserError(f'{folder} is not whole: {error}') from None
     if wrong:
-        raise UserError(
-            f'{folder} is damaged: {", ".join(wrong)} does not have the sum in {SUMS}; export it again'
-        )
+        names = ', '.join(wrong)
+        raise UserError(f'{folder} is damaged: {names} does not have the sum in {SUMS}; export it again')
     return {name for _, name in lines}
