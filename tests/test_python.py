@@ -110,3 +110,10 @@ def test_a_command_line_is_the_one_that_is_given(monkeypatch):
     ):
         config, workdir = parse(['this', '--workdir=here', *words])
         assert (config.coupling, config.epochs, config.members, str(workdir)) == ('none', 3, 3, 'here')
+
+
+def test_a_config_file_gets_nothing_of_the_one_before_it(tmp_path):
+    (tmp_path / 'empty.py').touch()
+    parse(['jaxcifar', '--config=quickstart', '--workdir=unused'])
+    with pytest.raises(UserError, match="no attribute 'get_config'"):
+        parse(['jaxcifar', f'--config={tmp_path}/empty.py', '--workdir=unused'])

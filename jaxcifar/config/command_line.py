@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     """Return (config, workdir) from a command line, program name first; `UserError` for what it cannot be."""
     # Flags of its own: absl's global ones can be defined only once in a process.
     values, argv = flags.FlagValues(), shipped.complete(argv)
+    # ml_collections runs every file in one module: names of the file before it would be this one's too.
+    sys.modules.pop('config_config', None)
     config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
     flags.DEFINE_string('workdir', None, 'where the run is kept', flag_values=values)
     try:
