@@ -161,9 +161,9 @@ REFUSED = {
     damaged_config: ('config.json is not a jaxcifar file',),
     damaged_best_weights: ('best/0_resnet8/', 'is damaged'),
     below_a_file: ('below_a_file',),
-    no_such_step: ('resume_from', '[20, 24], not 3'),
+    no_such_step: ('resume_from', '[20, 24] of'),
     another_population: ('checkpoints/24 does not fit this config',),
-    other_batches: ('resume_from', 'has batch_size=24, not 20'),
+    other_batches: ('resume_from', 'has it, got 20'),
     damaged_source: ('checkpoints/24 is damaged',),
 }
 

@@ -61,7 +61,7 @@ def magnitudes(op: str, ranges: Ranges, bins: int, size: tuple[int, ...]) -> np.
         # torchvision counts the bits that are kept, from 8 down.
         return np.round(8 - np.arange(bins) / ((bins - 1) / ranges.bits))
     if op == 'solarize':
-        return 255 * _linspace(1.0, 0.0, bins)
+        return 255 * linspace(1.0, 0.0, bins)
     height, width = size
     kind = op.partition('_')[0]
     ends: dict[str, float] = {'shear': ranges.shear, 'rotate': ranges.rotate}
@@ -69,13 +69,13 @@ def magnitudes(op: str, ranges: Ranges, bins: int, size: tuple[int, ...]) -> np.
         side = width if op == 'translate_x' else height
         ends[kind] = 150 / 331 * side if ranges.translate is None else ranges.translate
     end = ends.get(kind, ranges.factor if op in SIGNED else 0.0)
-    return _linspace(0.0, end, bins)
+    return linspace(0.0, end, bins)
 
 
-def _linspace(start: float, end: float, count: int) -> np.ndarray:
-    """Repeat torch.linspace to the bit: a float32 step, taken from both ends.
+def linspace(start: float, end: float, count: int) -> np.ndarray:
+    """Return torch.linspace, rounded once: a float32 step, taken from both ends.
 
-    Otherwise 16 pixels come out as 15.999.
+    Otherwise 16 pixels come out as 15.999. On some processors torch's own last bit is another.
     """
     first, last, i = np.float32(start), np.float32(end), np.arange(count)
     step = float((last - first) / np.float32(max(count - 1, 1)))

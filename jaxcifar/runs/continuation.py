@@ -67,7 +67,8 @@ def _rate_changes(old: ConfigDict, session: Session, step: int) -> list[str]:
           for i, part in enumerate(PARTS)),
     ]:  # fmt: skip
         a, b = was[:, columns], now[:, columns]
-        far = np.flatnonzero((np.abs(a - b) > NOTICED * np.maximum(a, b)).any(1))
+        # Infinite rates are alike, too: a run that has them says so itself.
+        far = np.flatnonzero(~np.isclose(a, b, NOTICED, 0, equal_nan=True).all(1))
         if len(far):
             a, b = a[far[0]], b[far[0]]
             verb = 'lifts' if (b >= a).all() else 'lowers' if (b <= a).all() else 'moves'
