@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from jaxcifar.engine.state import TrainState
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import sha256, write_text
+from jaxcifar.machine.files import reading, sha256, write_text
 
 for _name in ('absl', 'asyncio'):  # orbax narrates, and prints tracebacks of what it raises
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
@@ -57,7 +57,9 @@ class Checkpoints:
             # The seal must be inside before the folder gets its final name.
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        return ocp.CheckpointManager(self.folder, options=options)
+        # Orbax reads a file of its own in each checkpoint here, which the seal does not cover.
+        with reading(self.folder, 'move the checkpoint with the damaged _CHECKPOINT_METADATA away'):
+            return ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
         """Return the complete checkpoints, oldest first, as they lie on disk."""
