@@ -1,6 +1,7 @@
 """Images and labels as arrays: checked, parted and measured."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,11 +52,11 @@ def class_names(classes: np.ndarray) -> tuple[str, ...]:
 def check_names(classes: tuple[str, ...]):
     """Raise ValueError unless class names are different lines of text."""
     # Tables, cards and commands print them, and files hold them as UTF-8.
-    for name in classes:
+    for name, times in Counter(classes).items():
         if not name or not is_plain(name):
             raise ValueError(f'expected class names that are a line of text, got {name!r}')
-        if classes.count(name) > 1:
-            raise ValueError(f'expected a name for each class, got {name} {classes.count(name)} times')
+        if times > 1:
+            raise ValueError(f'expected a name for each class, got {name} {times} times')
 
 
 def check_part(arrays: dict[str, np.ndarray], part: str):
