@@ -5,6 +5,7 @@ This module must not import JAX, whose threads forbid a fork.
 
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,6 +17,8 @@ def data_loader(dataset, requests: Iterable[tuple[int, np.ndarray]], workers: in
     from torch.utils.data import DataLoader
 
     torch.set_num_threads(1)  # XLA wants the cores
+    # On a single core torch advises against more workers. How many there are is the user's choice.
+    warnings.filterwarnings('ignore', 'This DataLoader will create', UserWarning)
     context = None
     if workers:
         context = multiprocessing.get_context('forkserver')  # a fork under JAX's threads deadlocks
