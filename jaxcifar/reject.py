@@ -29,6 +29,7 @@ from jaxcifar.runs.metrics import class_groups, log_probabilities, mean_of_proba
 FILE = 'rejection.json'
 PARTS = ('test', 'test_lt')
 TAIL = 20  # training images of a tail class, at most
+CALIBRATE = 'python -m jaxcifar.calibrate --workdir'
 POINTS = np.linspace(0.01, 1, 100)  # coverages at which curves are kept
 
 
@@ -126,7 +127,7 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
     calibration = read_json(workdir / 'calibration.json')
     if calibration is None:
         raise UserError(f'{workdir} has no calibration.json: {_remedy(workdir)}')
-    remedy = f'make it again with python -m jaxcifar.calibrate --workdir {workdir}'
+    remedy = f'make it again with {CALIBRATE} {workdir}'
     with reading(workdir / 'calibration.json', remedy):
         # The chosen weights are first in the file.
         which, report = next(iter(calibration['weights'].items()))
@@ -173,7 +174,7 @@ def _remedy(workdir: Path) -> str:
         return f'rejection is for long tails, and this is a run of split={split}'
     if not (workdir / 'results.json').exists():
         return 'the run is not finished; the end of its training calibrates it'
-    return f'make it with python -m jaxcifar.calibrate --workdir {workdir}'
+    return f'make it with {CALIBRATE} {workdir}'
 
 
 def main():

@@ -94,9 +94,8 @@ class Schedule:
         """Return the matplotlib figure: a line for each of `lines` over the epochs."""
         # matplotlib is slow to import, and only this function needs it.
         from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
 
-        from jaxcifar.report.figures import MOST_NAMES, add_legend, colours
+        from jaxcifar.report.figures import add_legend, colours, first_of
 
         figure = Figure((8, 3.4), layout='constrained')
         axis = figure.subplots()
@@ -107,11 +106,8 @@ class Schedule:
         axis.set_title(f'learning rate, schedule.name={self.config.schedule.name}', loc='left')
         axis.set_xlabel(f'epoch ({self.epoch_steps:,} steps each)')
         axis.set_ylim(bottom=0)
-        named = list(axis.lines)[:MOST_NAMES]
-        if count > MOST_NAMES:
-            named.append(Line2D([], [], ls='', label=f'and {count - MOST_NAMES} more'))
         if count > 1:
-            add_legend(figure, named, loc='outside right upper', fontsize=8)
+            add_legend(figure, first_of(list(axis.lines)), loc='outside right upper', fontsize=8)
         return figure
 
 

@@ -1,7 +1,7 @@
 """Read from a config what is said of each of its K members: network, name, seed, and its own numbers."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Number
 
 from ml_collections import ConfigDict
@@ -30,6 +30,11 @@ def own_numbers(fields: Mapping, members: int) -> dict[str, list]:
     found = {name: fields.get(name) for name in PER_MEMBER if name != 'seed'}
     lists = {name: [*v] for name, v in found.items() if isinstance(v, (list, tuple)) and len(v) == members}
     return {name: values for name, values in lists.items() if len(set(values)) > 1}
+
+
+def titled(name: str, kinds: Iterable[str], numbers: Mapping[str, float]) -> str:
+    """Return a member's name with its loss and view, and its own numbers: '0_resnet8 ternary lr=0.1'."""
+    return ' '.join([name, *kinds, *(f'{field.rpartition(".")[2]}={x:g}' for field, x in numbers.items())])
 
 
 def member_networks(config: ConfigDict) -> list[str]:

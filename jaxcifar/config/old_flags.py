@@ -69,11 +69,9 @@ def translated(arguments: list[str]) -> UserError | None:
     old, words, needless = _answer(arguments)
     answers = [f'write {shlex.join(words.values())} for {shlex.join(old)}'] if words else []
     answers += [f'leave out {flag}: {why}' for flag, why in needless.items()]
-    return (
-        UserError(f'expected flags of jaxcifar, got those of another program: {"; ".join(answers)}')
-        if answers
-        else None
-    )
+    if not answers:
+        return None
+    return UserError(f'expected flags of jaxcifar, got those of another program: {"; ".join(answers)}')
 
 
 def _answer(arguments: list[str]) -> Answer:

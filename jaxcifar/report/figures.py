@@ -78,6 +78,12 @@ def add_legend(owner: Axes | Figure, lines: Sequence, **where):
             text.set_parse_math(False)
 
 
+def first_of(lines: Sequence[Line2D]) -> list[Line2D]:
+    """Return the lines that a legend names: the first MOST_NAMES, and one that counts the others."""
+    more = len(lines) - MOST_NAMES
+    return [*lines[:MOST_NAMES], *([Line2D([], [], ls='', label=f'and {more} more')] if more > 0 else [])]
+
+
 def label(panels: Sequence[Axes], titles: Sequence[str]):
     """Give each panel its title, and one without curves the words 'nothing yet'."""
     for ax, title in zip(panels, titles):
@@ -149,10 +155,9 @@ def _legend(run: Run) -> list[Line2D]:
     ink = mpl.rcParams['text.color']
     lines = [
         Line2D([], [], color=colour, label=shorten(name))
-        for name, colour in [*zip(run.titles(), member_colours(run))][:MOST_NAMES]
+        for name, colour in zip(run.titles(), member_colours(run))
     ]
-    if len(run.members) > MOST_NAMES:
-        lines.append(Line2D([], [], ls='', label=f'and {len(run.members) - MOST_NAMES} more'))
+    lines = first_of(lines)
     if run.fused:
         lines.append(Line2D([], [], color=ink, lw=2.2, label=FUSED))
     styles = ((run.watched, STYLES[0]), ('train', STYLES[2]))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.machine.errors import UserError
-from jaxcifar.report.runs import read_csv, reads, to_float
+from jaxcifar.report.runs import read_csv, reads, rows_of, to_float
 
 ABOUT = ('epoch', 'step', 'member', 'split', 'checkpoint')  # columns that say what a row is about
 History = dict[str, dict[str, np.ndarray]]
@@ -24,21 +24,19 @@ def read_history(workdir: Path) -> tuple[list[str], History]:
         rows = [row for row in read_csv(workdir / 'metrics.csv') if row['checkpoint'] != 'best']
         names = list(dict.fromkeys(row['member'] for row in rows))
         splits = list(dict.fromkeys(row['split'] for row in rows))
-        history = {s: _columns([row for row in rows if row['split'] == s], names) for s in splits}
+        history = {split: _columns(rows_of(rows, split), names) for split in splits}
         timing = read_csv(workdir / 'timing.csv')
         numbers = [name for name in (timing[0] if timing else {}) if name != 'timestamp']
         history['timing'] = {name: np.array([to_float(row[name]) for row in timing]) for name in numbers}
     return names, history
 
 
-def _columns(rows: list[dict[str, str]], names: list[str]) -> dict[str, np.ndarray]:
-    """Return the columns of one split's rows; those in which nobody has a number are left out."""
-    # After a resume an epoch may stand twice: the later row counts.
-    of = {(row['member'], to_float(row['epoch'])): row for row in rows}
-    steps = {to_float(row['epoch']): to_float(row['step']) for row in rows}
+def _columns(of: dict[tuple[str, float], dict[str, str]], names: list[str]) -> dict[str, np.ndarray]:
+    """Return the columns of one split's `rows_of`; those in which nobody has a number are left out."""
+    steps = {epoch: to_float(row['step']) for (_, epoch), row in of.items()}
     epochs = sorted(steps)
     columns = {'epoch': np.array(epochs), 'step': np.array([steps[epoch] for epoch in epochs])}
-    for column in (name for name in rows[0] if name not in ABOUT):
+    for column in (name for name in next(iter(of.values())) if name not in ABOUT):
         cells = [[to_float(of.get((name, epoch), {}).get(column, '')) for epoch in epochs] for name in names]
         if not np.isnan(cells).all():
             columns[column] = np.array(cells)

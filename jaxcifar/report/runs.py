@@ -5,11 +5,12 @@ import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.config.members import own_numbers
+from jaxcifar.config.members import own_numbers, titled
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading
@@ -46,7 +47,6 @@ class Run:
     sessions: list[dict]
     calibration: dict = field(default_factory=dict)
     rejection: dict = field(default_factory=dict)
-    classes: list[dict[str, str]] = field(default_factory=list)  # rows of per_class.csv
 
     def __post_init__(self):
         outputs = list(dict.fromkeys(r['member'] for r in self.rows if r['member']))
@@ -62,22 +62,25 @@ class Run:
             if made.get('step') != self.results.get('step'):
                 made.clear()  # of weights before these
 
+    @cached_property
+    def classes(self) -> list[dict[str, str]]:
+        """Return the rows of per_class.csv, which only a report reads: a row for each class and member."""
+        return read_csv(self.folder / 'per_class.csv')
+
     def numbers(self) -> dict[str, list]:
         """Return the fields in which members have numbers of their own, {field: [K]}; never the seed."""
         return own_numbers(self.config, len(self.members))
 
     def titles(self) -> list[str]:
         """Return what the members are called, with their losses, views and numbers where these differ."""
-        titles = self.members
-        for kind in ('loss', 'view'):
-            words = str(self.config.get(kind)).split('+')
-            # One loss for all is no part of a member's name.
-            if len(words) == len(titles) > 1:
-                titles = [f'{title} {word}' for title, word in zip(titles, words)]
-        for path, values in self.numbers().items():
-            name = path.rpartition('.')[2]
-            titles = [f'{title} {name}={value:g}' for title, value in zip(titles, values)]
-        return titles
+        words = [str(self.config.get(kind)).split('+') for kind in ('loss', 'view')]
+        # One loss for all is no part of a member's name.
+        kinds = [of for of in words if len(of) == len(self.members) > 1]
+        numbers = self.numbers()
+        return [
+            titled(name, [of[k] for of in kinds], {field: of[k] for field, of in numbers.items()})
+            for k, name in enumerate(self.members)
+        ]
 
     def held_out(self) -> np.ndarray | None:
         """Return the accuracies [K] on held-out images by which weights were chosen; None where none were."""
@@ -105,11 +108,7 @@ class Run:
 
         fused: of the fused prediction instead, (1, E).
         """
-        cells = {
-            (r['member'], to_float(r['epoch'])): to_float(r[column])
-            for r in self.rows  # after a resume an epoch may stand twice: the later row counts
-            if r['split'] == split and r['checkpoint'] != 'best'
-        }
+        cells = {place: to_float(row[column]) for place, row in rows_of(self.rows, split).items()}
         epochs = sorted({epoch for (_, epoch), value in cells.items() if not np.isnan(value)})
         names = [FUSED] if fused else self.members
         values = [[cells.get((m, e), np.nan) for e in epochs] for m in names]
@@ -146,6 +145,16 @@ class Run:
         """Return the members' joint test score, in a list that is empty where there is none."""
         found = self.results.get('ensemble', {}).get(weights) or {}
         return [found[field]] if len(self.members) > 1 and field in found else []
+
+
+def rows_of(rows: list[dict[str, str]], split: str) -> dict[tuple[str, float], dict[str, str]]:
+    """Return {(member, epoch): row} of a split's rows of metrics.csv, without those of the chosen weights."""
+    # After a resume an epoch may stand twice: the later row counts.
+    return {
+        (row['member'], to_float(row['epoch'])): row
+        for row in rows
+        if row['split'] == split and row['checkpoint'] != 'best'
+    }
 
 
 def to_float(cell: str) -> float:
@@ -220,7 +229,6 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
                     sessions=json_files[2].get('sessions', []),
                     calibration=json_files[3],
                     rejection=json_files[4],
-                    classes=read_csv(folder / 'per_class.csv'),
                 )
             )
     return runs

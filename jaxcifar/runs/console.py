@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from rich.console import Console as Terminal
@@ -93,7 +92,7 @@ class Console:
                 f'restarts leave the learning rate at {rate}'
             )
         if step:
-            self.say(f'resumed at step {step}, epoch {step / session.epoch_steps:.4g} of {config.epochs}')
+            self.say(f'resumed at {session.place(step)}')
         for line in news:
             self.say(line)
 
@@ -187,7 +186,7 @@ class Clock:
         self._start = self._compiled = 0.0
         self._waits = dict.fromkeys(WAITS, 0.0)
 
-    @contextmanager
+    @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Count the seconds that pass here as ones in which training waits for `what`."""
         start = time.perf_counter()

@@ -121,12 +121,7 @@ def finished(session: Session, workdir: Path, progress: Progress, result: dict) 
 
 def preempted(session: Session, workdir: Path, step: int) -> Preempted:
     """Return what SIGTERM raises where all is saved at `step`."""
-    return Preempted(f'saved at {_where(step, session)}; {_go_on(workdir)}')
-
-
-def _where(step: int, session: Session) -> str:
-    """Return a step as people count: 'step 40, epoch 2 of 9'."""
-    return f'step {step}, epoch {step / session.epoch_steps:.4g} of {session.config.epochs}'
+    return Preempted(f'saved at {session.place(step)}; {_go_on(workdir)}')
 
 
 def _go_on(workdir: Path) -> str:
@@ -151,4 +146,4 @@ def _interrupted(session: Session, workdir: Path, step: int, kept: list[int]) ->
         return f'stopped at step {step}, before the first save; this begins again: {again.command(workdir)}'
     lost = step - kept[-1]
     taken = f' ({lost} step{"s" * (lost != 1)} after it will be taken again)' if lost > 0 else ''
-    return f'stopped; saved up to {_where(kept[-1], session)}{taken}; {_go_on(workdir)}'
+    return f'stopped; saved up to {session.place(kept[-1])}{taken}; {_go_on(workdir)}'

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jaxcifar.config.members import titled
 from jaxcifar.machine.command import spoken
 from jaxcifar.machine.text import percent
 from jaxcifar.runs.metrics import verdict
@@ -58,8 +59,8 @@ def _best_of_sweep(results: dict, checkpoint: str) -> list[str]:
 
 def _titled(member: dict) -> str:
     """Return a member's name, and in what it differs from the others."""
-    numbers = [f'{name.rpartition(".")[2]}={x:g}' for name, x in member.get('numbers', {}).items()]
-    return ' '.join([member[k] for k in ('name', 'loss', 'view') if k in member] + numbers)
+    kinds = [member[kind] for kind in ('loss', 'view') if kind in member]
+    return titled(member['name'], kinds, member.get('numbers', {}))
 
 
 def _mean_line(results: dict, checkpoint: str) -> str:

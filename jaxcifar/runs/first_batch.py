@@ -18,7 +18,7 @@ from jaxcifar.runs.session import Session
 
 
 class Shown(NamedTuple):
-    """Hold images as people see them, uint8 [B,H,W,3], and what they count as, B titles."""
+    """Hold images as people see them, uint8 [B,H,W,3], and their labels, B titles."""
 
     images: np.ndarray
     titles: list[str]

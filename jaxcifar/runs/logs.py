@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxcifar.config.saved import to_dict
 from jaxcifar.engine.couplings import columns
 from jaxcifar.machine import hosts
+from jaxcifar.runs.console import WAITS
 from jaxcifar.runs.events import BATCHES, RUN, Events, hyperparameters
 from jaxcifar.runs.metrics import group_names
 from jaxcifar.runs.progress import Progress
@@ -22,15 +23,8 @@ from jaxcifar.runs.tables import Table, take_up
 METRICS = ('loss', 'accuracy', 'top5', 'ece', 'lr', 'best', 'patience')
 COLUMNS = ('epoch', 'step', 'member', 'split', 'checkpoint', *METRICS)
 ROW = set(COLUMNS[:5])  # what a row is about
-TIMING = (
-    'epoch',
-    'step',
-    'seconds',
-    'images_per_second',
-    'timestamp',
-    'evaluation_seconds',
-    'saving_seconds',
-)
+WAITED = [f'{what}_seconds' for what in WAITS]
+TIMING = ('epoch', 'step', 'seconds', 'images_per_second', 'timestamp', *WAITED)
 
 
 class Silence:

@@ -64,6 +64,10 @@ class Session:
         """Return the steps of the whole run."""
         return self.config.epochs * self.epoch_steps
 
+    def place(self, step: int) -> str:
+        """Return a step as people count: 'step 40, epoch 2 of 9'."""
+        return f'step {step}, epoch {step / self.epoch_steps:.4g} of {self.config.epochs}'
+
     @cached_property
     def learning_rates(self) -> Callable:
         """Return step -> the learning rates of the members and of the head's parts, [K] or [K+2]."""
