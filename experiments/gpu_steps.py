@@ -27,7 +27,20 @@ SMALL = (
     ' --config.network=resnet8 --config.epochs=1 --config.batch_size=20 --config.devices=1'
     ' --config.data.loader=device --config.log.tensorboard=False --config.log.pictures=False'
 )
-TORCH = ','.join(f'torch {how} channels_last bf16' for how in ('graph', 'compile graph', 'max-autotune'))
+TORCH = 'torch graph channels_last bf16,torch compile graph channels_last bf16'
+AUTOTUNED = 'torch max-autotune channels_last bf16'  # takes minutes to compile
+WIDE = 'resnet18 wideresnet28_10 --batch 128'
+BENCH = 'experiments.bench resnet8 --batch 4 --budget {seconds} --ways ours,torch --rounds 2 --seconds .05'
+# In this order: a variant that loses the device ends the series.
+OPTIONS = '16 steps a call;4 members;deterministic*;convolutions recorded;all recorded;16 steps a call, all recorded'
+TABLE = 'experiments.run experiments/{name}.py{word} --jobs 2 --workdir {{workdir}}/{folder}'
+
+
+def table(name: str, folder: str, word: str = '', changes: str = FAST) -> str:
+    """Return the command of a table of trainings, two at a time: what one leaves idle, the other takes."""
+    return TABLE.format(name=name, word=word, folder=folder) + changes
+
+
 STEPS = {
     'smoke': Step(
         'the whole program works here: device loader, transfer guard, trace',
@@ -36,13 +49,20 @@ STEPS = {
         ' --config.batch_size=200 --config.profile.steps=2,3',
         most=150,
     ),
-    'beside_pytorch': Step(
-        "our step beside PyTorch's best: whole-step CUDA graphs, max-autotune, bfloat16",
-        'experiments.bench resnet18 wideresnet28_10 resnet32 --batch 128 --passes 1 --budget {seconds}'
+    'narrow': Step(
+        "our step of ResNet-32 at 64 beside PyTorch's best: whole-step CUDA graphs, bfloat16",
+        'experiments.bench resnet32 --batch 64 --passes 1 --budget {seconds}'
         f' --ways "ours bf16,ours 16 a call bf16,{TORCH}"',
-        'experiments.bench resnet8 --batch 4 --budget {seconds} --ways ours,torch --rounds 2 --seconds .05',
+        BENCH,
         least=60,
-        most=330,
+        most=200,
+    ),
+    'wide': Step(
+        'the same of ResNet-18 and WRN-28-10 at 128',
+        f'experiments.bench {WIDE} --passes 1 --budget {{seconds}} --ways "ours bf16,{TORCH}"',
+        BENCH.replace('--batch 4', '--batch 5'),
+        least=60,
+        most=300,
     ),
     'members': Step(
         'what K = 4 members cost where one leaves gaps',
@@ -51,23 +71,48 @@ STEPS = {
         least=60,
         most=150,
     ),
+    'options': Step(
+        'which options of the compiler small steps want',
+        f'experiments.bench.options resnet32 64 5 "{OPTIONS}"',
+        'experiments.bench.options resnet8 4 1 "default again"',
+        least=60,
+        most=240,
+    ),
+    'long_tail': Step(
+        'ResNet-32 on the balanced test set of CIFAR-100-LT, two losses, three seeds',
+        table('long_tail_table', 'long_tail'),
+        table('long_tail_table', 'long_tail', changes=f'{SMALL} --config.members=1 --config.seed=1')
+        + ' --config.schedule.warmup_steps=1 --config.long_tail.imbalance=2',
+        data='cifar100',
+    ),
     'speedrun': Step(
-        'CIFAR-10 to 94 %: seconds and accuracy of three seeds',
-        'experiments.speedrun 94 3 {workdir}/speedrun',
+        'CIFAR-10 to 94 %: seconds and accuracy of six seeds',
+        'experiments.speedrun 94 6 {workdir}/speedrun',
         'experiments.speedrun 90 1 {workdir}/speedrun --config.epochs=1 --config.batch_size=20'
         ' --config.schedule.warmup_steps=1 --config.devices=1',
         data='cifar10',
         least=45,
         most=200,
     ),
-    'long_tail': Step(
-        'ResNet-32 on the balanced test set of CIFAR-100-LT, three losses',
-        f'{TRAIN}long_tail --config configs/long_tail.py:standard{FAST}'
-        ' && experiments.record {workdir}/long_tail',
-        f'{TRAIN}long_tail --config configs/long_tail.py:standard{SMALL} --config.members=1'
-        ' --config.loss=balanced_softmax --config.long_tail.imbalance=2'
-        ' && experiments.record {workdir}/long_tail',
-        data='cifar100',
+    'ternary': Step(
+        'ResNet-20 on CIFAR-10 with floats, TWN and TTQ, three seeds',
+        table('ternary_table', 'ternary', ':resnet20'),
+        table('ternary_table', 'ternary', ':resnet20', f'{SMALL} --config.members=1 --config.seed=1'),
+        data='cifar10',
+    ),
+    'autotuned': Step(
+        "PyTorch's max-autotune beside our step",
+        f'experiments.bench {WIDE} --passes 1 --budget {{seconds}} --ways "ours bf16,{AUTOTUNED}"',
+        BENCH.replace('--batch 4', '--batch 6'),
+        least=200,
+    ),
+    'speedrun_96': Step(
+        'CIFAR-10 to 96 %',
+        'experiments.speedrun 96 3 {workdir}/speedrun',
+        'experiments.speedrun 96 1 {workdir}/speedrun --config.epochs=1 --config.batch_size=20'
+        ' --config.precision=float32 --config.devices=1 --config.network=speednet_small',
+        data='cifar10',
+        least=60,
     ),
     'mutual': Step(
         'mutual learning of four ResNet-32 on all of CIFAR-100, last epoch',
@@ -76,20 +121,5 @@ STEPS = {
         f'{TRAIN}mutual --config configs/mutual.py{SMALL} --config.members=2 --config.data.validation=none'
         ' && experiments.record {workdir}/mutual',
         data='cifar100',
-    ),
-    'ternary': Step(
-        'ternary ResNet-18 on CIFAR-10',
-        f'{TRAIN}ternary --config configs/ternary.py:resnet18,cifar10,twn{FAST}'
-        ' && experiments.record {workdir}/ternary',
-        f'{TRAIN}ternary --config configs/ternary.py:resnet18,cifar10,twn{SMALL}'
-        ' --config.data.validation_size=20'
-        ' && experiments.record {workdir}/ternary',
-        data='cifar10',
-    ),
-    'options': Step(
-        'which options of the compiler small steps want',
-        'experiments.bench.options resnet32 64',
-        'experiments.bench.options resnet8 4 1 "default again"',
-        least=60,
     ),
 }

@@ -1,11 +1,12 @@
 """Run a table of experiments: python -m experiments.run SWEEP.py[:ARGUMENT] [--jobs N | --slurm]
 
 A sweep file has a function `get_sweep(argument)` that returns a `Sweep`. Its runs go one after the
-other, or N at a time with a GPU each, in FOLDER/NAME, with what they print in FOLDER/NAME.log.
-Finished runs are skipped and others resumed: after a stop, the same command goes on. Each new result is
-appended to experiments/results/accuracy.csv; at the end the table is printed in Markdown, and FOLDER
-has results.csv and a page about all runs. With --slurm, jobs of a cluster do all that. --dry-run lists the
-commands, or with --slurm writes the scripts.
+other, or N at a time with a GPU each, or a share of one where there are fewer. They are in FOLDER/NAME, and
+what they print is in FOLDER/NAME.log. Finished runs are skipped and others resumed: after a stop, the same
+command goes on. Each new result is appended to experiments/results/accuracy.csv; at the end the table is
+printed in Markdown, and FOLDER has results.csv and a page about all runs. With --slurm, jobs of a cluster do
+all that. --dry-run lists the commands, or with --slurm writes the scripts. --config.FIELD=VALUE changes a
+field of all runs.
 """
 
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 from experiments import record, resources, results, submit
 from experiments.display import Display
 from experiments.resources import whole
-from experiments.sweep import Run, Sweep, has_ended, is_finished, keep, load, score, table
+from experiments.sweep import Run, Sweep, has_ended, is_finished, keep, load, score, table, with_changes
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
 from jaxcifar.report import tables as report
@@ -138,7 +139,11 @@ class Runner:
         gpus = GPUS if visible is None else visible.split(',')
         if self.jobs == 1 or not gpus:  # one training at a time drives all that there are
             return dict(os.environ)
-        return {**os.environ, 'CUDA_VISIBLE_DEVICES': gpus[slot % len(gpus)]}
+        chosen = {'CUDA_VISIBLE_DEVICES': gpus[slot % len(gpus)]}
+        # Each would take three quarters of a GPU's memory when it starts.
+        if (sharing := -(-self.jobs // len(gpus))) > 1:
+            chosen['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.9 / sharing:.3f}'
+        return {**os.environ, **chosen}
 
 
 def write_results(sweep: Sweep, folder: Path):
@@ -208,9 +213,9 @@ def main():
     parser.add_argument('--collect', action='store_true', help='only gather what is finished')
     parser.add_argument('--workdir', type=Path, help='(runs/SWEEP)')
     resources.add_flags(parser)
-    args = parser.parse_args()
+    args, others = parser.parse_known_args()
     jobs, retries = whole('--jobs', args.jobs, 1), whole('--retries', args.retries, 0)
-    sweep = load(args.sweep)
+    sweep = with_changes(load(args.sweep), others)
     path, _, argument = args.sweep.partition(':')
     # The folder's name is made of the argument, which may hold a path.
     name = '-'.join(filter(None, [Path(path).stem, argument]))

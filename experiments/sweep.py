@@ -17,6 +17,7 @@ from jaxcifar.runs.metrics import verdict
 
 KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+=,-]{0,99}')
+CHANGE = re.compile(r'--config\.[\w.]+=')
 TAKEN = ('slurm', 'report', 'results.csv', 'table.md')  # a sweep's own files beside its workdirs
 
 
@@ -65,6 +66,15 @@ def load(sweep: str) -> Sweep:
         raise UserError(f'{path} must have a function get_sweep(argument) that returns a Sweep')
     check(loaded.runs, path)
     return loaded
+
+
+def with_changes(sweep: Sweep, words: list[str]) -> Sweep:
+    """Return the sweep with fields of all runs changed by --config.FIELD=VALUE; other words are refused."""
+    changes = dict(word.removeprefix('--config.').split('=', 1) for word in words if CHANGE.match(word))
+    strange = [word for word in words if not CHANGE.match(word)]
+    if strange:
+        raise UserError(f'expected --config.FIELD=VALUE, got {" ".join(strange)}; --help lists the flags')
+    return sweep._replace(runs=[run._replace(changes={**run.changes, **changes}) for run in sweep.runs])
 
 
 def check_name(name: str):

@@ -97,6 +97,18 @@ def test_each_of_several_jobs_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     assert [runner._device(slot)['CUDA_VISIBLE_DEVICES'] for slot in (0, 1)] == ['5', '7']
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # none, as somebody wants it
     assert runner._device(1)['CUDA_VISIBLE_DEVICES'] == ''
+    # One takes three quarters of a GPU's memory by itself: those that share it are told to take less.
+    assert runner._device(0).get('XLA_PYTHON_CLIENT_MEM_FRACTION') == '0.450'
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
+    assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in runner._device(1)
+
+
+def test_a_sweep_takes_changes_of_all_its_runs():
+    table = run.Sweep('Title', [Run('a', 'a', 'c.py', {'epochs': 9}), Run('b', 'b', 'c.py', {})])
+    changed = sweep.with_changes(table, ['--config.epochs=2', '--config.augment=crop(4)+flip,x=1'])
+    assert [r.changes for r in changed.runs] == [{'epochs': '2', 'augment': 'crop(4)+flip,x=1'}] * 2
+    with pytest.raises(UserError, match=r'expected --config\.FIELD=VALUE, got --epochs 2'):
+        sweep.with_changes(table, ['--epochs', '2'])
 
 
 def finished(folder, experiment, coupling, scores, ensemble):
@@ -203,21 +215,22 @@ def test_a_table_says_where_a_learned_rule_does_not_beat_the_mean(tmp_path):
     assert lines[-3].endswith('| the learned rule | one network |')
 
 
-@pytest.mark.parametrize('argument', ['', 'short'])
+@pytest.mark.parametrize('argument', ['', 'strong', 'short'])
 def test_long_tail_table_has_the_protocol_of_published_numbers(argument, monkeypatch, tmp_path):
     found, configs = long_tail_table.get_sweep(argument), {}
     for experiment in found.runs:
         monkeypatch.setattr('sys.argv', argv := ['main', *experiment.arguments(tmp_path)])
         configs[experiment.row] = finalize(main.parse(argv)[0])
-    losses = {row: c.loss for row, c in configs.items() if 'strong' not in row}
-    assert list(losses.values()) == ['cross_entropy', 'balanced_softmax']
-    assert found.baseline in losses and ('SHORTENED' in found.title) == bool(argument)
+    losses = [c.loss for c in configs.values()]
+    assert losses == [('cross_entropy', 'balanced_softmax')[argument == 'strong'], 'balanced_softmax']
+    assert found.baseline in configs and ('SHORTENED' in found.title) == (argument == 'short')
     for c in configs.values():
         assert (c.split, c.data.validation, c.dataset) == ('long_tail_standard', 'none', 'cifar100')
-        assert c.members == (1 if argument else 3) and c.long_tail.imbalance == 100
+        assert c.members == (1 if argument == 'short' else 3) and c.long_tail.imbalance == 100
+        assert c.epochs == {'': 200, 'strong': 400, 'short': 8}[argument]
 
 
-@pytest.mark.parametrize('argument', ['', 'short', 'recipes'])
+@pytest.mark.parametrize('argument', ['', 'resnet20', 'short', 'recipes'])
 def test_ternary_table_compares_one_recipe(argument, monkeypatch, small_npz, tmp_path):
     monkeypatch.setattr(ternary_table, 'small_cifar10', lambda images: small_npz)
     sweep, rows = ternary_table.get_sweep(argument), {}
@@ -228,12 +241,13 @@ def test_ternary_table_compares_one_recipe(argument, monkeypatch, small_npz, tmp
         assert (c.data.validation, c.early_stopping.patience) == ('none', 0)
         assert c.dataset == (f'npz:{small_npz}' if argument == 'short' else 'cifar10')
         assert (c.optimizer.lr, c.schedule.name) == (0.1, 'cosine')
-        assert argument == 'recipes' or c.members == (1 if argument else 3)
+        assert argument == 'recipes' or c.members == (1 if argument == 'short' else 3)
     assert sweep.baseline in rows and ('SHORTENED' in sweep.title) == (argument == 'short')
     if argument != 'recipes':
-        floats, twn, ttq, everything = rows.values()
+        floats, twn, ttq, *everything = rows.values()
         assert floats == ('none', 'twn', False) and twn == ('ternary', 'twn', False)
-        assert ttq == ('ternary', 'ttq', False) and everything == ('ternary', 'twn', True)
+        assert ttq == ('ternary', 'ttq', False)
+        assert everything == ([] if argument == 'resnet20' else [('ternary', 'twn', True)])
 
 
 def test_a_sweep_file_that_fails_is_named_with_its_line(tmp_path):
