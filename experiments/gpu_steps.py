@@ -21,7 +21,8 @@ TRAIN = 'jaxcifar.main --workdir {workdir}/'
 # What makes a long training on a GPU fast; it saves, too, when it is asked to leave.
 FAST = (
     ' --config.precision=bfloat16 --config.data.loader=device --config.checkpoint.every_epochs=10'
-    ' --config.compile_cache={workdir}/compiled --config.log.tensorboard=False --config.log.pictures=False'
+    ' --config.checkpoint.keep=1 --config.compile_cache={workdir}/compiled'
+    ' --config.log.tensorboard=False --config.log.pictures=False'
 )
 SMALL = (
     ' --config.network=resnet8 --config.epochs=1 --config.batch_size=20 --config.devices=1'
@@ -32,7 +33,10 @@ AUTOTUNED = 'torch max-autotune channels_last bf16'  # takes minutes to compile
 WIDE = 'resnet18 wideresnet28_10 --batch 128'
 BENCH = 'experiments.bench resnet8 --batch 4 --budget {seconds} --ways ours,torch --rounds 2 --seconds .05'
 # In this order: a variant that loses the device ends the series.
-OPTIONS = '16 steps a call;4 members;deterministic*;convolutions recorded;all recorded;16 steps a call, all recorded'
+OPTIONS = ';'.join(
+    ('16 steps a call', '4 members', 'deterministic*', 'convolutions recorded', 'all recorded',
+     '16 steps a call, all recorded')
+)  # fmt: skip
 TABLE = 'experiments.run experiments/{name}.py{word} --jobs 2 --workdir {{workdir}}/{folder}'
 
 
