@@ -53,17 +53,24 @@ STEPS = {
         ' --config.batch_size=200 --config.profile.steps=2,3',
         most=150,
     ),
+    'options': Step(
+        'which options of the compiler small steps want',
+        f'experiments.bench.options resnet32 64 5 "{OPTIONS}"',
+        'experiments.bench.options resnet8 4 1 "default again"',
+        least=60,
+        most=200,
+    ),
     'narrow': Step(
         "our step of ResNet-32 at 64 beside PyTorch's best: whole-step CUDA graphs, bfloat16",
-        'experiments.bench resnet32 --batch 64 --passes 1 --budget {seconds}'
-        f' --ways "ours bf16,ours 16 a call bf16,{TORCH}"',
+        f'experiments.bench resnet32 --batch 64 --passes 1 --budget {{seconds}} --ways "ours*bf16,{TORCH}"',
         BENCH,
         least=60,
         most=200,
     ),
     'wide': Step(
         'the same of ResNet-18 and WRN-28-10 at 128',
-        f'experiments.bench {WIDE} --passes 1 --budget {{seconds}} --ways "ours bf16,{TORCH}"',
+        f'experiments.bench {WIDE} --passes 1 --budget {{seconds}}'
+        f' --ways "ours bf16,ours recorded bf16,{TORCH}"',
         BENCH.replace('--batch 4', '--batch 5'),
         least=60,
         most=300,
@@ -74,13 +81,6 @@ STEPS = {
         'experiments.bench.members resnet8 4 8 1 1',
         least=60,
         most=150,
-    ),
-    'options': Step(
-        'which options of the compiler small steps want',
-        f'experiments.bench.options resnet32 64 5 "{OPTIONS}"',
-        'experiments.bench.options resnet8 4 1 "default again"',
-        least=60,
-        most=240,
     ),
     'long_tail': Step(
         'ResNet-32 on the balanced test set of CIFAR-100-LT, two losses, three seeds',

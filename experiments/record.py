@@ -68,11 +68,12 @@ def read(workdir: Path) -> Finished:
 
 
 def command(session: dict, workdir: Path) -> str:
-    """Return the session's command without what belongs to its machine: interpreter and folders."""
+    """Return the session's command without what belongs to its machine: interpreter, folders, a cache."""
     # Runs that this one began from are kept as its neighbours, since that is what the sweep makes them.
     words = shlex.split(session['command'])
     renamed = f'runs/{workdir.name}'
     kept = words[words.index('jaxcifar.main') + 1 :]
+    kept = [word for word in kept if not word.startswith('--config.compile_cache=')]
     for i, word in enumerate(kept):
         if word == '--workdir':
             kept[i + 1] = renamed

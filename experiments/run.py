@@ -213,9 +213,10 @@ def main():
     parser.add_argument('--collect', action='store_true', help='only gather what is finished')
     parser.add_argument('--workdir', type=Path, help='(runs/SWEEP)')
     resources.add_flags(parser)
-    args, others = parser.parse_known_args()
+    changes = [word for word in sys.argv[1:] if word.startswith('--config.')]
+    args = parser.parse_args([word for word in sys.argv[1:] if word not in changes])
     jobs, retries = whole('--jobs', args.jobs, 1), whole('--retries', args.retries, 0)
-    sweep = with_changes(load(args.sweep), others)
+    sweep = with_changes(load(args.sweep), changes)
     path, _, argument = args.sweep.partition(':')
     # The folder's name is made of the argument, which may hold a path.
     name = '-'.join(filter(None, [Path(path).stem, argument]))

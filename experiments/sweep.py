@@ -69,11 +69,11 @@ def load(sweep: str) -> Sweep:
 
 
 def with_changes(sweep: Sweep, words: list[str]) -> Sweep:
-    """Return the sweep with fields of all runs changed by --config.FIELD=VALUE; other words are refused."""
-    changes = dict(word.removeprefix('--config.').split('=', 1) for word in words if CHANGE.match(word))
+    """Return the sweep with fields of all runs changed by words as --config.FIELD=VALUE."""
     strange = [word for word in words if not CHANGE.match(word)]
     if strange:
-        raise UserError(f'expected --config.FIELD=VALUE, got {" ".join(strange)}; --help lists the flags')
+        raise UserError(f'expected --config.FIELD=VALUE, got {" ".join(strange)}: join them by =')
+    changes = dict(word.removeprefix('--config.').split('=', 1) for word in words)
     return sweep._replace(runs=[run._replace(changes={**run.changes, **changes}) for run in sweep.runs])
 
 

@@ -21,6 +21,7 @@ from jaxcifar.machine.command import command_parser, run_command, spoken
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading
 from jaxcifar.report.scores import print_scores, score_rows, write_scores
+from jaxcifar.runs import shipped
 from jaxcifar.runs.evaluation import Evaluation
 from jaxcifar.runs.metrics import verdict
 from jaxcifar.runs.session import Session
@@ -145,9 +146,11 @@ def headline(scores: dict, checkpoint: str | None) -> str:
 
 def _parser():
     parser = command_parser('jaxcifar.evaluate', __doc__)
-    where = 'of a run; or a folder or file of jaxcifar.export, or of PyTorch weights'
+    where = 'of a run; or a folder or file of jaxcifar.export, or of PyTorch weights, or '
+    where += ' or '.join(shipped.names())
     parser.add_argument('runs', nargs='*', type=Path, metavar='RUN', help=f'folder {where}')
-    parser.add_argument('--workdir', type=Path, action='append', default=[], help='the same as a flag')
+    flags, same = ('--workdir', '--model'), 'the same as a flag'
+    parser.add_argument(*flags, type=Path, action='append', default=[], metavar='RUN', help=same)
     parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')
     splits = 'train | validation | test, or a part of the split (test)'
     parser.add_argument('--split', default='test', help=splits)

@@ -27,7 +27,7 @@ from tests.test_rooms import ROOMS
 LINES = {'README': 120, 'first-run': 90, 'how-it-works': 110, 'networks': 60, 'augmentation': 50,
          'mutual': 130, 'experts-and-fusion': 130, 'long-tail': 130, 'ternary': 130, 'export': 80,
          'sweeps-and-clusters': 120, 'packed-format': 80, 'data': 80, 'results': 100, 'speed': 120,
-         'costs': 120, 'speedrun': 40, 'python': 60, 'from-pytorch': 80, 'old-flags': 80,
+         'costs': 120, 'gpu': 60, 'speedrun': 40, 'python': 60, 'from-pytorch': 80, 'old-flags': 80,
          'code': 60}  # fmt: skip
 OF_CONFIG = ('jaxcifar.main', 'jaxcifar.preview', 'jaxcifar.doctor', 'jaxcifar.schedule')
 SMALL = (

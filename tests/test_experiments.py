@@ -107,8 +107,8 @@ def test_a_sweep_takes_changes_of_all_its_runs():
     table = run.Sweep('Title', [Run('a', 'a', 'c.py', {'epochs': 9}), Run('b', 'b', 'c.py', {})])
     changed = sweep.with_changes(table, ['--config.epochs=2', '--config.augment=crop(4)+flip,x=1'])
     assert [r.changes for r in changed.runs] == [{'epochs': '2', 'augment': 'crop(4)+flip,x=1'}] * 2
-    with pytest.raises(UserError, match=r'expected --config\.FIELD=VALUE, got --epochs 2'):
-        sweep.with_changes(table, ['--epochs', '2'])
+    with pytest.raises(UserError, match=r'expected --config\.FIELD=VALUE, got --config\.epochs'):
+        sweep.with_changes(table, ['--config.epochs'])
 
 
 def finished(folder, experiment, coupling, scores, ensemble):
@@ -260,6 +260,7 @@ def test_a_sweep_file_that_fails_is_named_with_its_line(tmp_path):
 def test_a_kept_command_names_no_folder_of_this_machine(tmp_path):
     workdir = tmp_path / 'fused'
     words = f'python -m jaxcifar.main --workdir {workdir} --config.init_from={tmp_path}/a+{tmp_path}/b@last'
+    words += f' --config.compile_cache={tmp_path}/compiled'
     kept = 'python -m jaxcifar.main --workdir runs/fused --config.init_from=runs/a+runs/b@last'
     assert record.command({'command': words}, workdir) == kept
 

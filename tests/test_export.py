@@ -30,6 +30,7 @@ from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
 from jaxcifar.models.resnet import subsample
 from jaxcifar.models.speednet import halve
+from jaxcifar.runs import shipped
 from jaxcifar.runs.init_from import begin_from
 from jaxcifar.runs.resolve import finalize
 from tests.conftest import small_config
@@ -273,6 +274,24 @@ def test_a_folder_that_is_not_what_it_says_is_refused(workdir, tmp_path):
     broken(summed(name, (tmp_path / name).read_bytes()), 'does not hold a resnet20: .*, not ')
     portable.write_safetensors(tmp_path / name, {'name': 'mine'}, member.variables)
     broken(summed(name, (tmp_path / name).read_bytes()), 'does not say its network')
+
+
+def test_a_network_that_comes_along_answers_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (name,) = shipped.names()
+    folder = shipped.FOLDER / name
+    card = json.loads((folder / 'card.json').read_text())
+    assert card['accuracy']['mean'] > 0.9 and 'commit' in card['training']
+    assert (folder / '0_resnet20.packed').stat().st_size < 70_000
+    model = jaxcifar.load(name)
+    assert model.classes[3] == 'cat' and len(model.predict(np.zeros((2, 48, 40, 3), np.uint8))) == 2
+    images, labels = np.zeros((20, 32, 32, 3), np.uint8), np.arange(20) % 10
+    np.savez('others.npz', x_train=images, y_train=labels, x_test=images, y_test=labels)
+    scores = evaluate(Path(name), dataset='npz:others.npz')
+    assert scores['workdir'] == name and scores['members'][0]['accuracy'] == 0.1
+    # What the user has made comes first, and a path is never a name.
+    Path(name).mkdir()
+    assert shipped.find(Path(name)) == Path(name) and shipped.find(folder / 'x') == folder / 'x'
 
 
 def test_training_begins_from_a_release(workdir, config, tmp_path, capsys):

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jaxcifar.config import short
 from jaxcifar.machine.errors import UserError
@@ -63,6 +64,8 @@ def test_the_wheel_trains_evaluates_exports_and_reports_from_any_folder(installe
     assert '1 epoch of' in jaxcifar('schedule', 'mutual:digits', *shrunk)
     assert list((tmp_path / 'exported').glob('*.safetensors'))
     assert (tmp_path / 'page' / 'report.html').exists()
+    Image.new('RGB', (40, 30), 'navy').save(tmp_path / 'sea.png')
+    assert jaxcifar('predict', '--model', 'resnet20-ternary', 'sea.png').startswith('sea.png  ')
 
 
 @pytest.mark.parametrize(

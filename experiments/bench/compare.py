@@ -23,6 +23,7 @@ DEVICE = 'experiments.bench.steps:device'
 OURS, LINEN = 'experiments.bench.steps:ours', 'experiments.bench.steps:linen'
 TORCH = 'experiments.bench.torch_steps:pytorch'
 LAST, HALF = {'channels_last': True}, {'bfloat16': True}
+HALF_OURS = {'precision': 'bfloat16'}
 
 
 def torch_ways() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -44,10 +45,15 @@ def torch_ways() -> dict[str, tuple[str, dict[str, Any]]]:
     return {f'torch {how}'.strip(): (TORCH, options) for how, options in ways.items()}
 
 
+ON_GPU_ALONE: dict[str, dict[str, Any]] = {
+    '16 a call': {'steps_per_call': 16},
+    'recorded': {'recorded': True},
+    'recorded 16 a call': {'recorded': True, 'steps_per_call': 16},
+}
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {  # what `Worker` is given
     'ours': (OURS, {}),
-    'ours bf16': (OURS, {'precision': 'bfloat16'}),
-    **({'ours 16 a call bf16': (OURS, {'precision': 'bfloat16', 'steps_per_call': 16})} if ON_GPU else {}),
+    'ours bf16': (OURS, HALF_OURS),
+    **{f'ours {how} bf16': (OURS, {**HALF_OURS, **more}) for how, more in ON_GPU_ALONE.items() if ON_GPU},
     'linen': (LINEN, {}),
     **torch_ways(),
 }

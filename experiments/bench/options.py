@@ -21,7 +21,7 @@ import jax
 
 from configs import single
 from experiments import results
-from experiments.bench.ours import OurStep, noise_dataset
+from experiments.bench.ours import ALL, RECORDED, OurStep, noise_dataset
 from experiments.bench.turns import Times, take_turns
 from experiments.results import ON_GPU
 from jaxcifar.machine.command import run_words
@@ -33,13 +33,6 @@ from jaxcifar.models import convolution
 PRECISION = 'bfloat16' if ON_GPU else 'float32'
 STEPS = 32 if ON_GPU else 1  # that are timed together, if a call does not take more
 MEASURED = ('ms', 'slowest', 'fastest', 'times_default', 'megabytes', 'compile_seconds')
-# What XLA records in command buffers, CUDA's graphs, by itself; it leaves convolutions out, since not
-# all of cuDNN's can be recorded.
-RECORDED = 'FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION'
-ALL = {
-    'xla_gpu_enable_command_buffer': f'{RECORDED},CONVOLUTION,CONDITIONAL,WHILE',
-    'xla_gpu_graph_min_graph_size': '1',
-}
 # What does not wait for each other may run side by side: most of all members.
 CONCURRENT = {**ALL, 'xla_gpu_command_buffer_scheduling_mode': 'CONCURRENT'}
 

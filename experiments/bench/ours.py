@@ -17,6 +17,14 @@ from jaxcifar.machine.compiler import compiler_options
 from jaxcifar.machine.profile import count_flops
 from jaxcifar.runs.resolve import finalize
 
+# What XLA records in command buffers, CUDA's graphs, by itself; it leaves convolutions out, since not
+# all of cuDNN's can be recorded.
+RECORDED = 'FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION'
+ALL = {  # the whole step is one graph then
+    'xla_gpu_enable_command_buffer': f'{RECORDED},CONVOLUTION,CONDITIONAL,WHILE',
+    'xla_gpu_graph_min_graph_size': '1',
+}
+
 
 def noise_dataset(count: int, size: int = 32) -> Dataset:
     """Return a data set of `count` random images of `size` pixels in CLASSES classes."""

@@ -14,10 +14,11 @@ import numpy as np
 import optax
 
 from configs import single
-from experiments.bench.ours import OurStep, noise_dataset
+from experiments.bench.ours import ALL, OurStep, noise_dataset
 from experiments.bench.worker import CLASSES, Step, noise
 from experiments.results import ON_GPU
 from jaxcifar.engine.losses import cross_entropy
+from jaxcifar.machine.compiler import compiler_options
 from jaxcifar.machine.profile import PEAK
 from jaxcifar.models import NETWORKS
 from jaxcifar.models.layers import Layers
@@ -37,12 +38,16 @@ class PlainLayers(Layers):
         return nn.BatchNorm(not self.train, momentum=0.9, name=name)
 
 
-def ours(network: str, batch: int, **fields) -> Step:
-    """Return the step of `python -m jaxcifar.main`, without augmentation, with these fields changed."""
+def ours(network: str, batch: int, recorded: bool = False, **fields) -> Step:
+    """Return the step of `python -m jaxcifar.main`, without augmentation, with these fields changed.
+
+    recorded: as one CUDA graph.
+    """
     config = single.get_config(f'{network},cifar100')
     # The others' steps do not augment either, and run on one device.
     config.update_from_flattened_dict({'augment': 'none', 'batch_size': batch, 'devices': 1, **fields})
-    step = OurStep(config, noise_dataset(batch))
+    options = compiler_options() | ALL if recorded else None
+    step = OurStep(config, noise_dataset(batch), options=options)
     report = {'init_seconds': step.init_seconds, 'compile_seconds': step.compile_seconds}
     report |= {'flops': step.flops / step.steps, 'steps_per_call': step.steps}
     return Step(step.take, report, device_bytes)

@@ -33,19 +33,22 @@ COMMANDS = ('main', 'evaluate', 'predict', 'export', 'report', 'calibrate', 'rej
 class RunParser(argparse.ArgumentParser):
     """Parse the words of a command about one run, whose first word may stand for --workdir."""
 
+    run_flags: tuple[str, ...] = ('--workdir',)
+
     def parse_args(self, args=None, namespace=None):
         """Return the values, of sys.argv where no words are given."""
         words = [*(sys.argv[1:] if args is None else args)]
-        named = any(word.partition('=')[0] == '--workdir' for word in words)
+        named = any(word.partition('=')[0] in self.run_flags for word in words)
         if words and not words[0].startswith('-') and not named:
             words[0] = f'--workdir={words[0]}'
         return super().parse_args(words, namespace)
 
 
-def command_parser(module: str, doc: str | None, run: str = '') -> argparse.ArgumentParser:
+def command_parser(module: str, doc: str | None, run: str = '', *aliases: str) -> argparse.ArgumentParser:
     """Return the parser of a command, python -m MODULE, whose --help begins with its file's text.
 
-    run: what --workdir is, of a command that needs one and takes it as its first word too.
+    run: what --workdir is, of a command that needs one and takes it as its first word too. aliases: other
+      flags for it.
     """
     style = argparse.RawDescriptionHelpFormatter
     kind = RunParser if run else argparse.ArgumentParser
@@ -53,9 +56,10 @@ def command_parser(module: str, doc: str | None, run: str = '') -> argparse.Argu
     name = module.removeprefix('jaxcifar.')
     called = f'python -m {module}' if name == module else spoken(name)
     parser = kind(called, description=doc, formatter_class=style)
-    if run:
+    if isinstance(parser, RunParser):
         where = f'{run}; or the first word without the flag'
-        parser.add_argument('--workdir', type=Path, required=True, metavar='RUN', help=where)
+        parser.run_flags = '--workdir', *aliases
+        parser.add_argument(*parser.run_flags, type=Path, required=True, metavar='RUN', help=where)
     return parser
 
 

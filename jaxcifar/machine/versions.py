@@ -12,8 +12,11 @@ PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'm
 def git_commit() -> str:
     """Return this checkout's commit, with '+changes' behind it where files but results differ.
 
-    Outside of git it is what $JAXCIFAR_COMMIT says, which whoever copies the files can set, or ''.
+    What $JAXCIFAR_COMMIT says comes first: whoever copies the files to another machine knows better than a
+    .git that was copied half. '' where nothing says it.
     """
+    if said := os.environ.get('JAXCIFAR_COMMIT'):
+        return said
 
     def git(*args: str) -> str:
         # The current folder may be within another repository.
@@ -26,7 +29,7 @@ def git_commit() -> str:
         changes = commit and git('status', '--porcelain', '-uno', ':/', ':!/experiments/results')
     except FileNotFoundError:  # git itself is not there
         commit = changes = ''
-    return commit + '+changes' * bool(changes) or os.environ.get('JAXCIFAR_COMMIT', '')
+    return commit + '+changes' * bool(changes)
 
 
 def installed(package: str) -> str:

@@ -2,7 +2,8 @@
 
 `WORKDIR` stands for the best weights of all members of a run (the last where none were chosen),
 `WORKDIR@last` and `WORKDIR@STEP` for others, a file of PyTorch or safetensors for the weights of one
-network, and a folder or file of `jaxcifar.export` for what is in it. Sources joined by + give one member
+network, a folder or file of `jaxcifar.export` for what is in it, and the
+name of a network that comes with the package for that. Sources joined by + give one member
 after the other; a source of one alone is given to every member. A classifier of other classes begins fresh.
 """
 
@@ -25,6 +26,7 @@ from jaxcifar.engine.views import View, is_scale
 from jaxcifar.formats import foreign, portable
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json
+from jaxcifar.runs import shipped
 from jaxcifar.runs.trained import open_trained
 
 
@@ -65,7 +67,7 @@ def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
     with what it was made of.
     """
     name, _, checkpoint = source.partition('@')
-    path, member_ids = Path(name), config.member_ids
+    path, member_ids = shipped.find(Path(name)), config.member_ids
     # An export may end in .safetensors too, and then knows more of itself than its tensors tell.
     if foreign.is_foreign(path) and not portable.is_portable(path):
         return [foreign.read(path).fit(shapes, network)]

@@ -26,7 +26,7 @@ from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import reading
 from jaxcifar.models import build
-from jaxcifar.runs import resolve, workdirs
+from jaxcifar.runs import resolve, shipped, workdirs
 from jaxcifar.runs.released import portable_head, portable_member
 from jaxcifar.runs.session import Session, load_images, prepare
 from jaxcifar.runs.weights import CALIBRATED, assemble, load_temperatures, load_weights
@@ -37,12 +37,17 @@ BY_CLASSES = {len(names.split()): name for name, (names, *_) in CIFAR.items()}
 def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None = None) -> 'Trained':
     """Return the trained networks at a path; nothing is read but what they are.
 
-    path: a workdir, a folder or a file of `jaxcifar.export`, or a file of PyTorch or safetensors.
+    path: a workdir, a folder or a file of `jaxcifar.export`, a file of PyTorch or safetensors, or the name of
+      a network that comes with the package.
     checkpoint: of a run, as for `load_weights`. dataset: where the images are here, of networks whose
     config does not say it. Raises `UserError` where there is nothing of the kind.
     """
+    path = shipped.find(path)
     if not path.exists():
-        raise UserError(f'expected a run, an export or a file of weights, got {path}, which is not there')
+        raise UserError(
+            f'expected a run, an export, a file of weights or {" or ".join(shipped.names())}, got {path}, '
+            'which is not there'
+        )
     # As of a shell's variable that is not set: the default would pass for what was asked for.
     for flag, value in (('--checkpoint', checkpoint), ('--dataset', dataset)):
         if value == '':
