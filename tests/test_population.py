@@ -111,7 +111,7 @@ FOUR = {'members': 4, 'devices': 4}
 
 
 @pytest.mark.parametrize(('network', 'way', 'changes'), [
-    ('resnet8', 'dense', OWN), ('resnet8', 'one', {}), ('tiny', 'grouped', OWN | TWN),
+    ('resnet8', 'one', {}), ('tiny', 'grouped', OWN | TWN),
     ('tiny', 'dense', TTQ), ('tiny', 'one', {'coupling': 'fusion'}), ('tiny+linear+tiny', 'dense', OWN),
     ('tiny', 'dense', OWN | FOUR), ('tiny', 'grouped', OWN | FOUR | {'sync_norm': False}),
 ])  # fmt: skip
