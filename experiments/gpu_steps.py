@@ -39,6 +39,15 @@ OPTIONS = ';'.join(
 )  # fmt: skip
 TABLE = 'experiments.run experiments/{name}.py{word} --jobs 2 --workdir {{workdir}}/{folder}'
 
+# As in ternary_table.py:resnet20, whose floats these are.
+TTQ = (
+    f'{TRAIN}ttq --config configs/ternary.py:resnet20,cifar10,ttq --config.members=3 --config.seed=1,2,3'
+    ' --config.data.order=member --config.data.validation=none --config.early_stopping.patience=0'
+    ' --config.epochs=100 --config.label_smoothing=0 --config.augment=crop(4)+flip'
+    ' --config.optimizer.weight_decay=2e-4 --config.eval.every_epochs=10'
+    ' --config.init_from=experiments/kept/resnet20-fp32'
+)
+
 
 def table(name: str, folder: str, word: str = '', changes: str = FAST) -> str:
     """Return the command of a table of trainings, two at a time: what one leaves idle, the other takes."""
@@ -83,9 +92,9 @@ STEPS = {
         most=150,
     ),
     'long_tail': Step(
-        'ResNet-32 on the balanced test set of CIFAR-100-LT, two losses, three seeds',
-        table('long_tail_table', 'long_tail'),
-        table('long_tail_table', 'long_tail', changes=f'{SMALL} --config.members=1 --config.seed=1')
+        "ResNet-32 on CIFAR-100-LT by Cao et al.'s schedule, two losses, three seeds",
+        table('long_tail_table', 'long_tail', ':steps'),
+        table('long_tail_table', 'long_tail', ':steps', f'{SMALL} --config.members=1 --config.seed=1')
         + ' --config.schedule.warmup_steps=1 --config.long_tail.imbalance=2',
         data='cifar100',
     ),
@@ -99,9 +108,9 @@ STEPS = {
         most=200,
     ),
     'ternary': Step(
-        'ResNet-20 on CIFAR-10 with floats, TWN and TTQ, three seeds',
-        table('ternary_table', 'ternary', ':resnet20'),
-        table('ternary_table', 'ternary', ':resnet20', f'{SMALL} --config.members=1 --config.seed=1'),
+        'TTQ of ResNet-20 on CIFAR-10 from the trained floats that are kept, three seeds',
+        f'{TTQ}{FAST} && experiments.record {{workdir}}/ttq',
+        f'{TTQ}{SMALL} --config.network=resnet20 && experiments.record {{workdir}}/ttq',
         data='cifar10',
     ),
     'autotuned': Step(

@@ -96,8 +96,9 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
     ),
 ]
 
-# A GPU is given this many FLOP at a time, in so many steps at the most; estimated, not measured.
-CALL_FLOPS, MOST_STEPS = 200e9, 8
+# A GPU is given this many FLOP at a time, in so many steps at the most. On an H200 a call costs .4 ms beside
+# its steps (`experiments/results/bench.csv`), and the GPU computes this for some 15 ms.
+CALL_FLOPS, MOST_STEPS = 2e12, 8
 
 
 def finalize(config: ConfigDict) -> ConfigDict:
