@@ -12,6 +12,8 @@ import pytest
 from experiments.faults.damages import places, replaced
 from jaxcifar.machine.errors import UserError
 from jaxcifar.report import __main__ as report_command
+from jaxcifar.report.figures import draw_comparison
+from jaxcifar.report.runs import load
 from jaxcifar.report.scores import score_rows
 from jaxcifar.report.tables import report
 
@@ -164,6 +166,13 @@ def test_several_runs_on_one_self_contained_page(tmp_path):
     assert sorted(pictures) == ['comparison.png', 'curves_01_r0.png', 'curves_02_r1.png']
     differing = (tmp_path / 'out' / 'report.md').read_text().split('Settings that differ')[1]
     assert 'seed' in differing and 'members' in differing and 'coupling' not in differing
+
+
+def test_runs_without_held_out_images_are_compared_in_training(tmp_path):
+    folders = [make_run(tmp_path / selection, selection=selection) for selection in ('none', 'holdout')]
+    whole, _ = draw_comparison(load(folders)).axes
+    shown = {line.get_label(): len(line.get_xdata()) for line in whole.lines}
+    assert shown == {'1. none (train)': 6, '2. holdout (validation)': 6}
 
 
 def test_hostile_names_are_escaped(tmp_path):

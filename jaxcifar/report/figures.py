@@ -181,7 +181,7 @@ def colours(count: int, numbers: Sequence[float] | None = None) -> list:
 
 
 def draw_comparison(runs: Sequence[Run]) -> Figure:
-    """Draw the accuracy of all runs on the split that each of them watches."""
+    """Draw the accuracy of all runs on the split that each of them watches, or else in training."""
     figure = Figure(figsize=(12, max(4, 0.24 * len(runs) + 1)), layout='constrained')
     whole, end = figure.subplots(1, 2)
     finished = any(run.results for run in runs)
@@ -189,8 +189,11 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
         # When the colours are used up, they begin again with another style of line.
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
         # The number finds the run in the table, where its full name stands.
-        name = f'{run.number}. {shorten(run.name)} ({run.watched})'
-        epochs, values = run.curve(run.watched, 'accuracy', run.fused)
+        split, (epochs, values) = run.watched, run.curve(run.watched, 'accuracy', run.fused)
+        # A run without held-out images is tested once, at its end: a point is no curve.
+        if len(epochs) < 2 < run.epoch:
+            split, (epochs, values) = 'train', run.curve('train', 'accuracy')
+        name = f'{run.number}. {shorten(run.name)} ({split})'
         # Runs that have only begun would stretch the axis on which finished runs are told apart.
         late = (epochs >= 0.7 * run.epoch) & (bool(run.results) or not finished)
         for ax, part in ((whole, epochs > 0), (end, late)):
