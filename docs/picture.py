@@ -1,10 +1,11 @@
 """Draw the pictures of these pages: python docs/picture.py WORKDIR… FILE.png
 
-One run: its members' curves, as of the quickstart in the README. Several runs of long tails: accuracy by
-class, from the most frequent to the rarest, the mean of each run's members in bins of ten classes.
+One run: its members' curves, as of the quickstart in the README. Several runs: training accuracy over epochs
+and test accuracy over the classes, the mean of each run's members. Many classes come ten at a time.
 
     python docs/picture.py runs/quickstart docs/quickstart.png
     python docs/picture.py runs/cross_entropy runs/balanced_softmax docs/long_tail.png
+    python docs/picture.py runs/floats runs/TWN docs/ternary.png
 """
 
 import csv
@@ -19,7 +20,7 @@ PANELS = (
     ('loss', 'training loss (nats)', 'train', 1),
     ('accuracy', 'held-out accuracy (%)', 'validation', 100),
 )
-BIN = 10  # classes
+POINTS = 10  # of a line over the classes: a hundred would be a thicket
 
 
 def read(workdir: str, name: str) -> list[dict]:
@@ -50,7 +51,7 @@ def draw_members(rows: list[dict]) -> Figure:
     return figure
 
 
-def draw_tails(workdirs: list[str]) -> Figure:
+def draw_runs(workdirs: list[str]) -> Figure:
     """Return training accuracy over the epochs, and test accuracy over the classes, a line a run."""
     figure = Figure((8, 2.8), layout='constrained')
     left, right = figure.subplots(1, 2)
@@ -66,19 +67,24 @@ def draw_tails(workdirs: list[str]) -> Figure:
         for row in classes:
             recalls[int(row['class'])] += float(row['recall'])
         recalls *= count / len(classes)  # the members' mean
-        # A hundred single classes would be a thicket.
-        bins = recalls.reshape(-1, BIN).mean(1)
-        right.plot(BIN * (np.arange(len(bins)) + 0.5), 100 * bins, marker='o', ms=4, **style)
+        size = max(1, count // POINTS)
+        points = recalls[: size * (count // size)].reshape(-1, size).mean(1)
+        right.plot(size * np.arange(len(points)) + (size - 1) / 2, 100 * points, marker='o', ms=4, **style)
     finish(left, 'training accuracy (%)', 'epoch')
-    finish(right, f'test accuracy (%), {BIN} classes a point', 'classes, the most frequent first')
-    right.set_ylim(0)
+    # Long tails number their classes by frequency.
+    is_tail = len({row['train_images'] for row in classes}) > 1
+    across = 'class, the most frequent first' if is_tail else ''
+    if size == 1:
+        names = {int(row['class']): row['name'] for row in classes}
+        right.set_xticks([*names], names.values(), rotation=30, fontsize=8)
+    finish(right, 'test accuracy (%)' + f', {size} classes a point' * (size > 1), across)
     return figure
 
 
 def main(*words: str):
     """Write the picture of the runs."""
     *workdirs, path = words
-    figure = draw_tails(workdirs) if workdirs[1:] else draw_members(read(workdirs[0], 'metrics.csv'))
+    figure = draw_runs(workdirs) if workdirs[1:] else draw_members(read(workdirs[0], 'metrics.csv'))
     figure.savefig(path, dpi=120)
 
 
