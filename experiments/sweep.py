@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import record
-from jaxcifar.machine.errors import UserError, unknown
+from jaxcifar.config.fields import get_config
+from jaxcifar.config.values import flatten
+from jaxcifar.machine.errors import UserError, lookup, unknown
 from jaxcifar.machine.files import read_json, reading, write_json
 from jaxcifar.runs.metrics import verdict
 
@@ -74,6 +76,10 @@ def with_changes(sweep: Sweep, words: list[str]) -> Sweep:
     if strange:
         raise UserError(f'expected --config.FIELD=VALUE, got {" ".join(strange)}: join them by =')
     changes = dict(word.removeprefix('--config.').split('=', 1) for word in words)
+    # A field that there is not would fail every run, on a cluster hours later.
+    known = flatten(get_config().to_dict())
+    for name in changes:
+        lookup('field', known, name)
     return sweep._replace(runs=[run._replace(changes={**run.changes, **changes}) for run in sweep.runs])
 
 

@@ -109,6 +109,8 @@ def test_a_sweep_takes_changes_of_all_its_runs():
     assert [r.changes for r in changed.runs] == [{'epochs': '2', 'augment': 'crop(4)+flip,x=1'}] * 2
     with pytest.raises(UserError, match=r'expected --config\.FIELD=VALUE, got --config\.epochs'):
         sweep.with_changes(table, ['--config.epochs'])
+    with pytest.raises(UserError, match="unknown field 'epoch'; did you mean 'epochs'"):
+        sweep.with_changes(table, ['--config.epoch=2'])
 
 
 def finished(folder, experiment, coupling, scores, ensemble):
