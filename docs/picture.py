@@ -5,7 +5,9 @@ and test accuracy over the classes, the mean of each run's members. Many classes
 
     python docs/picture.py runs/quickstart docs/quickstart.png
     python docs/picture.py runs/cross_entropy runs/balanced_softmax docs/long_tail.png
-    python docs/picture.py runs/floats runs/TWN docs/ternary.png
+    python docs/picture.py runs/resnet20-fp32=floats runs/resnet20-twn=TWN docs/ternary.png
+
+A name after = stands in the legend in place of the folder's.
 """
 
 import csv
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7']  # Okabe and Ito's
+COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9']  # Okabe and Ito's
 PANELS = (
     ('loss', 'training loss (nats)', 'train', 1),
     ('accuracy', 'held-out accuracy (%)', 'validation', 100),
@@ -51,22 +53,33 @@ def draw_members(rows: list[dict]) -> Figure:
     return figure
 
 
+def class_recalls(workdir: str) -> tuple[list[dict], np.ndarray]:
+    """Return the last rows of a run's members on the test images, and the members' mean recalls [C]."""
+    last = [
+        row for row in read(workdir, 'per_class.csv') if (row['checkpoint'], row['split']) == ('last', 'test')
+    ]
+    # Outputs made of all members have rows of their own.
+    rows = [row for row in last if row['member'] not in ('ensemble', 'fused')]
+    count = 1 + max(int(row['class']) for row in rows)
+    recalls = np.zeros(count)
+    for row in rows:
+        recalls[int(row['class'])] += float(row['recall'])
+    return rows, recalls * count / len(rows)
+
+
 def draw_runs(workdirs: list[str]) -> Figure:
     """Return training accuracy over the epochs, and test accuracy over the classes, a line a run."""
     figure = Figure((8, 2.8), layout='constrained')
     left, right = figure.subplots(1, 2)
-    for workdir, colour in zip(workdirs, COLOURS):
-        style = {'color': colour, 'label': Path(workdir).name.replace('_', ' '), 'lw': 1.8}
+    for named, colour in zip(workdirs, COLOURS):
+        workdir, _, name = named.partition('=')
+        style = {'color': colour, 'label': name or Path(workdir).name.replace('_', ' '), 'lw': 1.8}
         train = [row for row in read(workdir, 'metrics.csv') if row['split'] == 'train']
         epochs = sorted({int(row['epoch']) for row in train})
         of_epoch = [np.mean([float(r['accuracy']) for r in train if int(r['epoch']) == e]) for e in epochs]
         left.plot(epochs, 100 * np.array(of_epoch), **style)
-        classes = [row for row in read(workdir, 'per_class.csv') if row['split'] == 'test']
-        count = 1 + max(int(row['class']) for row in classes)
-        recalls = np.zeros(count)
-        for row in classes:
-            recalls[int(row['class'])] += float(row['recall'])
-        recalls *= count / len(classes)  # the members' mean
+        classes, recalls = class_recalls(workdir)
+        count = len(recalls)
         size = max(1, count // POINTS)
         points = recalls[: size * (count // size)].reshape(-1, size).mean(1)
         right.plot(size * np.arange(len(points)) + (size - 1) / 2, 100 * points, marker='o', ms=4, **style)
@@ -84,6 +97,8 @@ def draw_runs(workdirs: list[str]) -> Figure:
 def main(*words: str):
     """Write the picture of the runs."""
     *workdirs, path = words
+    if len(workdirs) > len(COLOURS):
+        raise SystemExit(f'expected at most {len(COLOURS)} runs, got {len(workdirs)}')
     figure = draw_runs(workdirs) if workdirs[1:] else draw_members(read(workdirs[0], 'metrics.csv'))
     figure.savefig(path, dpi=120)
 

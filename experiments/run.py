@@ -9,6 +9,7 @@ all that. --dry-run lists the commands, or with --slurm writes the scripts. --co
 field of all runs.
 """
 
+import argparse
 import os
 import queue
 import re
@@ -24,11 +25,13 @@ from pathlib import Path
 from experiments import record, resources, results, submit
 from experiments.display import Display
 from experiments.resources import whole
-from experiments.sweep import Run, Sweep, has_ended, is_finished, keep, load, score, table, with_changes
+from experiments.sweep import Run, Sweep, has_ended, is_finished, keep, load, score, table, take_changes
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
 from jaxcifar.report import tables as report
 
+# What says how much of a GPU's memory a process takes, by its names in older and in newer versions of JAX.
+SHARES = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 'XLA_CLIENT_MEM_FRACTION'
 GPUS = [path.name.removeprefix('nvidia') for path in sorted(Path('/dev').glob('nvidia[0-9]*'))]
 
 
@@ -140,9 +143,10 @@ class Runner:
         if self.jobs == 1 or not gpus:  # one training at a time drives all that there are
             return dict(os.environ)
         chosen = {'CUDA_VISIBLE_DEVICES': gpus[slot % len(gpus)]}
-        # Each would take three quarters of a GPU's memory when it starts.
-        if (sharing := -(-self.jobs // len(gpus))) > 1:
-            chosen['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.9 / sharing:.3f}'
+        # Each would take three quarters of a GPU's memory when it starts. XLA refuses both names at once.
+        at_once = min(self.jobs, len(self.sweep.runs))
+        if (sharing := -(-at_once // len(gpus))) > 1 and not any(name in os.environ for name in SHARES):
+            chosen[SHARES[0]] = f'{0.9 / sharing:.3f}'
         return {**os.environ, **chosen}
 
 
@@ -213,10 +217,10 @@ def main():
     parser.add_argument('--collect', action='store_true', help='only gather what is finished')
     parser.add_argument('--workdir', type=Path, help='(runs/SWEEP)')
     resources.add_flags(parser)
-    changes = [word for word in sys.argv[1:] if word.startswith('--config.')]
-    args = parser.parse_args([word for word in sys.argv[1:] if word not in changes])
+    changes, others = take_changes(sys.argv[1:])
+    args = parser.parse_args(others, argparse.Namespace(changes=changes))
     jobs, retries = whole('--jobs', args.jobs, 1), whole('--retries', args.retries, 0)
-    sweep = with_changes(load(args.sweep), changes)
+    sweep = load(args.sweep, args.changes)
     path, _, argument = args.sweep.partition(':')
     # The folder's name is made of the argument, which may hold a path.
     name = '-'.join(filter(None, [Path(path).stem, argument]))

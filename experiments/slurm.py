@@ -156,17 +156,17 @@ def _command(run: Run, folder: Path) -> str:
     return ' \\\n    '.join([name, ' '.join(words[:4]), *words[4:]])
 
 
-def collector(sweep: str, folder: Path, ask: Resources) -> str:
-    """Return the last job, which writes the results."""
+def collector(sweep: str, changes: list[str], folder: Path, ask: Resources) -> str:
+    """Return the last job, which writes the results of a sweep whose fields are changed so."""
     # The last job needs neither a GPU nor the nodes that have them.
     kept = tuple(option for option in ask.sbatch if option.lstrip('-').partition('=')[0] in FOR_RESULTS)
     ask = ask._replace(gpus=0, cpus=1, nodes=1, memory='4G', time='30:00', sbatch=kept)
-    command = [sys.executable, '-m', 'experiments.run', sweep, '--workdir', str(folder), '--collect']
+    command = [sys.executable, '-m', 'experiments.run', sweep, *changes]
     lines = [
         *header(f'{folder.absolute().name}-results', ask),
         '',
         *_begin(ask),
-        f'JAX_PLATFORMS=cpu {shlex.join(command)}',
+        f'JAX_PLATFORMS=cpu {shlex.join([*command, "--workdir", str(folder), "--collect"])}',
     ]
     return '\n'.join(lines) + '\n'
 

@@ -38,7 +38,7 @@ def submit(sweep: Sweep, folder: Path, args: argparse.Namespace):
         print(f'all of {folder} is finished; --collect makes the table')
         return
     scripts = {job.name: script(job, folder, ask) for job in todo}
-    scripts['results'] = collector(args.sweep, folder, ask)
+    scripts['results'] = collector(args.sweep, args.changes, folder, ask)
     place.mkdir(parents=True, exist_ok=True)
     for name, text in scripts.items():
         (place / f'{name}.sbatch').write_text(text)

@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,11 @@ class Sweep(NamedTuple):
     slurm: dict[str, Any] = {}  # noqa: RUF012  fields of `slurm.Resources` that are not as usual
 
 
-def load(sweep: str) -> Sweep:
-    """Return the sweep of SWEEP.py[:ARGUMENT]; `UserError` where it has none, or its runs cannot be."""
+def load(sweep: str, changes: Sequence[str] = ()) -> Sweep:
+    """Return the sweep of SWEEP.py[:ARGUMENT], its fields changed by `take_changes`.
+
+    Raises `UserError` where the file has none, or its runs cannot be.
+    """
     path, _, argument = sweep.partition(':')
     if not Path(path).is_file():
         raise UserError(f'expected a sweep file, got {path}, which is not there')
@@ -67,14 +71,20 @@ def load(sweep: str) -> Sweep:
     if not isinstance(loaded, Sweep):
         raise UserError(f'{path} must have a function get_sweep(argument) that returns a Sweep')
     check(loaded.runs, path)
-    return loaded
+    return with_changes(loaded, changes)
 
 
-def with_changes(sweep: Sweep, words: list[str]) -> Sweep:
-    """Return the sweep with fields of all runs changed by words as --config.FIELD=VALUE."""
-    strange = [word for word in words if not CHANGE.match(word)]
+def take_changes(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words of a command line that are --config.FIELD=VALUE, and the others."""
+    changes = [word for word in words if word.startswith('--config.')]
+    strange = [word for word in changes if not CHANGE.match(word)]
     if strange:
-        raise UserError(f'expected --config.FIELD=VALUE, got {" ".join(strange)}: join them by =')
+        raise UserError(f'expected --config.FIELD=VALUE, got {" ".join(strange)}: join field and value by =')
+    return changes, [word for word in words if word not in changes]
+
+
+def with_changes(sweep: Sweep, words: Sequence[str]) -> Sweep:
+    """Return the sweep with fields of all runs changed by `take_changes`."""
     changes = dict(word.removeprefix('--config.').split('=', 1) for word in words)
     # A field that there is not would fail every run, on a cluster hours later.
     known = flatten(get_config().to_dict())

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+import scipy  # loads its parts when they are used: a training that calibrates nothing needs none
 
 from jaxcifar.config.members import member_losses
 from jaxcifar.data import long_tail
@@ -20,9 +20,10 @@ from jaxcifar.machine import hosts, status
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json_or_set_aside, write_arrays, write_json
-from jaxcifar.runs.evaluation import Evaluation, Scored, open_evaluation
+from jaxcifar.runs.evaluation import Evaluation, Scored
 from jaxcifar.runs.metrics import BINS, log_probabilities, mean_of_probabilities, reliability, summarise
 from jaxcifar.runs.session import Session
+from jaxcifar.runs.trained import TrainedRun, open_trained
 from jaxcifar.runs.weights import BestWeights, load_weights
 
 FILE = 'calibration.json'
@@ -44,7 +45,8 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return -log_p[np.arange(len(labels)), labels].mean()
 
     # In log T the range is symmetric, and T stays positive.
-    return float(np.exp(minimize_scalar(nll, bounds=RANGE, method='bounded', options={'xatol': 1e-8}).x))
+    minimise = scipy.optimize.minimize_scalar
+    return float(np.exp(minimise(nll, bounds=RANGE, method='bounded', options={'xatol': 1e-8}).x))
 
 
 def fit(logits: dict[str, np.ndarray], images: Mapping[str, Images], names: list[str]) -> dict:
@@ -74,6 +76,16 @@ def fit(logits: dict[str, np.ndarray], images: Mapping[str, Images], names: list
     after = {part: log_probabilities(p / t) for part, p in mean.items()}
     report['mean'] = {'temperature': t, 'parts': _compare(before, after, images)}
     return report
+
+
+def _open(workdir: Path) -> Evaluation:
+    trained = open_trained(workdir)
+    # Before any image is loaded, or even downloaded.
+    if not trained.config.split.startswith('long_tail'):
+        raise UserError(f'expected a run of a long tail, got {workdir} of split={trained.config.split}')
+    if not isinstance(trained, TrainedRun):
+        raise UserError(f'expected a run, got the export {workdir}: calibrate the run that it was made of')
+    return Evaluation(trained.with_images())
 
 
 def _compare(before: dict, after: dict, images: Mapping[str, Images]) -> dict:
@@ -115,11 +127,9 @@ def calibrate(
     `UserError` where the run is not one of a long tail.
     """
     # The command opens the run; a training passes on what it has in memory.
-    evaluation = evaluation or open_evaluation(workdir)
+    evaluation = evaluation or _open(workdir)
     session = evaluation.session
     counts = session.split.class_counts
-    if counts is None:
-        raise UserError(f'expected a run of a long tail, got {workdir} of split={session.config.split}')
     if scored is None:
         checkpoints = ['last'] if session.chooses_on is None else ['best', 'last']
         scored = {checkpoint: _load(workdir, session, checkpoint) for checkpoint in checkpoints}

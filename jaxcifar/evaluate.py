@@ -21,7 +21,7 @@ from jaxcifar.machine.command import command_parser, run_command, spoken
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading
 from jaxcifar.report.scores import print_scores, score_rows, write_scores
-from jaxcifar.runs import shipped
+from jaxcifar.runs import shipped_networks
 from jaxcifar.runs.evaluation import Evaluation
 from jaxcifar.runs.metrics import verdict
 from jaxcifar.runs.session import Session
@@ -147,7 +147,7 @@ def headline(scores: dict, checkpoint: str | None) -> str:
 def _parser():
     parser = command_parser('jaxcifar.evaluate', __doc__)
     where = 'of a run; or a folder or file of jaxcifar.export, or of PyTorch weights, or '
-    where += ' or '.join(shipped.names())
+    where += shipped_networks.names()
     parser.add_argument('runs', nargs='*', type=Path, metavar='RUN', help=f'folder {where}')
     flags, same = ('--workdir', '--model'), 'the same as a flag'
     parser.add_argument(*flags, type=Path, action='append', default=[], metavar='RUN', help=same)

@@ -11,7 +11,7 @@ from jaxcifar.export.classifier import Classifier, choose
 from jaxcifar.export.predictions import Predictions
 from jaxcifar.machine.command import command_parser, run_command, spoken
 from jaxcifar.machine.errors import UserError
-from jaxcifar.runs import shipped
+from jaxcifar.runs import shipped_networks
 from jaxcifar.runs.trained import open_trained
 
 
@@ -35,7 +35,7 @@ def predict(
 def main():
     """Run the command line."""
     where = 'folder of a run or of jaxcifar.export, a file of PyTorch weights, or '
-    parser = command_parser('jaxcifar.predict', __doc__, where + ' or '.join(shipped.names()), '--model')
+    parser = command_parser('jaxcifar.predict', __doc__, where + shipped_networks.names(), '--model')
     parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
     here = 'of PyTorch weights: the data set whose classes they tell apart, as --config.dataset'
     parser.add_argument('--dataset', help=here)

@@ -20,8 +20,13 @@ from jaxcifar.models import NETWORKS
 from tests.steps import Linear, Tiny
 
 CACHE = Path(__file__).parent.parent / '.pytest_cache' / 'xla'
+WORTH = 0.05  # seconds of compiling from which on a program is kept
+CACHED = {  # for processes that tests start
+    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': str(WORTH),
+}
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', WORTH)
 
 
 def small_images(n: int = 96, classes: int = 4, size: int = 8, seed: int = 0):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.conftest import CACHE
+from tests.conftest import CACHED
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -74,10 +74,9 @@ def started(workdir: Path, npz: Path, *words: str, environment=None, **fields):
     fields = SMALL | {'dataset': f'npz:{npz}'} | {k.replace('__', '.'): v for k, v in fields.items()}
     command = [sys.executable, '-m', 'jaxcifar.main', '--config=configs/base.py', f'--workdir={workdir}']
     command += [*(f'--config.{name}={value}' for name, value in fields.items()), *words]
-    cache = {'JAX_COMPILATION_CACHE_DIR': str(CACHE), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '.3'}
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | cache | (environment or {}), text=True, **pipes
+        command, cwd=ROOT, env=os.environ | CACHED | (environment or {}), text=True, **pipes
     )
     try:
         yield process

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import jaxcifar
+from jaxcifar.calibrate import calibrate
 from jaxcifar.config import saved
 from jaxcifar.loop import train
 from jaxcifar.machine.command import COMMANDS, NO_FILES, NO_MEMORY, command_parser, explain
@@ -19,6 +20,7 @@ from jaxcifar.machine.errors import UserError, alike, by_kind
 from jaxcifar.machine.text import about
 from jaxcifar.models import NETWORKS
 from jaxcifar.reject import reject
+from jaxcifar.runs import trained
 from jaxcifar.runs.resolve import finalize
 from tests.processes import ROOT
 
@@ -112,3 +114,11 @@ def test_rejection_names_a_remedy_only_where_there_is_one(config, tmp_path):
         (tmp_path / 'config.json').write_text(json.dumps({**fields, 'split': split}))
         with pytest.raises(UserError, match=words):
             reject(tmp_path)
+
+
+def test_what_cannot_be_calibrated_is_refused_before_images_are_loaded(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, 'load_images', None)
+    (tmp_path / 'config.json').write_text(json.dumps(saved.to_dict(finalize(config))))
+    for path in (tmp_path, Path('resnet20-ternary')):
+        with pytest.raises(UserError, match=r'expected a run of a long tail, got .* of split=shared'):
+            calibrate(path)

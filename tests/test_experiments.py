@@ -99,6 +99,10 @@ def test_each_of_several_jobs_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     assert runner._device(1)['CUDA_VISIBLE_DEVICES'] == ''
     # One takes three quarters of a GPU's memory by itself: those that share it are told to take less.
     assert runner._device(0).get('XLA_PYTHON_CLIENT_MEM_FRACTION') == '0.450'
+    # What the user has set stays, by either name: XLA refuses both at once.
+    monkeypatch.setenv('XLA_CLIENT_MEM_FRACTION', '.3')
+    assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in runner._device(0)
+    monkeypatch.delenv('XLA_CLIENT_MEM_FRACTION')
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
     assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in runner._device(1)
 
@@ -107,8 +111,10 @@ def test_a_sweep_takes_changes_of_all_its_runs():
     table = run.Sweep('Title', [Run('a', 'a', 'c.py', {'epochs': 9}), Run('b', 'b', 'c.py', {})])
     changed = sweep.with_changes(table, ['--config.epochs=2', '--config.augment=crop(4)+flip,x=1'])
     assert [r.changes for r in changed.runs] == [{'epochs': '2', 'augment': 'crop(4)+flip,x=1'}] * 2
-    with pytest.raises(UserError, match=r'expected --config\.FIELD=VALUE, got --config\.epochs'):
-        sweep.with_changes(table, ['--config.epochs'])
+    changes, others = sweep.take_changes(['--jobs', '2', '--config.epochs=2'])
+    assert (changes, others) == (['--config.epochs=2'], ['--jobs', '2'])
+    with pytest.raises(UserError, match=r'expected --config\.FIELD=VALUE, got --config\.epochs: join'):
+        sweep.take_changes(['--config.epochs', '2'])
     with pytest.raises(UserError, match="unknown field 'epoch'; did you mean 'epochs'"):
         sweep.with_changes(table, ['--config.epoch=2'])
 

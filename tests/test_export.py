@@ -30,7 +30,7 @@ from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
 from jaxcifar.models.resnet import subsample
 from jaxcifar.models.speednet import halve
-from jaxcifar.runs import shipped
+from jaxcifar.runs import shipped_networks, workdirs
 from jaxcifar.runs.init_from import begin_from
 from jaxcifar.runs.resolve import finalize
 from tests.conftest import small_config
@@ -278,8 +278,8 @@ def test_a_folder_that_is_not_what_it_says_is_refused(workdir, tmp_path):
 
 def test_a_network_that_comes_along_answers_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (name,) = shipped.names()
-    folder = shipped.FOLDER / name
+    name = shipped_networks.names()
+    folder = shipped_networks.FOLDER / name
     card = json.loads((folder / 'card.json').read_text())
     assert card['accuracy']['mean'] > 0.9 and 'commit' in card['training']
     assert (folder / '0_resnet20.packed').stat().st_size < 70_000
@@ -291,7 +291,20 @@ def test_a_network_that_comes_along_answers_by_its_name(tmp_path, monkeypatch):
     assert scores['workdir'] == name and scores['members'][0]['accuracy'] == 0.1
     # What the user has made comes first, and a path is never a name.
     Path(name).mkdir()
-    assert shipped.find(Path(name)) == Path(name) and shipped.find(folder / 'x') == folder / 'x'
+    assert shipped_networks.folder_of(Path(name)) == Path(name)
+    assert shipped_networks.folder_of(folder / 'x') == folder / 'x'
+
+
+def test_a_card_names_every_machine_that_trained(tmp_path):
+    sessions = [
+        {'commit': 'a', 'devices': ['gpu:0 H200'], 'packages': {'jax': '0.11.2', 'numpy': '2.4'}},
+        {'commit': 'a', 'devices': ['gpu:0 H200'], 'packages': {'jax': '0.11.2', 'numpy': '2.4'}},
+        {'commit': 'b', 'devices': ['cpu:0 cpu'], 'packages': {'jax': '0.10.2', 'numpy': '2.4'}},
+    ]
+    (tmp_path / 'run.json').write_text(json.dumps({'sessions': sessions}))
+    packages = {'jax': '0.11.2, 0.10.2', 'numpy': '2.4'}
+    expected = {'commit': 'a, b', 'devices': ['gpu:0 H200', 'cpu:0 cpu'], 'packages': packages}
+    assert workdirs.trained_with(tmp_path) == expected
 
 
 def test_training_begins_from_a_release(workdir, config, tmp_path, capsys):

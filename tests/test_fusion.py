@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 import re
 import shutil
 from functools import partial
@@ -336,7 +337,15 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     warn_of_seen(c, data, make_split(data, c))
     said = capsys.readouterr().err
     assert re.search(r'trained on [1-8] of the 8 images that choose the weights', said)
-    c.experts.seed = 42
+    # An export says it in its card.
+    (tmp_path / 'exported').mkdir()
+    shutil.copy(tmp_path / 'experts' / 'config.json', tmp_path / 'exported')
+    trained_on = json.loads((tmp_path / 'experts' / 'dataset.json').read_text())
+    (tmp_path / 'exported' / 'card.json').write_text(json.dumps({'data': trained_on}))
+    c.init_from = str(tmp_path / 'exported')
+    warn_of_seen(c, data, make_split(data, c))
+    assert capsys.readouterr().err == said.replace(str(tmp_path / 'experts'), c.init_from)
+    c.experts.seed, c.init_from = 42, str(tmp_path / 'experts')
     rows = rows_of(workdir / 'metrics.csv')
     validation = [r for r in rows if r['split'] == 'validation']
     best = max(float(r['accuracy']) for r in validation if r['member'] == 'fused')

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxcifar.config import short
 from jaxcifar.machine.errors import UserError
-from tests.conftest import CACHE
+from tests.conftest import CACHED
 from tests.processes import ROOT
 
 
@@ -44,11 +44,9 @@ def installed(tmp_path_factory) -> Path:
 
 
 def test_the_wheel_trains_evaluates_exports_and_predicts_from_any_folder(installed, tmp_path):
-    cache = {'JAX_COMPILATION_CACHE_DIR': str(CACHE), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '.3'}
-
     def jaxcifar(*words: str) -> str:
         program = f'import sys, jaxcifar.__main__ as m; sys.argv = ["jaxcifar", *{words!r}]; m.start()'
-        environ = {**os.environ, **cache, 'PYTHONPATH': str(installed), 'JAXCIFAR_DATA': str(tmp_path)}
+        environ = {**os.environ, **CACHED, 'PYTHONPATH': str(installed), 'JAXCIFAR_DATA': str(tmp_path)}
         command = [sys.executable, '-P', '-c', program]
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

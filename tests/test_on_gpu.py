@@ -11,7 +11,7 @@ import pytest
 from experiments import halves, on_gpu, results
 from experiments.gpu_steps import STEPS, Step
 from jaxcifar.machine.errors import Preempted, UserError
-from tests.conftest import CACHE
+from tests.conftest import CACHED
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ FEW = 'smoke', 'mutual'  # without data and with; the others take minutes
     'names', [FEW, pytest.param(tuple(STEPS), marks=pytest.mark.slow)], ids=['few', 'all']
 )
 def test_a_rehearsal_runs_every_step_and_brings_its_rows_back(names, go, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(CACHE))
-    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '.3')
+    for name, value in CACHED.items():
+        monkeypatch.setenv(name, value)
     go('--rehearse', '--budget', '1800', '--only', ','.join(names))
     said = capsys.readouterr().out
     waiting = [name for name in names if STEPS[name].data]

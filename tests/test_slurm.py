@@ -13,7 +13,7 @@ from experiments import sweep as sweeps
 from experiments.sweep import Run, Sweep
 from jaxcifar.machine.errors import UserError
 from tests import cluster, pages
-from tests.conftest import CACHE
+from tests.conftest import CACHED
 from tests.processes import SMALL, assert_same, checkpoints, reference
 
 SWEEP = """
@@ -48,8 +48,8 @@ def submit(small_npz, tmp_path, monkeypatch):
 def test_a_preempted_job_is_requeued_and_all_ends_as_if_it_had_not_been(
     submit, small_npz, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(CACHE))
-    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '.3')
+    for name, value in CACHED.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv('JAXCIFAR_RESULTS', str(tmp_path))
     undisturbed = reference(small_npz)
     with cluster.running(tmp_path / 'cluster') as environment:
@@ -172,6 +172,10 @@ def test_without_slurm_only_the_scripts_are_written(submit, monkeypatch, capsys)
     said = capsys.readouterr().out
     assert '2 runs in 2 array jobs, and a job for the results' in said and '0 GPUs and 1 CPU for' in said
     assert f'submit: bash {folder}/slurm/submit.sh' in said
+    submit('--dry-run', '--config.epochs=9')
+    # The last job tells by the same changes which runs are finished.
+    texts = [(folder / 'slurm' / f'{name}.sbatch').read_text() for name in ('job0', 'results')]
+    assert all('--config.epochs=9' in text for text in texts) and '2 runs' in capsys.readouterr().out
     submit('--dry-run', '--gpus=volta:2', '--time=2-12', '--sbatch=constraint=v100', '--sbatch=exclusive')
     lines = (folder / 'slurm' / 'job0.sbatch').read_text().splitlines()
     assert {'#SBATCH --gres=gpu:volta:2', '#SBATCH --constraint=v100', '#SBATCH --exclusive'} <= {*lines}

@@ -14,6 +14,7 @@ from jaxcifar.export import hub
 from jaxcifar.formats.portable import HEAD, FusedHead, Portable
 from jaxcifar.machine.files import read_json, reading
 from jaxcifar.machine.text import escape_markdown, percent
+from jaxcifar.runs import workdirs
 from jaxcifar.runs.ending import alike
 from jaxcifar.runs.metrics import mean_and_std
 from jaxcifar.runs.weights import CALIBRATED
@@ -35,7 +36,7 @@ def make_card(
     """Return the card of members of a run and the `files` that they went to, as `write` describes them."""
     # The sources: config.json, run.json and results.json of the workdir.
     config = saved.load(workdir / 'config.json')
-    fields, session, results = flatten(saved.to_dict(config)), _last_session(workdir), _results(workdir)
+    fields, results = flatten(saved.to_dict(config)), _results(workdir)
     names = [member.about['name'] for member in members]
     with reading(workdir / 'results.json', 'delete it, and continue the run to have it made again'):
         # Older results do not say how many images a member saw.
@@ -50,9 +51,7 @@ def make_card(
         'data': _data(workdir),
         'training': {
             **{name: fields[name] for name in RECIPE},
-            'commit': session.get('commit', ''),
-            'devices': session.get('devices', []),
-            'packages': session.get('packages', {}),
+            **workdirs.trained_with(workdir),
         },
         'accuracy': accuracy,
         'members': [
@@ -80,13 +79,6 @@ def _data(workdir: Path) -> dict:
         data['name'] = f'{kind}:{Path(file).name}' if file else kind
         data['images']['train'], data['images']['test'], data['sha256'][:16]  # what the card needs
     return data
-
-
-def _last_session(workdir: Path) -> dict:
-    """Return what run.json says of the last process, {} where it says nothing."""
-    with reading(workdir / 'run.json', 'delete it: a card does without'):
-        # The newest session is the one that wrote the weights.
-        return dict(((read_json(workdir / 'run.json') or {}).get('sessions') or [{}])[-1])
 
 
 def _parameters(tree) -> int:

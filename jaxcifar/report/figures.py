@@ -192,7 +192,7 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
         split, (epochs, values) = run.watched, run.curve(run.watched, 'accuracy', run.fused)
         # A run without held-out images is tested once, at its end: a point is no curve.
         if len(epochs) < 2 < run.epoch:
-            split, (epochs, values) = 'train', run.curve('train', 'accuracy')
+            split, (epochs, values) = 'train', run.curve('train', 'accuracy', run.fused)
         name = f'{run.number}. {shorten(run.name)} ({split})'
         # Runs that have only begun would stretch the axis on which finished runs are told apart.
         late = (epochs >= 0.7 * run.epoch) & (bool(run.results) or not finished)

@@ -31,23 +31,26 @@ def changes(session: Session, workdir: Path, progress: Progress) -> list[str]:
     They come from config.json of this run, or of the run that it takes up, before it is written again.
     """
     config = session.config
+    if not progress.step:
+        return []
     other = source_of(config)[0] if config.resume_from else workdir
     source = workdir if (workdir / 'config.json').exists() else other
     try:
-        old = saved.load(source / 'config.json') if progress.step else config
+        old = saved.load(source / 'config.json')
     except UserError:  # a lost file: nothing is known of before
         return []
     before, after = flatten(saved.to_dict(old)), flatten(saved.to_dict(config))
     differ = [field for field in after if before.get(field) != after[field]]
     shown = [field for field in differ if not any(f'{field}.'.startswith(f'{s}.') for s in SILENT)]
-    lines = [f'taken up from {config.resume_from}'] if progress.step and source != workdir else []
+    lines = [f'taken up from {config.resume_from}'] if source != workdir else []
     lines += [f'changed: {", ".join(f"{f} {before.get(f)} -> {after[f]}" for f in shown)}'] if shown else []
     # Patience counts evaluations of the past too, so that a stopped member may go on.
     was, now = progress.selection.active(old), progress.selection.active(config)
     for words, members in (('goes on again', now & ~was), ('stops here', was & ~now)):
         lines += [f'{session.names[k]} {words}: early_stopping has changed' for k in np.flatnonzero(members)]
     # Another number of members is another run, whose rates cannot be compared.
-    return lines + (_rate_changes(old, session, progress.step) if old.members == config.members else [])
+    comparable = shown and old.members == config.members
+    return lines + (_rate_changes(old, session, progress.step) if comparable else [])
 
 
 def _rate_changes(old: ConfigDict, session: Session, step: int) -> list[str]:
@@ -79,7 +82,7 @@ def _rate_changes(old: ConfigDict, session: Session, step: int) -> list[str]:
 
 def _rates(config: ConfigDict, epoch_steps: int, steps: np.ndarray) -> np.ndarray:
     """Return learning rates [n, K], or [n, K+2] with a head, at n steps."""
-    return np.asarray(jax.vmap(make_learning_rates(config, epoch_steps))(steps), np.float64)
+    return np.asarray(jax.jit(jax.vmap(make_learning_rates(config, epoch_steps)))(steps), np.float64)
 
 
 def _cause(old: ConfigDict, config: ConfigDict, field: str) -> str:

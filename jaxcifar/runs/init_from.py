@@ -26,7 +26,7 @@ from jaxcifar.engine.views import View, is_scale
 from jaxcifar.formats import foreign, portable
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json
-from jaxcifar.runs import shipped
+from jaxcifar.runs import shipped_networks
 from jaxcifar.runs.trained import open_trained
 
 
@@ -67,15 +67,14 @@ def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
     with what it was made of.
     """
     name, _, checkpoint = source.partition('@')
-    path, member_ids = shipped.find(Path(name)), config.member_ids
+    path, member_ids = Path(name), config.member_ids
     # An export may end in .safetensors too, and then knows more of itself than its tensors tell.
     if foreign.is_foreign(path) and not portable.is_portable(path):
         return [foreign.read(path).fit(shapes, network)]
-    if not path.exists():
-        raise UserError(
-            f'init_from: expected a workdir, an export, or a file ending in {", ".join(foreign.ENDINGS)}, '
-            f'got {source}, which is not there'
-        )
+    endings = ', '.join(foreign.ENDINGS)
+    path = shipped_networks.find(path, f'a workdir, an export, a file ending in {endings}', 'init_from: ')
+    if checkpoint and portable.is_portable(path):
+        raise UserError(f'init_from: {name} holds one set of weights: leave out @{checkpoint}')
     trained = open_trained(path, checkpoint or None)
     members, ids = trained.members(shown=config.view == 'none'), trained.config.member_ids
     return [members[ids.index(i)] for i in member_ids] if set(member_ids) < set(ids) else members
@@ -84,9 +83,9 @@ def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
 def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
     """Say on stderr where members have been trained on the images that choose the weights here."""
     for source in config.init_from.split('+') if len(split.validation) else ():
-        path = Path(source.partition('@')[0])
-        # Only a workdir tells which images it saw; a file of weights cannot be asked.
-        data = read_json(path / 'dataset.json') if path.is_dir() else None
+        path = shipped_networks.folder_of(Path(source.partition('@')[0]))
+        # A workdir or an export tells which images its networks saw; a file of weights cannot be asked.
+        data = _data(path) if path.is_dir() else None
         if data is None or data['sha256'] != dataset.fingerprint():
             continue
         try:
@@ -100,6 +99,11 @@ def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
                 'choose the weights here, which flatters its members',
                 file=sys.stderr,
             )
+
+
+def _data(folder: Path) -> dict | None:
+    """Return what a workdir or an export says of the data it was trained on, None where nothing."""
+    return read_json(folder / 'dataset.json') or (read_json(folder / portable.CARD) or {}).get('data')
 
 
 def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:

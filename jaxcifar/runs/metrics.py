@@ -1,6 +1,7 @@
 """Score logits: accuracy, top-5, negative log-likelihood, calibration error."""
 
 import numpy as np
+import scipy  # loads its parts when they are used; stats takes most of a second, and few need it
 from scipy.special import log_softmax, logsumexp
 
 BINS = 15
@@ -65,11 +66,9 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     Two-sided and exact (McNemar 1947, with the binomial distribution). It knows of the chance in which
     images are tested, not of that in training.
     """
-    from scipy.stats import binomtest  # takes most of a second to import, and few need it
-
     only = int((a & ~b).sum()), int((b & ~a).sum())
     # Where both are right on the same images there is nothing to test.
-    return float(binomtest(only[0], sum(only)).pvalue) if any(only) else 1.0
+    return float(scipy.stats.binomtest(only[0], sum(only)).pvalue) if any(only) else 1.0
 
 
 def verdict(found: dict) -> str:

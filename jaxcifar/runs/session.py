@@ -71,7 +71,8 @@ class Session:
     @cached_property
     def learning_rates(self) -> Callable:
         """Return step -> the learning rates of the members and of the head's parts, [K] or [K+2]."""
-        return make_learning_rates(self.config, self.epoch_steps)
+        # One program is compiled sooner than each of its ten operations.
+        return jax.jit(make_learning_rates(self.config, self.epoch_steps))
 
     @cached_property
     def images(self) -> dict[str, Images]:

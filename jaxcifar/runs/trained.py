@@ -26,7 +26,7 @@ from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import reading
 from jaxcifar.models import build
-from jaxcifar.runs import resolve, shipped, workdirs
+from jaxcifar.runs import resolve, shipped_networks, workdirs
 from jaxcifar.runs.released import portable_head, portable_member
 from jaxcifar.runs.session import Session, load_images, prepare
 from jaxcifar.runs.weights import CALIBRATED, assemble, load_temperatures, load_weights
@@ -42,12 +42,7 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
     checkpoint: of a run, as for `load_weights`. dataset: where the images are here, of networks whose
     config does not say it. Raises `UserError` where there is nothing of the kind.
     """
-    path = shipped.find(path)
-    if not path.exists():
-        raise UserError(
-            f'expected a run, an export, a file of weights or {" or ".join(shipped.names())}, got {path}, '
-            'which is not there'
-        )
+    path = shipped_networks.find(path, 'a run, an export, a file of weights')
     # As of a shell's variable that is not set: the default would pass for what was asked for.
     for flag, value in (('--checkpoint', checkpoint), ('--dataset', dataset)):
         if value == '':

@@ -5,6 +5,7 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -188,6 +189,26 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
     # Each session is added, so that a run over several machines names all of them.
     run['sessions'].append(session)
     write_json(workdir / RUN, run)
+
+
+def trained_with(workdir: Path) -> dict:
+    """Return the commits, devices and packages of all processes that trained, from run.json."""
+    with reading(workdir / RUN, 'delete it: a card does without'):
+        sessions = (read_json(workdir / RUN) or {}).get('sessions') or [{}]
+        # A run may begin on one machine and end on another: the last session alone would hide the first.
+        lists = [session.get('devices', []) for session in sessions]
+        versions = [session.get('packages', {}) for session in sessions]
+        names = dict.fromkeys(name for packages in versions for name in packages)
+        return {
+            'commit': _distinct(session.get('commit', '') for session in sessions),
+            'devices': list(dict.fromkeys(device for devices in lists for device in devices)),
+            'packages': {n: _distinct(packages[n] for packages in versions if n in packages) for n in names},
+        }
+
+
+def _distinct(words: Iterable[str]) -> str:
+    """Return different words in their order, with commas."""
+    return ', '.join(dict.fromkeys(words))
 
 
 def record_speed(workdir: Path, clock) -> list[str]:
