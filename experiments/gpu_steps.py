@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from experiments import ternary_table
+
 
 class Step(NamedTuple):
     """Hold commands of this repository, joined by ' && ', and why they are worth the time.
@@ -32,21 +34,20 @@ TORCH = 'torch graph channels_last bf16,torch compile graph channels_last bf16'
 AUTOTUNED = 'torch max-autotune channels_last bf16'  # takes minutes to compile
 WIDE = 'resnet18 wideresnet28_10 --batch 128'
 BENCH = 'experiments.bench resnet8 --batch 4 --budget {seconds} --ways ours,torch --rounds 2 --seconds .05'
-# In this order: a variant that loses the device ends the series.
+# In this order. A variant that loses the device ends the series.
 OPTIONS = ';'.join(
     ('16 steps a call', '4 members', 'deterministic*', 'convolutions recorded', 'all recorded',
      '16 steps a call, all recorded')
 )  # fmt: skip
 TABLE = 'experiments.run experiments/{name}.py{word} --jobs 2 --workdir {{workdir}}/{folder}'
 
-# As in ternary_table.py:resnet20, whose floats these are.
-TTQ = (
-    f'{TRAIN}ttq --config configs/ternary.py:resnet20,cifar10,ttq --config.members=3 --config.seed=1,2,3'
-    ' --config.data.order=member --config.data.validation=none --config.early_stopping.patience=0'
-    ' --config.epochs=100 --config.label_smoothing=0 --config.augment=crop(4)+flip'
-    ' --config.optimizer.weight_decay=2e-4 --config.eval.every_epochs=10'
-    ' --config.init_from=experiments/kept/resnet20-fp32'
-)
+
+def ttq() -> str:
+    """Return the command of the ternary table's TTQ, which begins from the floats that are kept."""
+    *_, run = ternary_table.resnet20().runs
+    changes = {**run.changes, 'init_from': 'experiments/kept/resnet20-fp32'}
+    fields = ' '.join(f'--config.{name}={value}' for name, value in changes.items())
+    return f'{TRAIN}ttq --config {run.config} {fields}'
 
 
 def table(name: str, folder: str, word: str = '', changes: str = FAST) -> str:
@@ -109,8 +110,8 @@ STEPS = {
     ),
     'ternary': Step(
         'TTQ of ResNet-20 on CIFAR-10 from the trained floats that are kept, three seeds',
-        f'{TTQ}{FAST} && experiments.record {{workdir}}/ttq',
-        f'{TTQ}{SMALL} --config.network=resnet20 && experiments.record {{workdir}}/ttq',
+        f'{ttq()}{FAST} && experiments.record {{workdir}}/ttq',
+        f'{ttq()}{SMALL} --config.network=resnet20 && experiments.record {{workdir}}/ttq',
         data='cifar10',
     ),
     'autotuned': Step(

@@ -36,7 +36,7 @@ def get_sweep(argument: str = '') -> Sweep:
 
 
 def full() -> Sweep:
-    """Return each loss by the field's protocol: minutes on a GPU."""
+    """Return each loss by the recipe above: minutes on a GPU."""
     title = (
         'CIFAR-100-LT, imbalance 100, ResNet-32, 200 epochs, balanced test set, last epoch: mean ± standard '
         'deviation over seeds'
@@ -78,9 +78,8 @@ def short() -> Sweep:
         'optimizer.weight_decay': 5e-4,
     }
     title = (
-        f'SHORTENED: ResNet-20 instead of ResNet-32, {EPOCHS} epochs instead of 256, therefore lr .1 with '
-        'Nesterov momentum, weight decay 5e-4 and a cosine instead of .4 with steps; one seed. '
-        'CIFAR-100-LT, imbalance 100, balanced test set, last epoch'
+        f'SHORTENED: ResNet-20 instead of ResNet-32, {EPOCHS} epochs instead of 200, therefore with Nesterov '
+        'momentum and without warm-up; one seed. CIFAR-100-LT, imbalance 100, balanced test set, last epoch'
     )
     return Sweep(title, each_loss(changes), BASELINE)
 

@@ -8,8 +8,9 @@ trainings that were stopped go on where they were while the machine keeps its fo
 
 The data come as two halves (`python -m experiments.halves cifar10 DEST`), if need be one in each call:
 --carried names the folder where they arrive, and --data, outside the checkout, the one where they are kept.
-Steps that need a set wait until it is whole. JAXCIFAR_COMMIT says which commit is measured where there is no
-.git. --rehearse runs every step on a CPU in miniature. --list shows the steps, --only runs some.
+Steps that need a set wait until it is whole. JAXCIFAR_COMMIT says which commit is measured; git is asked
+where it is not set. --rehearse runs every step on a CPU in miniature. --list shows the steps, and --only runs
+some of them.
 """
 
 import argparse

@@ -82,11 +82,12 @@ def test_the_workdir_says_what_ran(run):
     assert any('± ' in line and 'ensemble' in line for line in lines)
 
 
-def test_away_from_git_the_commit_is_what_the_environment_says(monkeypatch, tmp_path):
+def test_the_commit_is_what_the_environment_says_and_else_what_git_says(monkeypatch, tmp_path):
+    monkeypatch.setenv('JAXCIFAR_COMMIT', 'abc123')
+    assert git_commit() == 'abc123'  # in a checkout, too
+    monkeypatch.delenv('JAXCIFAR_COMMIT')
     monkeypatch.setenv('GIT_DIR', str(tmp_path))
     assert git_commit() == ''
-    monkeypatch.setenv('JAXCIFAR_COMMIT', 'abc123')
-    assert git_commit() == 'abc123'
 
 
 def test_evaluate_gives_the_results_of_the_run(run):

@@ -166,6 +166,8 @@ def to_row(way: str, measured: Measured, flops: float, peak: float) -> dict[str,
     size = measured.values('bytes')[-1:] or [float('nan')]  # of the last pass, which has nothing to compile
     return {
         'way': way,
+        # On a GPU a config without the field gets several.
+        'steps_a_call': str(measured.report.get('steps_per_call', '')),
         'images_per_second': known(rate, '.4g'),
         'slowest': known(slowest, '.4g'),
         'fastest': known(fastest, '.4g'),

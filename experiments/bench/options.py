@@ -70,11 +70,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def variants(patterns: str) -> dict[str, dict[str, Any]]:
-    """Return this backend's, and one without each of the options that the project has chosen for it."""
+    """Return this backend's that fit a pattern, in the order of the patterns.
+
+    There is one without each of the options that the project has chosen for this backend, too.
+    """
     without = {f'without {name}': {name: None} for name in compiler_options()}
     named = VARIANTS[jax.default_backend()] | without
-    wanted = patterns.split(';')
-    return {name: changes for name, changes in named.items() if any(fnmatchcase(name, p) for p in wanted)}
+    return {name: named[name] for p in patterns.split(';') for name in named if fnmatchcase(name, p)}
 
 
 def of_compiler(changes: dict[str, Any]) -> dict[str, Any]:

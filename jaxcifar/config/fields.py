@@ -227,7 +227,7 @@ def _records(c: Group):
     c.profile = Group()
     c.profile.steps = wholes((0, 0), 'pair')  # trace the steps from the first up to the second [resumable]
 
-    c.init_from = ''  # begin with weights of WORKDIR, WORKDIR@last, an export or a PyTorch file; a+b: in turn
+    c.init_from = ''  # begin with weights of RUN, RUN@last, resnet20-ternary, EXPORT or FILE; a+b: in turn
     c.resume_from = ''  # start a new workdir from another run's checkpoint: WORKDIR or WORKDIR@STEP
     c.members_as = 'auto'  # of a device: loop (in turns) | one (side by side), dense, grouped [resumable]
     c.steps_per_call = whole(None, 1, 100_000)  # steps a call takes [auto: 1 to 8 on GPUs] [resumable]
