@@ -7,7 +7,7 @@ balanced softmax 46.5.
 experiments/long_tail_table.py:steps has the schedule of Cao et al. 2019, on whose protocol many of the public
 numbers stand: a hundredth of the learning rate after 160 epochs and again after 180, weight decay 2e-4.
 experiments/long_tail_table.py:strong adds AutoAugment and Cutout for 400 epochs; public: 50.3 and more.
-experiments/long_tail_table.py:short takes a quarter of an hour on two CPU cores; it says what it shortens.
+experiments/long_tail_table.py:short takes less than an hour on two CPU cores; it says what it shortens.
 """
 
 from typing import Any
