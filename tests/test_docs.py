@@ -7,6 +7,7 @@ import json
 import re
 import runpy
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,9 +209,17 @@ def test_the_digit_of_the_readme_is_an_image(tmp_path, monkeypatch):
 def test_the_picture_is_small_and_drawn_from_a_run(run):
     assert all(path.stat().st_size < 150_000 for path in ROOT.glob('docs/*.png'))
     run(pages.in_blocks('mutual')[:1])
-    runpy.run_path(str(ROOT / 'docs/picture.py'))['main']('runs/mutual', 'drawn.png')
-    with Image.open('drawn.png') as image:
-        assert len(np.unique(np.asarray(image))) > 50
+    program = runpy.run_path(str(ROOT / 'docs/picture.py'))
+    for runs in (['runs/mutual'], ['runs/mutual=one', 'runs/mutual=the same']):
+        program['main'](*runs, 'drawn.png')
+        with Image.open('drawn.png') as image:
+            assert len(np.unique(np.asarray(image))) > 50
+    # What is drawn of the classes is of the members, and not of their ensemble.
+    results = json.loads(Path('runs/mutual/results.json').read_text())
+    accuracies = [member['last']['test']['accuracy'] for member in results['members']]
+    images = np.bincount(np.arange(40) % 4)  # of each class in the small test set
+    _, recalls = program['class_recalls']('runs/mutual')
+    assert np.average(recalls, weights=images) == pytest.approx(np.mean(accuracies), abs=1e-5)
 
 
 def test_eight_learning_rates_are_one_run(run, capsys):
