@@ -9,6 +9,8 @@ os.environ['XLA_FLAGS'] = (
     '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Tests have a core each: threads of torch would wait for one another, and wait by spinning.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import jax
 import numpy as np

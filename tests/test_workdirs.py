@@ -309,7 +309,9 @@ def test_what_is_more_than_all_memory_is_refused_with_the_numbers(fields, small_
 def test_members_that_nothing_tells_apart_are_said_with_a_remedy_that_helps(
     done, small_npz, tmp_path, capsys
 ):
-    train(configured(small_npz, members=1, epochs=1), tmp_path / 'one')
+    # 96 images in two steps of one size: one compilation a run.
+    changes = {'epochs': 1, 'batch_size': 48}
+    train(configured(small_npz, members=1, **changes), tmp_path / 'one')
     source = str(tmp_path / 'one')
     pairs: list[tuple[dict, dict, str]] = [
         ({'init_from': source}, {'data__order': 'member'}, 'set data.order=member'),
@@ -323,11 +325,11 @@ def test_members_that_nothing_tells_apart_are_said_with_a_remedy_that_helps(
     ]
     capsys.readouterr()
     for i, (alike, remedy, words) in enumerate(pairs):
-        result = train(configured(small_npz, epochs=1, **alike), tmp_path / f'alike{i}')
+        result = train(configured(small_npz, **changes, **alike), tmp_path / f'alike{i}')
         (line,) = warnings(capsys)
         assert line.startswith('warning: 0_linear, 1_linear are one network: ') and words in line
         assert result['members'][0]['last'] == result['members'][1]['last']
-        result = train(configured(small_npz, epochs=1, **{**alike, **remedy}), tmp_path / f'differ{i}')
+        result = train(configured(small_npz, **changes, **{**alike, **remedy}), tmp_path / f'differ{i}')
         assert warnings(capsys) == []
         assert result['members'][0]['last'] != result['members'][1]['last']
 
