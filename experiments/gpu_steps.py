@@ -93,7 +93,7 @@ STEPS = {
         most=150,
     ),
     'long_tail': Step(
-        "ResNet-32 on CIFAR-100-LT by Cao et al.'s schedule, two losses, three seeds",
+        "ResNet-32 on CIFAR-100-LT by OpenLT's recipe, two losses, three seeds",
         table('long_tail_table', 'long_tail', ':steps'),
         table('long_tail_table', 'long_tail', ':steps', f'{SMALL} --config.members=1 --config.seed=1')
         + ' --config.schedule.warmup_steps=1 --config.long_tail.imbalance=2',
