@@ -80,11 +80,9 @@ def fit(logits: dict[str, np.ndarray], images: Mapping[str, Images], names: list
 
 def _open(workdir: Path) -> Evaluation:
     trained = open_trained(workdir)
-    # Before any image is loaded, or even downloaded.
-    if not trained.config.split.startswith('long_tail'):
-        raise UserError(f'expected a run of a long tail, got {workdir} of split={trained.config.split}')
+    # Before the images of an export are downloaded.
     if not isinstance(trained, TrainedRun):
-        raise UserError(f'expected a run, got the export {workdir}: calibrate the run that it was made of')
+        raise UserError(f'expected a run of a long tail, got {workdir}: calibrate the run that made it')
     return Evaluation(trained.with_images())
 
 
@@ -130,6 +128,8 @@ def calibrate(
     evaluation = evaluation or _open(workdir)
     session = evaluation.session
     counts = session.split.class_counts
+    if counts is None:
+        raise UserError(f'expected a run of a long tail, got {workdir} of split={session.config.split}')
     if scored is None:
         checkpoints = ['last'] if session.chooses_on is None else ['best', 'last']
         scored = {checkpoint: _load(workdir, session, checkpoint) for checkpoint in checkpoints}

@@ -443,7 +443,7 @@ def test_members_begin_with_the_weights_of_pytorch_files(fused, dataset, tmp_pat
     for sources, changes, words in (
         (paths, {}, 'expected 4 members, got 5'),
         ([str(tmp_path)], {}, 'expected a workdir, got'),
-        (['away.npz'], {}, 'expected a workdir, an export, or a file ending in .*, got away.npz'),
+        (['away.npz'], {}, 'expected a workdir, an export, a file ending in .*, got away.npz'),
         (paths[:4], {'network': 'resnet8'}, r'0\.pth does not fit resnet8: tensors are missing'),
     ):
         with pytest.raises(UserError, match=words):

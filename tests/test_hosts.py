@@ -20,7 +20,7 @@ FIELDS = {
     'devices': 4,
     'data__loader': 'host',
     'data__validation': 'none',
-    'epochs': 10,
+    'epochs': 7,
     'checkpoint__keep': 9,
 }
 

@@ -228,7 +228,10 @@ def test_paths_and_values_are_quoted_wherever_a_shell_reads_them(pack, tmp_path,
     monkeypatch.setattr('sys.executable', str(tmp_path / 'my python'))
     todo, ask = slurm.jobs(Sweep('Title', runs), folder, pack), slurm.Resources(pack=pack)
     scripts = [slurm.script(job, folder, ask) for job in todo]
-    scripts += [slurm.collector('a b.py:$(touch X)', folder, ask), slurm.submission(todo, folder, pack > 1)]
+    scripts += [
+        slurm.collector('a b.py:$(touch X)', ['--x=$(touch X)'], folder, ask),
+        slurm.submission(todo, folder, pack > 1),
+    ]
     environment = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_ARRAY_TASK_ID': '1'}
     for text in scripts:
         for line in text.splitlines():
