@@ -85,8 +85,7 @@ def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
     for source in config.init_from.split('+') if len(split.validation) else ():
         path = shipped_networks.folder_of(Path(source.partition('@')[0]))
         # A workdir or an export tells which images its networks saw; a file of weights cannot be asked.
-        data = _data(path) if path.is_dir() else None
-        if data is None or data['sha256'] != dataset.fingerprint():
+        if not path.is_dir() or _fingerprint(path) != dataset.fingerprint():
             continue
         try:
             theirs = make_split(dataset, saved.load(path / 'config.json'))
@@ -101,9 +100,10 @@ def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
             )
 
 
-def _data(folder: Path) -> dict | None:
-    """Return what a workdir or an export says of the data it was trained on, None where nothing."""
-    return read_json(folder / 'dataset.json') or (read_json(folder / portable.CARD) or {}).get('data')
+def _fingerprint(folder: Path) -> str | None:
+    """Return the hash of the data that a workdir or an export says it was trained on, None without."""
+    described = read_json(folder / 'dataset.json') or (read_json(folder / portable.CARD) or {}).get('data')
+    return described.get('sha256') if isinstance(described, dict) else None
 
 
 def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:
