@@ -1,11 +1,13 @@
 """Draw the pictures of these pages: python docs/picture.py WORKDIR… FILE.png
 
 One run: its members' curves, as of the quickstart in the README. Several runs: training accuracy over epochs
-and test accuracy over the classes, the mean of each run's members. Many classes come ten at a time.
+and test accuracy over the classes, the mean of each run's members. Many classes come ten at a time. Runs
+without per_class.csv have their training loss instead.
 
     python docs/picture.py runs/quickstart docs/quickstart.png
     python docs/picture.py runs/cross_entropy runs/balanced_softmax docs/long_tail.png
     python docs/picture.py runs/resnet20-fp32=floats runs/resnet20-twn=TWN docs/ternary.png
+    python docs/picture.py 'runs/94_0=seed 0' 'runs/94_1=seed 1' 'runs/94_2=seed 2' docs/speedrun.png
 
 A name after = stands in the legend in place of the folder's.
 """
@@ -67,30 +69,53 @@ def class_recalls(workdir: str) -> tuple[list[dict], np.ndarray]:
     return rows, recalls * count / len(rows)
 
 
-def draw_runs(workdirs: list[str]) -> Figure:
-    """Return training accuracy over the epochs, and test accuracy over the classes, a line a run."""
-    figure = Figure((8, 2.8), layout='constrained')
-    left, right = figure.subplots(1, 2)
-    for named, colour in zip(workdirs, COLOURS):
-        workdir, _, name = named.partition('=')
-        style = {'color': colour, 'label': name or Path(workdir).name.replace('_', ' '), 'lw': 1.8}
-        train = [row for row in read(workdir, 'metrics.csv') if row['split'] == 'train']
-        epochs = sorted({int(row['epoch']) for row in train})
-        of_epoch = [np.mean([float(r['accuracy']) for r in train if int(r['epoch']) == e]) for e in epochs]
-        left.plot(epochs, 100 * np.array(of_epoch), **style)
-        classes, recalls = class_recalls(workdir)
+def epoch_means(workdir: str, field: str) -> tuple[list[int], np.ndarray]:
+    """Return the epochs, and the members' mean of a training number in each."""
+    rows = [row for row in read(workdir, 'metrics.csv') if row['split'] == 'train']
+    epochs = sorted({int(row['epoch']) for row in rows})
+    means = [np.mean([float(row[field]) for row in rows if int(row['epoch']) == epoch]) for epoch in epochs]
+    return epochs, np.array(means)
+
+
+def draw_classes(axis, runs: list[tuple[str, dict]]):
+    """Draw test accuracy over the classes, a line a run."""
+    for workdir, style in runs:
+        rows, recalls = class_recalls(workdir)
         count = len(recalls)
         size = max(1, count // POINTS)
         points = recalls[: size * (count // size)].reshape(-1, size).mean(1)
-        right.plot(size * np.arange(len(points)) + (size - 1) / 2, 100 * points, marker='o', ms=4, **style)
-    finish(left, 'training accuracy (%)', 'epoch')
+        axis.plot(size * np.arange(len(points)) + (size - 1) / 2, 100 * points, marker='o', ms=4, **style)
     # Long tails number their classes by frequency.
-    is_tail = len({row['train_images'] for row in classes}) > 1
-    across = 'class, the most frequent first' if is_tail else ''
+    is_tail = len({row['train_images'] for row in rows}) > 1
     if size == 1:
-        names = {int(row['class']): row['name'] for row in classes}
-        right.set_xticks([*names], names.values(), rotation=30, fontsize=8)
-    finish(right, 'test accuracy (%)' + f', {size} classes a point' * (size > 1), across)
+        names = {int(row['class']): row['name'] for row in rows}
+        axis.set_xticks([*names], names.values(), rotation=30, fontsize=8)
+    title = 'test accuracy (%)' + f', {size} classes a point' * (size > 1)
+    finish(axis, title, 'class, the most frequent first' if is_tail else '')
+
+
+def draw_runs(workdirs: list[str]) -> Figure:
+    """Return training accuracy over the epochs, and test accuracy over the classes, a line a run.
+
+    Where a run has no accuracy of classes, the second is the training loss.
+    """
+    figure = Figure((8, 2.8), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    runs = []
+    for named, colour in zip(workdirs, COLOURS):
+        workdir, _, name = named.partition('=')
+        label = name or Path(workdir).name.replace('_', ' ')
+        runs.append((workdir, {'color': colour, 'label': label, 'lw': 1.8}))
+    panels = [(left, 'accuracy', 'training accuracy (%)', 100)]
+    if all((Path(workdir) / 'per_class.csv').exists() for workdir, _ in runs):
+        draw_classes(right, runs)
+    else:
+        panels.append((right, 'loss', 'training loss (nats)', 1))
+    for axis, field, title, factor in panels:
+        for workdir, style in runs:
+            epochs, means = epoch_means(workdir, field)
+            axis.plot(epochs, factor * means, **style)
+        finish(axis, title, 'epoch')
     return figure
 
 
