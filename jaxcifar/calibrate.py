@@ -82,7 +82,7 @@ def _open(workdir: Path) -> Evaluation:
     trained = open_trained(workdir)
     # Before the images of an export are downloaded.
     if not isinstance(trained, TrainedRun):
-        raise UserError(f'expected a run of a long tail, got {workdir}: calibrate the run that made it')
+        raise UserError(f'expected the workdir of a run, got {workdir}, which holds only weights')
     return Evaluation(trained.with_images())
 
 

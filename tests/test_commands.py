@@ -118,5 +118,5 @@ def test_rejection_names_a_remedy_only_where_there_is_one(config, tmp_path):
 
 def test_an_export_is_not_calibrated_and_its_images_are_not_downloaded(monkeypatch):
     monkeypatch.setattr(trained, 'load_images', None)
-    with pytest.raises(UserError, match='of a long tail, got resnet20-ternary: calibrate the run'):
+    with pytest.raises(UserError, match='expected the workdir of a run, got resnet20-ternary, which'):
         calibrate(Path('resnet20-ternary'))

@@ -295,11 +295,11 @@ def test_a_network_that_comes_along_answers_by_its_name(tmp_path, monkeypatch):
     assert shipped_networks.folder_of(folder / 'x') == folder / 'x'
 
 
-def test_a_card_names_every_machine_that_trained(tmp_path):
+def test_a_card_names_the_machines_of_all_sessions(tmp_path):
     sessions = [
         {'commit': 'a', 'devices': ['gpu:0 H200'], 'packages': {'jax': '0.11.2', 'numpy': '2.4'}},
         {'commit': 'a', 'devices': ['gpu:0 H200'], 'packages': {'jax': '0.11.2', 'numpy': '2.4'}},
-        {'commit': 'b', 'devices': ['cpu:0 cpu'], 'packages': {'jax': '0.10.2', 'numpy': '2.4'}},
+        {'commit': 'b', 'devices': ['cpu:0 cpu'], 'packages': {'jax': '0.10.2', 'numpy': ''}},
     ]
     (tmp_path / 'run.json').write_text(json.dumps({'sessions': sessions}))
     packages = {'jax': '0.11.2, 0.10.2', 'numpy': '2.4'}

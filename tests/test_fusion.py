@@ -345,6 +345,11 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     c.init_from = str(tmp_path / 'exported')
     warn_of_seen(c, data, make_split(data, c))
     assert capsys.readouterr().err == said.replace(str(tmp_path / 'experts'), c.init_from)
+    # One whose config no longer has the split that it was trained on is not asked.
+    other = {'data': {**trained_on, 'split': 'of index files'}}
+    (tmp_path / 'exported' / 'card.json').write_text(json.dumps(other))
+    warn_of_seen(c, data, make_split(data, c))
+    assert capsys.readouterr().err == ''
     c.experts.seed, c.init_from = 42, str(tmp_path / 'experts')
     rows = rows_of(workdir / 'metrics.csv')
     validation = [r for r in rows if r['split'] == 'validation']
@@ -443,7 +448,7 @@ def test_members_begin_with_the_weights_of_pytorch_files(fused, dataset, tmp_pat
     for sources, changes, words in (
         (paths, {}, 'expected 4 members, got 5'),
         ([str(tmp_path)], {}, 'expected a workdir, got'),
-        (['away.npz'], {}, 'expected a workdir, an export, a file ending in .*, got away.npz'),
+        (['away.npz'], {}, r'expected a workdir, an export, a file \(of .*\), the name or .*, got away.npz'),
         (paths[:4], {'network': 'resnet8'}, r'0\.pth does not fit resnet8: tensors are missing'),
     ):
         with pytest.raises(UserError, match=words):

@@ -72,7 +72,9 @@ def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
     if foreign.is_foreign(path) and not portable.is_portable(path):
         return [foreign.read(path).fit(shapes, network)]
     endings = ', '.join(foreign.ENDINGS)
-    path = shipped_networks.find(path, f'a workdir, an export, a file ending in {endings}', 'init_from: ')
+    path = shipped_networks.find(
+        path, f'a workdir, an export, a file (of {endings}), the name', 'init_from: '
+    )
     if checkpoint and portable.is_portable(path):
         raise UserError(f'init_from: {name} holds one set of weights: leave out @{checkpoint}')
     trained = open_trained(path, checkpoint or None)
@@ -85,11 +87,17 @@ def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
     for source in config.init_from.split('+') if len(split.validation) else ():
         path = shipped_networks.folder_of(Path(source.partition('@')[0]))
         # A workdir or an export tells which images its networks saw; a file of weights cannot be asked.
-        if not path.is_dir() or _fingerprint(path) != dataset.fingerprint():
+        about = _about_data(path) if path.is_dir() else {}
+        if about.get('sha256') != dataset.fingerprint():
             continue
         try:
-            theirs = make_split(dataset, saved.load(path / 'config.json'))
+            source_config = saved.load(path / 'config.json')
+            source_config.data.root = config.data.root  # an export names no folder
+            theirs = make_split(dataset, source_config)
         except UserError:  # index files may be gone
+            continue
+        # The config of an export leaves a split by index files out.
+        if about.get('split', theirs.fingerprint()) != theirs.fingerprint():
             continue
         seen = np.intersect1d(theirs.train, split.validation).size
         if seen:
@@ -100,10 +108,10 @@ def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
             )
 
 
-def _fingerprint(folder: Path) -> str | None:
-    """Return the hash of the data that a workdir or an export says it was trained on, None without."""
-    described = read_json(folder / 'dataset.json') or (read_json(folder / portable.CARD) or {}).get('data')
-    return described.get('sha256') if isinstance(described, dict) else None
+def _about_data(folder: Path) -> dict:
+    """Return what a workdir or an export says of the data it was trained on, {} where nothing."""
+    about = read_json(folder / 'dataset.json') or (read_json(folder / portable.CARD) or {}).get('data')
+    return about if isinstance(about, dict) else {}
 
 
 def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:

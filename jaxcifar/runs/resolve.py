@@ -96,7 +96,7 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
     ),
 ]
 
-# A GPU is given this many FLOP at a time, in so many steps at the most: 5 to 12 ms of an H200's work. An
+# A GPU is given this many FLOP at a time, in so many steps at the most: 5 to 20 ms of an H200's work. An
 # estimate: only 7 and 16 steps a call of ResNet-32 have been timed (`experiments/results/bench.csv`).
 CALL_FLOPS, MOST_STEPS = 2e12, 8
 

@@ -192,7 +192,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
 
 
 def trained_with(workdir: Path) -> dict:
-    """Return the commits, devices and packages of all processes that trained, from run.json."""
+    """Return the commits, devices and packages of all sessions of a run, from run.json."""
     with reading(workdir / RUN, 'delete it: a card does without'):
         sessions = (read_json(workdir / RUN) or {}).get('sessions') or [{}]
         # A run may begin on one machine and end on another: the last session alone would hide the first.
@@ -207,8 +207,8 @@ def trained_with(workdir: Path) -> dict:
 
 
 def _distinct(words: Iterable[str]) -> str:
-    """Return different words in their order, with commas."""
-    return ', '.join(dict.fromkeys(words))
+    """Return different words in their order, with commas; without those that are empty."""
+    return ', '.join(dict.fromkeys(filter(None, words)))
 
 
 def record_speed(workdir: Path, clock) -> list[str]:
