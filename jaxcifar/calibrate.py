@@ -20,10 +20,9 @@ from jaxcifar.machine import hosts, status
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json_or_set_aside, write_arrays, write_json
-from jaxcifar.runs.evaluation import Evaluation, Scored
+from jaxcifar.runs.evaluation import Evaluation, Scored, open_evaluation
 from jaxcifar.runs.metrics import BINS, log_probabilities, mean_of_probabilities, reliability, summarise
 from jaxcifar.runs.session import Session
-from jaxcifar.runs.trained import TrainedRun, open_trained
 from jaxcifar.runs.weights import BestWeights, load_weights
 
 FILE = 'calibration.json'
@@ -78,14 +77,6 @@ def fit(logits: dict[str, np.ndarray], images: Mapping[str, Images], names: list
     return report
 
 
-def _open(workdir: Path) -> Evaluation:
-    trained = open_trained(workdir)
-    # Before the images of an export are downloaded.
-    if not isinstance(trained, TrainedRun):
-        raise UserError(f'expected the workdir of a run, got {workdir}, which holds only weights')
-    return Evaluation(trained.with_images())
-
-
 def _compare(before: dict, after: dict, images: Mapping[str, Images]) -> dict:
     """Return NLL, calibration error and reliability, before and after, on the parts that are shown."""
 
@@ -125,7 +116,7 @@ def calibrate(
     `UserError` where the run is not one of a long tail.
     """
     # The command opens the run; a training passes on what it has in memory.
-    evaluation = evaluation or _open(workdir)
+    evaluation = evaluation or open_evaluation(workdir)
     session = evaluation.session
     counts = session.split.class_counts
     if counts is None:

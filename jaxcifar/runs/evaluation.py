@@ -22,7 +22,7 @@ from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import Weights
 from jaxcifar.machine import hosts, status
 from jaxcifar.machine.compiler import compiler_options
-from jaxcifar.machine.errors import lookup
+from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.runs.metrics import (
     compare_fused,
     log_probabilities,
@@ -31,7 +31,7 @@ from jaxcifar.runs.metrics import (
     summarise,
 )
 from jaxcifar.runs.session import Session
-from jaxcifar.runs.trained import open_trained
+from jaxcifar.runs.trained import TrainedRun, open_trained
 
 IN_FLIGHT = 4  # batches that the host may be ahead of the devices
 KEPT = 2**28  # bytes of images to evaluate that stay on the devices; CIFAR's test images are 31 MB
@@ -205,5 +205,9 @@ class Evaluation:
 
 
 def open_evaluation(path: Path) -> Evaluation:
-    """Return the evaluation of a run; `UserError` where the images here are not those of the run."""
-    return Evaluation(open_trained(path).with_images())
+    """Return the evaluation of a run; `UserError` where it is none, or the images here are not its own."""
+    trained = open_trained(path)
+    # Before the images of an export are downloaded.
+    if not isinstance(trained, TrainedRun):
+        raise UserError(f'expected the workdir of a run, got {path}, which holds only weights')
+    return Evaluation(trained.with_images())
