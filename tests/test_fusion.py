@@ -306,6 +306,64 @@ def rows_of(path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def assert_warned_of_seen_images(c, data, tmp_path, capsys):
+    """Of those that chose the weights of the fusion: by what a run says of its data, and an export."""
+    c.experts.seed = 1  # not the parts that the experts have been trained on
+    warn_of_seen(c, data, make_split(data, c))
+    said = capsys.readouterr().err
+    assert re.search(r'trained on [1-8] of the 8 images that choose the weights', said)
+    # An export says it in its card.
+    (tmp_path / 'exported').mkdir()
+    shutil.copy(tmp_path / 'experts' / 'config.json', tmp_path / 'exported')
+    trained_on = json.loads((tmp_path / 'experts' / 'dataset.json').read_text())
+    (tmp_path / 'exported' / 'card.json').write_text(json.dumps({'data': trained_on}))
+    c.init_from = str(tmp_path / 'exported')
+    warn_of_seen(c, data, make_split(data, c))
+    assert capsys.readouterr().err == said.replace(str(tmp_path / 'experts'), c.init_from)
+    # One whose config no longer has the split that it was trained on is not asked.
+    other = {'data': {**trained_on, 'split': 'of index files'}}
+    (tmp_path / 'exported' / 'card.json').write_text(json.dumps(other))
+    warn_of_seen(c, data, make_split(data, c))
+    assert capsys.readouterr().err == ''
+    c.experts.seed, c.init_from = 42, str(tmp_path / 'experts')
+
+
+def assert_published(c, workdir, data, table, outputs):
+    """The fused prediction is a function of images."""
+    folder = export.export(workdir, 'release', workdir.parent / 'release')
+    model = jaxcifar.load(folder)
+    np.testing.assert_allclose(model.logits(data.x_test), outputs, atol=1e-5)
+    assert (model(data.x_test).argmax(1) == data.y_test).mean() == table['fused']['accuracy']
+    assert model.names == ['0_tiny', '1_tiny', 'fused'] == jaxcifar.load(workdir).names
+    again = evaluate(folder, None, 'test', flip=False, dataset=c.dataset)['fusion']['fused']
+    assert again == pytest.approx(table['fused'])
+    assert f'fused {100 * again["accuracy"]:.2f} %' in (folder / 'README.md').read_text()
+    assert jaxcifar.load(folder, 1).names == ['1_tiny']
+    named = jaxcifar.load(workdir).predict(data.x_test)
+    np.testing.assert_allclose(named.probabilities, model(data.x_test), atol=1e-5)
+    opened = jaxcifar.open(workdir)
+    assert opened.names == model.names and opened.history['train']['accuracy'].shape[0] == 3
+    assert f'fused {100 * again["accuracy"]:.2f} %' in repr(opened)
+
+
+def assert_logged(c, workdir, rows):
+    # The log of the run has a row an epoch, and all columns.
+    log = rows_of(workdir / 'tiny_concatenation_training_log.csv')
+    assert [r['epoch'] for r in log] == ['1', '2', '3'] and all(all(r.values()) for r in log)
+    first = {r['member']: r for r in rows if r['split'] == 'train' and r['epoch'] == '1'}
+    assert log[0]['expert_1_loss'] == first['1_tiny']['loss']
+    assert float(log[0]['loss_total']) == pytest.approx(sum(float(r['loss']) for r in first.values()))
+    assert [float(log[0][f'{group}_lr']) for group in ('experts', 'fusion', 'global_head')] == pytest.approx(
+        [1.3e-4, 1.2e-3, 1.2e-3]
+    )
+
+    # Made again under other learning rates, as when the run goes on for more epochs, the past is as it was.
+    path = workdir / 'tiny_concatenation_training_log.csv'
+    before = path.read_bytes()
+    fusion_log.write(workdir, c, lambda step: [9.0] * 4)
+    assert path.read_bytes() == before
+
+
 def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, capsys):
     """400 images: experts on overlapping parts, then fusion on 72 of those that they have not seen."""
     c = shrunk(expert.get_config('resnet18'), tail_npz, 2)
@@ -332,25 +390,8 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     said = capsys.readouterr()
     assert 'the learned rule ' in said.out and 'warning' not in said.err
     assert '±' not in said.out.rpartition('test accuracy')[2] and '\n  1_tiny: ' in said.out
-    c.experts.seed = 1  # not the parts that the experts have been trained on
     data = load_dataset(c.dataset, '')
-    warn_of_seen(c, data, make_split(data, c))
-    said = capsys.readouterr().err
-    assert re.search(r'trained on [1-8] of the 8 images that choose the weights', said)
-    # An export says it in its card.
-    (tmp_path / 'exported').mkdir()
-    shutil.copy(tmp_path / 'experts' / 'config.json', tmp_path / 'exported')
-    trained_on = json.loads((tmp_path / 'experts' / 'dataset.json').read_text())
-    (tmp_path / 'exported' / 'card.json').write_text(json.dumps({'data': trained_on}))
-    c.init_from = str(tmp_path / 'exported')
-    warn_of_seen(c, data, make_split(data, c))
-    assert capsys.readouterr().err == said.replace(str(tmp_path / 'experts'), c.init_from)
-    # One whose config no longer has the split that it was trained on is not asked.
-    other = {'data': {**trained_on, 'split': 'of index files'}}
-    (tmp_path / 'exported' / 'card.json').write_text(json.dumps(other))
-    warn_of_seen(c, data, make_split(data, c))
-    assert capsys.readouterr().err == ''
-    c.experts.seed, c.init_from = 42, str(tmp_path / 'experts')
+    assert_warned_of_seen_images(c, data, tmp_path, capsys)
     rows = rows_of(workdir / 'metrics.csv')
     validation = [r for r in rows if r['split'] == 'validation']
     best = max(float(r['accuracy']) for r in validation if r['member'] == 'fused')
@@ -374,38 +415,8 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     for name in ('fused', 'mean_of_logits', 'mean_of_probabilities'):
         assert made[name] == pytest.approx(table[name], abs=1e-5)
 
-    # Published, the fused prediction is a function of images.
-    folder = export.export(workdir, 'release', tmp_path / 'release')
-    model = jaxcifar.load(folder)
-    np.testing.assert_allclose(model.logits(data.x_test), np.array([*logits, fused]), atol=1e-5)
-    assert (model(data.x_test).argmax(1) == data.y_test).mean() == table['fused']['accuracy']
-    assert model.names == ['0_tiny', '1_tiny', 'fused'] == jaxcifar.load(workdir).names
-    again = evaluate(folder, None, 'test', flip=False, dataset=c.dataset)['fusion']['fused']
-    assert again == pytest.approx(table['fused'])
-    assert f'fused {100 * again["accuracy"]:.2f} %' in (folder / 'README.md').read_text()
-    assert jaxcifar.load(folder, 1).names == ['1_tiny']
-    named = jaxcifar.load(workdir).predict(data.x_test)
-    np.testing.assert_allclose(named.probabilities, model(data.x_test), atol=1e-5)
-    opened = jaxcifar.open(workdir)
-    assert opened.names == model.names and opened.history['train']['accuracy'].shape[0] == 3
-    assert f'fused {100 * again["accuracy"]:.2f} %' in repr(opened)
-
-    # The log of the run has a row an epoch, and all columns.
-    log = rows_of(workdir / 'tiny_concatenation_training_log.csv')
-    assert [r['epoch'] for r in log] == ['1', '2', '3'] and all(all(r.values()) for r in log)
-    first = {r['member']: r for r in rows if r['split'] == 'train' and r['epoch'] == '1'}
-    assert log[0]['expert_1_loss'] == first['1_tiny']['loss']
-    assert float(log[0]['loss_total']) == pytest.approx(sum(float(r['loss']) for r in first.values()))
-    assert [float(log[0][f'{group}_lr']) for group in ('experts', 'fusion', 'global_head')] == pytest.approx(
-        [1.3e-4, 1.2e-3, 1.2e-3]
-    )
-
-    # Made again under other learning rates, as when the run goes on for more epochs, the past is as it was.
-    path = workdir / 'tiny_concatenation_training_log.csv'
-    before = path.read_bytes()
-    fusion_log.write(workdir, c, lambda step: [9.0] * 4)
-    assert path.read_bytes() == before
-
+    assert_published(c, workdir, data, table, np.array([*logits, fused]))
+    assert_logged(c, workdir, rows)
     (page,) = load([workdir])
     shown = {row[0]: row for row in report.member_table(page)}
     score = f'{100 * found["fusion"]["last"]["test"]["fused"]["accuracy"]:.2f}'
