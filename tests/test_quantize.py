@@ -46,6 +46,7 @@ def test_codes_and_scales_are_those_of_the_papers(name, per):
     codes, alpha = reference(kernel.astype(np.float64), per, 'ttq')
     scale = ttq_scale(kernel, per)
     np.testing.assert_allclose(scale, alpha, rtol=2e-6)
+    np.testing.assert_array_equal(ttq_scale(kernel, per, 1.5), np.full(alpha.shape, 1.5))
     learned = ttq(kernel, scale * 1.5, scale * 0.5)
     np.testing.assert_array_equal(learned.codes, codes)
     values = to_floats(learned)

@@ -58,7 +58,7 @@ def test_what_cannot_be_is_refused(config, tmp_path, changes, words):
     assert words in str(error.value)
 
 
-def test_scales_have_a_rate_of_their_own_and_do_not_decay():
+def test_scales_have_a_rate_and_a_decay_of_their_own():
     config = base.get_config()
     config.view, config.ternary.rule, config.ternary.scale_lr = 'ternary', 'ttq', 0.25
     config.optimizer.momentum = 0.0

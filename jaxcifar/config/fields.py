@@ -132,8 +132,9 @@ def _networks(c: Group):
     c.ternary.per = 'tensor'  # tensor | channel: what has a threshold and scales of its own
     c.ternary.scale = True  # of twn; without, weights are -1, 0 and 1
     c.ternary.layers = FLOAT_ENDS  # regular expression: kernels, by path, that are ternary; .* is all
-    c.ternary.scale_lr = real(0.01)  # of ttq: the scales' learning rate for one of lr
-    c.ternary.scale_decay = real(0.0)  # of ttq: the scales' weight decay for one of weight_decay
+    c.ternary.scale_start = real(1.0, 0)  # of ttq: the scales begin there; 0: at the mean of kept weights
+    c.ternary.scale_lr = real(1.0)  # of ttq: the scales' learning rate for one of lr
+    c.ternary.scale_decay = real(1.0)  # of ttq: the scales' weight decay for one of weight_decay
     c.ternary.float_epochs = real(0.0)  # epochs that begin with training the floats
     c.ternary.blend_epochs = real(0.0)  # … and then epochs in which floats turn ternary bit by bit
 

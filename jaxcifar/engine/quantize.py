@@ -38,9 +38,14 @@ def ttq(kernel: jax.Array, positive: jax.Array, negative: jax.Array) -> Ternary:
     return Ternary(_ttq_codes(kernel, per), positive, negative)
 
 
-def ttq_scale(kernel: jax.Array, per: str = 'tensor') -> jax.Array:
-    """Return what both scales begin with, [1] or [out]: the mean of |W| where |W| > Δ."""
-    return mean_of_kept(kernel, _ttq_codes(kernel, per), per)
+def ttq_scale(kernel: jax.Array, per: str = 'tensor', start: float = 0.0) -> jax.Array:
+    """Return what both scales begin with, [1] or [out]: `start`, or if it is 0 the mean of |W| where |W| > Δ.
+
+    Scales far below 1 leave few zeros: `ttq_shown` multiplies the gradient of a weight that is kept by its
+    scale, and that of a 0 by 1, so that zeros are soon driven over Δ. The authors' code begins at 1, too.
+    """
+    scale = mean_of_kept(kernel, _ttq_codes(kernel, per), per)
+    return jnp.full_like(scale, start) if start else scale
 
 
 def to_floats(ternary: Ternary, dtype=jnp.float32) -> jax.Array:

@@ -50,7 +50,7 @@ def _with_scales(config: ConfigDict, params):
     flat = flatten_dict(params, sep='/')
     for path in ternary_layers(config, flat):
         if config.ternary.rule == 'ttq':
-            scale = np.asarray(ttq_scale(flat[path], config.ternary.per))
+            scale = np.asarray(ttq_scale(flat[path], config.ternary.per, config.ternary.scale_start))
             flat |= {_beside(path, name): scale for name in SCALES}
     return unflatten_dict(flat, sep='/')
 
