@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from configs import base, ternary
 from jaxcifar.augment.pipeline import normalise
+from jaxcifar.config import saved
 from jaxcifar.engine.optim import make_optimizer
 from jaxcifar.engine.quantize import to_floats, twn
 from jaxcifar.engine.views import SCALES, VIEWS, is_scale, make_share, ternary_layers
@@ -70,6 +71,17 @@ def test_scales_have_a_rate_and_a_decay_of_their_own():
         updates, _ = chain.update(grads, chain.init(params), params)
         np.testing.assert_allclose(updates['conv2']['kernel'], -1.2)
         np.testing.assert_allclose(updates['conv2'][SCALES[0]], wanted)
+
+
+def test_scales_begin_where_the_config_says_and_those_of_older_runs_at_their_weights_mean():
+    config = base.get_config()
+    config.ternary.rule, config.ternary.layers = 'ttq', '.*'
+    params = {'conv1': {'kernel': np.array([[0.5, -2.5, 0.01]], np.float32)}}
+    fields = saved.to_dict(config) | {'members': 1, 'member_ids': [0]}
+    del fields['ternary']['scale_start']
+    for of, wanted in (config, 1), (saved.from_dict(fields), 1.5):
+        begun = VIEWS['ternary'](of).init(params)['conv1']
+        assert all(begun[name] == pytest.approx(wanted) for name in SCALES)
 
 
 def seen(config, **fields):

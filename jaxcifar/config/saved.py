@@ -1,6 +1,7 @@
 """Keep configs in a workdir: to JSON and back, and what a continued run may change."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -44,6 +45,11 @@ RECIPE = ('loss', 'label_smoothing', 'tau', 'augment', 'augment_each', 'mutual',
 SHAPES = ('dataset', 'network', 'members', 'member_ids', 'split', 'coupling', 'view', 'model', 'ternary',
           'fusion', 'experts', 'init_from', 'resume_from')  # fmt: skip
 
+# What runs did before a field was there, where that was not today's default.
+BEFORE = {'ternary.scale_start': 0.0}
+# Groups of fields that only some runs use: in others a new default changes nothing.
+USED: dict[str, Callable[[ConfigDict], bool]] = {'ternary': lambda config: 'ternary' in config.view}
+
 
 def to_dict(config: ConfigDict) -> dict:
     """Return a plain nested dict, as JSON would give it back."""
@@ -51,12 +57,14 @@ def to_dict(config: ConfigDict) -> dict:
 
 
 def from_dict(fields: dict) -> ConfigDict:
-    """Return a config from what `to_dict` made of it; fields that are newer than that have their defaults.
+    """Return a config from what `to_dict` made of it; newer fields get what was done before they were there.
 
     Raises `UserError` where it cannot be of a run: a value that no field may have, or no members.
     """
-    # A file of an older version lacks newer fields, and these had their defaults then.
-    merged = _merge(to_dict(get_config()), fields)
+    # A file of an older version lacks newer fields: most defaults are what was done without the field.
+    defaults = get_config()
+    defaults.update_from_flattened_dict(BEFORE)
+    merged = _merge(to_dict(defaults), fields)
     # JSON has no tuples, and a field that took one compares unequal to a list.
     config = ConfigDict(json.loads(json.dumps(merged), object_hook=_tuples))
     check_values(config)
@@ -94,10 +102,11 @@ def _tuples(node: dict) -> dict:
 def refuse_changes(old: ConfigDict, new: ConfigDict, workdir: Path):
     """Raise `UserError` where a field that is not resumable differs; it says how a new workdir goes on."""
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    unused = tuple(group for group, is_used in USED.items() if not (is_used(old) or is_used(new)))
     changed = [
         field
         for field in sorted(before.keys() | after.keys())
-        if before.get(field) != after.get(field) and not is_resumable(field)
+        if before.get(field) != after.get(field) and not _is_in(field, (*RESUMABLE, *unused))
     ]
     if not changed:
         return
