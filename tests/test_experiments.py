@@ -163,21 +163,25 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path):
     assert run.is_finished(alone, tmp_path) and not run.is_finished(longer, tmp_path)
 
 
-@pytest.mark.parametrize('argument', ['', 'short'])
-def test_mutual_table_runs_one_recipe_with_and_without_coupling(argument, monkeypatch, small_npz, tmp_path):
+@pytest.mark.parametrize(('argument', 'epochs', 'nodes'), [
+    ('', 200, [2, 3, 4]), ('resnet20', 60, [2, 4]), ('short', mutual_table.EPOCHS, [2, 3, 4]),
+])  # fmt: skip
+def test_mutual_table_runs_one_recipe_with_and_without_coupling(
+    argument, epochs, nodes, monkeypatch, small_npz, tmp_path
+):
     monkeypatch.setattr(mutual_table, 'small_cifar10', lambda: small_npz)
     found, configs = mutual_table.get_sweep(argument), {}
     for experiment in found.runs:
         argv = ['main', *experiment.arguments(tmp_path)]
         monkeypatch.setattr('sys.argv', argv)
         configs[experiment.name] = finalize(main.parse(argv)[0])
-    assert {c.epochs for c in configs.values()} == {mutual_table.EPOCHS if argument else 200}
-    assert sorted({c.members for c in configs.values() if c.coupling == 'mutual'}) == [2, 3, 4]
+    assert {c.epochs for c in configs.values()} == {epochs}
+    assert sorted({c.members for c in configs.values() if c.coupling == 'mutual'}) == nodes
     same = [(c.batch_size, c.optimizer.lr, c.schedule.per, c.data.drop_last, c.model.init, c.augment)
             for c in configs.values()]  # fmt: skip
     assert set(same) == {(64, 0.1, 'epoch', True, 'he_dense', 'crop(4)+flip')}
     assert {c.data.validation for c in configs.values()} == {'none'}
-    assert ('SHORTENED' in found.title) == bool(argument)
+    assert ('SHORTENED' in found.title) == (argument == 'short')
 
 
 @pytest.mark.parametrize('argument', ['', 'strong,short,multiplicative+concatenation'])
