@@ -15,7 +15,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from jaxcifar.config import shipped
+from jaxcifar.config import shipped_configs
 from jaxcifar.config.command_line import parse_about
 from jaxcifar.machine.command import asked_for_help, explain, run_command
 from jaxcifar.machine.errors import UserError
@@ -204,5 +204,5 @@ def main(argv: list[str]):
 
 
 if __name__ == '__main__':
-    shipped.be_importable()
+    shipped_configs.be_importable()
     run_command(lambda: main(sys.argv))

@@ -15,7 +15,7 @@ On several hosts each runs the command, with --coordinator HOST:PORT (of the fir
 
 import sys
 
-from jaxcifar.config import recipe, shipped
+from jaxcifar.config import recipe, shipped_configs
 from jaxcifar.config.command_line import parse, usage, which_host
 from jaxcifar.machine import memory, status
 from jaxcifar.machine.command import run_command
@@ -26,7 +26,7 @@ VERBOSE = '--verbose'
 def main():
     """Run the command line."""
     # Config files import each other, so this comes before one is read.
-    shipped.be_importable()
+    shipped_configs.be_importable()
     if asked := {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
         print(usage(str(__doc__), sys.argv[1 + sys.argv.index(asked.pop()) :]))
         return

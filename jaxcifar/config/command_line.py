@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import fields as config_fields
-from jaxcifar.config import shipped, short
+from jaxcifar.config import shipped_configs, short
 from jaxcifar.config.old_flags import translated
 from jaxcifar.machine.errors import UserError, unknown
 from jaxcifar.machine.text import show
@@ -23,7 +23,7 @@ FAULTS = (flags.Error, AttributeError, KeyError, ImportError, OSError, TypeError
 def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     """Return (config, workdir) from a command line, program name first; `UserError` for what it cannot be."""
     # Flags of its own: absl's global ones can be defined only once in a process.
-    values, argv = flags.FlagValues(), shipped.complete(argv)
+    values, argv = flags.FlagValues(), shipped_configs.complete(argv)
     # ml_collections runs every file in one module: names of the file before it would be this one's too.
     sys.modules.pop('config_config', None)
     config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
@@ -43,7 +43,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     # An empty workdir, as of a shell's variable that is not set, would be the current folder.
     if config is None or not workdir:
         missing = ' and '.join(['--config'] * (config is None) + ['--workdir'] * (not workdir))
-        configs = ', '.join(shipped.names())
+        configs = ', '.join(shipped_configs.names())
         raise UserError(
             f'{missing} must be given, as in --config quickstart --workdir runs/q; configs: {configs}'
         )
@@ -68,7 +68,7 @@ def chosen(config, fields: Mapping) -> tuple[str, ConfigDict, ConfigDict]:
     name = str(config) if isinstance(config, (str, Path)) else ''
     if name:
         # Config files import each other, as on the command line.
-        shipped.be_importable()
+        shipped_configs.be_importable()
         config, _ = parse(['jaxcifar.train', f'--config={name}', '--workdir=unused'])
     elif not isinstance(config, ConfigDict):
         raise UserError(f"expected a config's name, a file or a ConfigDict, got {show(config)}")
@@ -130,10 +130,10 @@ def _missing_file(argv: list[str]) -> UserError | None:
     # Whoever wrote .py meant a file, and gets the nearest shipped one.
     for path in re.findall(r'(\S+\.py)\b', ' '.join(argv[1:]).replace('=', ' ')):
         if not Path(path).exists():
-            return unknown('config', path, [f'configs/{name}.py' for name in shipped.names()])
-    for name in (config.partition(':')[0] for config in shipped.given(argv)):
+            return unknown('config', path, [f'configs/{name}.py' for name in shipped_configs.names()])
+    for name in (config.partition(':')[0] for config in shipped_configs.given(argv)):
         if not Path(name).exists():
-            return unknown('config', name, shipped.names())
+            return unknown('config', name, shipped_configs.names())
     return None
 
 
@@ -160,7 +160,7 @@ def usage(doc: str, words: list[str]) -> str:
     if words:
         return '\n'.join(fields[name] for name in _asked([*fields], words))
     lines = [doc, 'Configs:']
-    lines += [f'  {name:24}{shipped.summary(name)}' for name in shipped.names()]
+    lines += [f'  {name:24}{shipped_configs.summary(name)}' for name in shipped_configs.names()]
     groups = {name.rpartition('.')[0]: None for name in fields if '.' in name}
     lines += ['', f'Fields; --help FIELD prints one, --help GROUP those of {", ".join(groups)}:']
     group = None

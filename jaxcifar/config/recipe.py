@@ -5,7 +5,7 @@ import io
 
 from ml_collections import ConfigDict
 
-from jaxcifar.config import shipped
+from jaxcifar.config import shipped_configs
 from jaxcifar.config.command_line import parse
 from jaxcifar.config.fields import get_config
 from jaxcifar.config.values import flatten
@@ -21,7 +21,7 @@ def stays(name: str, recipe: ConfigDict, config: ConfigDict) -> list[str]:
 
     name: what --config takes, 'mutual:resnet32'. Only shipped recipes are made for something.
     """
-    if not shipped.is_shipped(name):
+    if not shipped_configs.is_shipped(name):
         return []
     before, now, plain = flatten(recipe), flatten(config), flatten(get_config())
     tuned = [f for f in before if f in ALWAYS or (f.startswith(TUNED) and before[f] != plain[f])]
@@ -36,10 +36,10 @@ def stays(name: str, recipe: ConfigDict, config: ConfigDict) -> list[str]:
 
 def of_command_line(argv: list[str], config: ConfigDict) -> list[str]:
     """Return the lines of `stays` for a command line and the config that it makes."""
-    name = (shipped.given(argv) or [''])[-1]
+    name = (shipped_configs.given(argv) or [''])[-1]
     changed = any(word.startswith(tuple(f'--config.{field}' for field in MADE_FOR)) for word in argv)
     # A config file is a program: nothing but a shipped one, which only returns a config, is run twice.
-    if not changed or not shipped.is_shipped(name):
+    if not changed or not shipped_configs.is_shipped(name):
         return []
     # What it says of the environment, it has said before.
     with contextlib.redirect_stderr(io.StringIO()):

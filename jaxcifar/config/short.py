@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxcifar.config.fields import FIELDS
 from jaxcifar.config.old_flags import is_old, translated
-from jaxcifar.config.shipped import names
+from jaxcifar.config.shipped_configs import names
 from jaxcifar.machine.command import slurm_tasks
 from jaxcifar.machine.errors import UserError, ending_in, unknown
 
