@@ -3,6 +3,8 @@
 import csv
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -71,17 +73,32 @@ def device_kind() -> str:
     return subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True).stdout.strip()
 
 
+def driver() -> str:
+    """Return the version of the GPU's driver; '' where there is no GPU, or nothing says."""
+    ask = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+    if not ON_GPU or not shutil.which(ask[0]):
+        return ''
+    lines = subprocess.run(ask, capture_output=True, text=True).stdout.split()
+    return lines[0] if lines else ''
+
+
 def here(device: str | None = None) -> dict:
-    """Return when, with which commit and on what something is measured; without `device`, this process's."""
+    """Return when, with which commit and command and on what something is measured.
+
+    device: without it, this process's.
+    """
     import jax  # with the next a second or two: not for those who only ask for ON_GPU
 
     from jaxcifar.machine.versions import git_commit
 
+    found = driver()
     return {
         'date': datetime.now(UTC).date().isoformat(),
         'commit': git_commit(),
-        'machine': f'{platform.machine()} x {os.cpu_count()}',
+        'machine': f'{platform.machine()} x {os.cpu_count()}' + (f', driver {found}' if found else ''),
         'device': device or jax.devices()[0].device_kind,
+        # The interpreter's own path says nothing elsewhere.
+        'command': shlex.join(['python', *sys.orig_argv[1:]]),
     }
 
 

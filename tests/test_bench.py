@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shlex
 import signal
 import sys
 import time
@@ -80,11 +81,18 @@ def bench(tmp_path, monkeypatch):
     return bench
 
 
-def test_the_benchmark_names_the_fastest_and_measures_nothing_twice(bench, tmp_path, capsys):
+def test_the_benchmark_names_the_fastest_and_measures_nothing_twice(bench, tmp_path, monkeypatch, capsys):
+    command = tmp_path / 'nvidia-smi'
+    command.write_text('#!/bin/sh\necho 570.86.15\necho 570.86.15\n')
+    command.chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(results, 'ON_GPU', True)
     bench.main()
     assert 'resnet8, batch 4 …' in capsys.readouterr().out
     rows = {row['way']: row for row in results.read('bench')}
     assert set(rows) == set(WAYS) and rows['ours']['device'] == 'a bed'
+    assert rows['ours']['machine'].endswith(', driver 570.86.15')
+    assert rows['ours']['command'] == shlex.join(['python', *sys.orig_argv[1:]])
     rate, share = (float(rows['ours'][name]) for name in ('images_per_second', 'share_of_peak'))
     assert 0 < rate <= 400 and share == pytest.approx(rate * 1e6 / 1e9, abs=6e-4)  # a MFLOP an image
     line = dict(zip(bench.comparison.COLUMNS, bench.comparison.line(list(rows.values()))))
