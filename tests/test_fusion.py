@@ -364,6 +364,23 @@ def assert_logged(c, workdir, rows):
     assert path.read_bytes() == before
 
 
+def outputs_of_parts(c, workdir, data):
+    """The test images' logits by the kept components: experts and fused, [3,N,C]."""
+    # They are of one step, and each can be loaded on its own.
+    kept = BestWeights(workdir)
+    parts = {p.name: kept.load(p.name) for p in (workdir / 'best').iterdir()}
+    assert parts.keys() == {'0_tiny', '1_tiny', 'fusion', 'global_head'}
+    assert len({step for _, _, step in parts.values()}) == 1
+    network = build('tiny', 4, 8)
+    images = (data.x_test / 255 - data.mean) / data.std
+    variables = [{'params': p, 'batch_stats': s} for p, s, _ in (parts['0_tiny'], parts['1_tiny'])]
+    outputs = [network.apply(v, images.astype(np.float32), False)[0] for v in variables]
+    logits, features = zip(*outputs)
+    head = {name: parts[name][0] for name in ('fusion', 'global_head')}
+    fused = make_module(c, [6] * 2, 4).apply(head, jnp.stack(logits), list(features))
+    return np.array([*logits, fused])
+
+
 def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, capsys):
     """400 images: experts on overlapping parts, then fusion on 72 of those that they have not seen."""
     c = shrunk(expert.get_config('resnet18'), tail_npz, 2)
@@ -399,23 +416,12 @@ def test_from_experts_to_the_fused_table(tiny_networks, tail_npz, tmp_path, caps
     assert not any('validation_accuracy' in m['best'] for m in found['members'])
     assert {m['best']['epoch'] for m in found['members']} == {found['fusion']['best']['epoch']}
 
-    # Components of one step, each loadable on its own, make the same predictions.
-    kept = BestWeights(workdir)
-    parts = {p.name: kept.load(p.name) for p in (workdir / 'best').iterdir()}
-    assert parts.keys() == {'0_tiny', '1_tiny', 'fusion', 'global_head'}
-    assert len({step for _, _, step in parts.values()}) == 1
-    network = build('tiny', 4, 8)
-    images = (data.x_test / 255 - data.mean) / data.std
-    variables = [{'params': p, 'batch_stats': s} for p, s, _ in (parts['0_tiny'], parts['1_tiny'])]
-    outputs = [network.apply(v, images.astype(np.float32), False)[0] for v in variables]
-    logits, features = zip(*outputs)
-    head = {name: parts[name][0] for name in ('fusion', 'global_head')}
-    fused = make_module(c, [6] * 2, 4).apply(head, jnp.stack(logits), list(features))
-    made = compare_fused(np.array([*logits, fused]), ['0_tiny', '1_tiny'], data.y_test)
+    outputs = outputs_of_parts(c, workdir, data)
+    made = compare_fused(outputs, ['0_tiny', '1_tiny'], data.y_test)
     for name in ('fused', 'mean_of_logits', 'mean_of_probabilities'):
         assert made[name] == pytest.approx(table[name], abs=1e-5)
 
-    assert_published(c, workdir, data, table, np.array([*logits, fused]))
+    assert_published(c, workdir, data, table, outputs)
     assert_logged(c, workdir, rows)
     (page,) = load([workdir])
     shown = {row[0]: row for row in report.member_table(page)}
