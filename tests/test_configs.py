@@ -245,4 +245,4 @@ def test_runs_of_old_lack_newer_fields(tmp_path):
     fields = saved.to_dict(c)
     del fields['update_order'], fields['ternary'], fields['optimizer']['rest']
     (tmp_path / 'config.json').write_text(json.dumps(fields))
-    assert flatten(saved.load(tmp_path / 'config.json')) == flatten(c)
+    assert flatten(saved.load(tmp_path / 'config.json')) == flatten(c) | saved.BEFORE
