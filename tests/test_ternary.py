@@ -84,6 +84,18 @@ def test_scales_begin_where_the_config_says_and_those_of_older_runs_at_their_wei
         assert all(begun[name] == pytest.approx(wanted) for name in SCALES)
 
 
+def test_a_new_default_of_the_scales_stops_no_run_without_them(tmp_path):
+    old, new = base.get_config(), base.get_config()
+    old.ternary.scale_lr = 0.01
+    for new.view, new.ternary.rule in ('none', 'ttq'), ('ternary', 'twn'):
+        old.view, old.ternary.rule = new.view, new.ternary.rule
+        saved.refuse_changes(old, new, tmp_path)
+    old.view = new.view = 'none+ternary'
+    old.ternary.rule = new.ternary.rule = 'ttq'
+    with pytest.raises(UserError, match=r'ternary\.scale_lr was 0\.01, now 1\.0'):
+        saved.refuse_changes(old, new, tmp_path)
+
+
 def seen(config, **fields):
     """A config whose networks are ternary, and otherwise changed."""
     config = copy.deepcopy(config)

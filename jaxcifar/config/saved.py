@@ -47,8 +47,14 @@ SHAPES = ('dataset', 'network', 'members', 'member_ids', 'split', 'coupling', 'v
 
 # What runs did before a field was there, where that was not today's default.
 BEFORE = {'ternary.scale_start': 0.0}
-# Groups of fields that only some runs use: in others a new default changes nothing.
-USED: dict[str, Callable[[ConfigDict], bool]] = {'ternary': lambda config: 'ternary' in config.view}
+# Fields, or groups of fields, that only some runs use: in others a new default changes nothing.
+USED: dict[str, Callable[[ConfigDict], bool]] = {
+    'ternary': lambda config: 'ternary' in config.view,
+    **dict.fromkeys(
+        ('ternary.scale_start', 'ternary.scale_lr', 'ternary.scale_decay'),
+        lambda config: config.ternary.rule == 'ttq',
+    ),
+}
 
 
 def to_dict(config: ConfigDict) -> dict:
@@ -102,7 +108,7 @@ def _tuples(node: dict) -> dict:
 def refuse_changes(old: ConfigDict, new: ConfigDict, workdir: Path):
     """Raise `UserError` where a field that is not resumable differs; it says how a new workdir goes on."""
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
-    unused = tuple(group for group, is_used in USED.items() if not (is_used(old) or is_used(new)))
+    unused = tuple(field for field, is_used in USED.items() if not (is_used(old) or is_used(new)))
     changed = [
         field
         for field in sorted(before.keys() | after.keys())
