@@ -39,15 +39,21 @@ OPTIONS = ';'.join(
     ('16 steps a call', '4 members', 'deterministic*', 'convolutions recorded', 'all recorded',
      '16 steps a call, all recorded')
 )  # fmt: skip
+FROM_MEAN = {'scale_start': 0.0, 'scale_lr': 0.01, 'scale_decay': 0.0}  # of TTQ's scales
 TABLE = 'experiments.run experiments/{name}.py{word} --jobs 2 --workdir {{workdir}}/{folder}'
 
 
-def ttq() -> str:
-    """Return the command of the ternary table's TTQ, which begins from the floats that are kept."""
+def ttq(speed: str, folder: str = 'ttq', **more: float) -> str:
+    """Return the command of the ternary table's TTQ, which begins from the floats that are kept.
+
+    more: fields of `config.ternary` beside it.
+    """
     *_, run = ternary_table.resnet20().runs
     changes = {**run.changes, 'init_from': 'experiments/kept/resnet20-fp32'}
+    changes |= {f'ternary.{name}': value for name, value in more.items()}
     fields = ' '.join(f'--config.{name}={value}' for name, value in changes.items())
-    return f'{TRAIN}ttq --config {run.config} {fields}'
+    train = f'{TRAIN}{folder} --config {run.config} {fields}{speed}'
+    return f'{train} && experiments.record {{workdir}}/{folder}'
 
 
 def table(name: str, folder: str, word: str = '', changes: str = FAST) -> str:
@@ -110,8 +116,8 @@ STEPS = {
     ),
     'ternary': Step(
         'TTQ of ResNet-20 on CIFAR-10 from the trained floats that are kept, three seeds',
-        f'{ttq()}{FAST} && experiments.record {{workdir}}/ttq',
-        f'{ttq()}{SMALL} --config.network=resnet20 && experiments.record {{workdir}}/ttq',
+        ttq(FAST),
+        ttq(f'{SMALL} --config.network=resnet20'),
         data='cifar10',
     ),
     'autotuned': Step(
@@ -127,6 +133,12 @@ STEPS = {
         ' --config.precision=float32 --config.devices=1 --config.network=speednet_small',
         data='cifar10',
         least=60,
+    ),
+    'ternary_mean': Step(
+        "the same where the scales begin at the weights' mean: what their beginning is worth",
+        ttq(FAST, 'ttq_mean', **FROM_MEAN),
+        ttq(f'{SMALL} --config.network=resnet20', 'ttq_mean', **FROM_MEAN),
+        data='cifar10',
     ),
     'mutual': Step(
         'mutual learning of four ResNet-32 on all of CIFAR-100, last epoch',
