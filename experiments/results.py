@@ -91,11 +91,11 @@ def here(device: str | None = None) -> dict:
 
     from jaxcifar.machine.versions import git_commit
 
-    found = driver()
+    version = driver()
     return {
         'date': datetime.now(UTC).date().isoformat(),
         'commit': git_commit(),
-        'machine': f'{platform.machine()} x {os.cpu_count()}' + (f', driver {found}' if found else ''),
+        'machine': f'{platform.machine()} x {os.cpu_count()}' + (f', driver {version}' if version else ''),
         'device': device or jax.devices()[0].device_kind,
         # The interpreter's own path says nothing elsewhere.
         'command': shlex.join(['python', *sys.orig_argv[1:]]),
