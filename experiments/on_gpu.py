@@ -6,7 +6,7 @@ always holds all rows, the logs and the small files of the runs. After the loan,
 its rows to experiments/results. What came to its end is skipped the next time on the same kind of device;
 trainings that were stopped go on where they were while the machine keeps its folder.
 
-The data come as two halves (`python -m experiments.halves cifar10 DEST`), if need be one in each call:
+The data come as two halves (`python -m experiments.carried_data cifar10 DEST`), if need be one in each call:
 --carried names the folder where they arrive, and --data, outside the checkout, the one where they are kept.
 Steps that need a set wait until it is whole. JAXCIFAR_COMMIT says which commit is measured; git is asked
 where it is not set. --rehearse runs every step on a CPU in miniature. --list shows the steps, and --only runs
@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import halves, results
+from experiments import carried_data, results
 from experiments.gpu_steps import STEPS
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import Preempted, UserError, lookup
@@ -45,7 +45,7 @@ class Loan:
         self.workdir, self.out, self.data = args.workdir, args.out, args.data
         self.device, self.small = device, small
         self.end = time.monotonic() + args.budget
-        self.sets = halves.collect(args.carried, args.data)
+        self.sets = carried_data.collect(args.carried, args.data)
         self.logs = self.workdir / 'logs'
         self.logs.mkdir(parents=True, exist_ok=True)
         results.FOLDER = self.workdir / 'results'
@@ -163,7 +163,7 @@ def rehearse(args: argparse.Namespace, names: list[str]) -> list[str]:
         whole = args.workdir / 'sets' / f'{name}.npz'
         whole.parent.mkdir(parents=True, exist_ok=True)
         np.savez(whole, **arrays)  # type: ignore[arg-type]
-        halves.split(whole, carried)
+        carried_data.split(whole, carried)
     # As on the day: the first call brings one half of each set, the second the other.
     for call in range(2):
         args.carried = args.workdir / f'call{call}'

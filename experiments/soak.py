@@ -1,14 +1,14 @@
-"""Do a small run every harm, and see that it ends as if nothing had been.
+"""Inject faults into a small run, and check that it ends as if there had been none.
 
     python -m experiments.soak [N [SEED [MINUTES]]]
 
-N times (200) a training process is killed (at any time, within a save, between best weights and checkpoint),
-asked to leave, or finds the disk full; a file of its newest checkpoint is cut or gets a wrong bit; its
-metrics.csv or config.json is deleted, or its results.json damaged. A harm that the program refuses with a
-line is put right the way the line says, and counts as refused. Rows that it says are lost, and the length of
-metrics.csv, are not compared. When the run comes to its end, as every 20
-harms it may, it is compared to the last bit with one that was left alone, and begun again. A row is appended
-to experiments/results/soak.csv. Some 5 seconds a harm on a quiet core.
+Of N faults (200), some hit the training process: a kill at any time, within a save, or between best weights
+and checkpoint; a SIGTERM; a full disk. Others hit its files: a cut file or a wrong bit in the newest
+checkpoint, a deleted metrics.csv or config.json, a damaged results.json. A fault that the program refuses
+in one line is repaired as the line says, and counts as refused. After every 20 faults the run may finish.
+It is then compared to an undisturbed one, bit for bit, and started anew. Rows that the program reported as
+lost, and the length of metrics.csv, are not compared. A row is appended to experiments/results/soak.csv. A
+fault takes some 5 seconds on an idle core.
 """
 
 import shutil
@@ -22,15 +22,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import results
-from experiments.harms import HARMS, Harmed
+from experiments.fault_injection import FAULTS, FaultyRun
 from jaxcifar.machine.command import run_words
 from jaxcifar.machine.errors import UserError
 
-LEFT_ALONE = 20  # harms after which a run may come to its end
+LEFT_ALONE = 20  # faults after which a run may finish
 
 
-def differences(run: Harmed) -> list[str]:
-    """Return the files that are not as in the run that was left alone."""
+def differences(run: FaultyRun) -> list[str]:
+    """Return the files that differ from those of the undisturbed run."""
     patterns = 'results.json', 'metrics.csv', 'best/*/*'
     places = run.workdir, run.reference
     names = sorted({p.relative_to(place) for place in places for q in patterns for p in place.glob(q)})
@@ -43,8 +43,8 @@ def differences(run: Harmed) -> list[str]:
     return different
 
 
-def _alike(run: Harmed, name: Path) -> bool:
-    """Return whether a file is the same in both; of rows that the program said are lost, the others."""
+def _alike(run: FaultyRun, name: Path) -> bool:
+    """Return whether a file is the same in both runs, apart from rows that the program reported as lost."""
     ours, theirs = (place / name for place in (run.workdir, run.reference))
     if not ours.exists() or not theirs.exists():
         return False
@@ -65,41 +65,41 @@ def _state(checkpoint: Path) -> list[np.ndarray]:
         return jax.tree.leaves(reader.restore(checkpoint / 'state', restore_args=args))
 
 
-def compare(run: Harmed) -> int:
-    """Begin again after a run that ended as one left alone, and return 1; `UserError` for another end."""
+def compare(run: FaultyRun) -> int:
+    """Compare a finished run to the undisturbed one, start anew and return 1; `UserError` if they differ."""
     different = differences(run)
     if different:
         kept = shutil.copytree(run.folder, tempfile.mkdtemp(prefix='soak-different-'), dirs_exist_ok=True)
-        raise UserError(f'{", ".join(different)} differ from those of a run that was left alone: see {kept}')
+        raise UserError(f'{", ".join(different)} differ from those of the undisturbed run: see {kept}')
     run.begin_again()
     return 1
 
 
-def main(harms: str = '200', seed: str = '0', minutes: str = 'inf'):
-    """Soak, print and append; stops after that many minutes."""
+def main(faults: str = '200', seed: str = '0', minutes: str = 'inf'):
+    """Inject faults for at most that many minutes, print progress and append the row."""
     start, counts, compared, lossy = time.monotonic(), Counter[str](), 0, 0
     with tempfile.TemporaryDirectory(prefix='soak-') as folder:
-        run = Harmed(Path(folder), int(seed))
+        run = FaultyRun(Path(folder), int(seed))
         run.finish(run.reference)
-        # A harm that came after the run's end did nothing, and does not count.
-        while counts.total() < int(harms) and time.monotonic() - start < 60 * float(minutes):
-            harm = run.choose()
-            ended = run.do(harm)
-            counts[harm] += not ended or harm == 'damaged results'
+        # A fault after the end of the run does nothing, and does not count.
+        while counts.total() < int(faults) and time.monotonic() - start < 60 * float(minutes):
+            fault = run.choose()
+            ended = run.inject(fault)
+            counts[fault] += not ended or fault == 'damaged results'
             if not ended and counts.total() % LEFT_ALONE == 0:
                 run.finish(run.workdir)
                 ended = True
             if ended:
                 lossy += run.lost_rows
                 compared += compare(run)
-            print(f'{counts.total()} harms ({harm}), {run.refused} refused, {compared} compared', flush=True)
+            print(f'{counts.total()}: {fault}; {run.refused} refused, {compared} compared', flush=True)
         run.finish(run.workdir)
         lossy += run.lost_rows
         compared += compare(run)
     row = {
         **results.here(),
         'faults': counts.total(),
-        **{name.replace(' ', '_'): counts[name] for name in HARMS},
+        **{name.replace(' ', '_'): counts[name] for name in FAULTS},
         'refused': run.refused,
         'runs_bitwise_equal': compared,
         'with_lost_rows': lossy,  # of them

@@ -20,7 +20,7 @@ def train(config, workdir=None, **fields):
     The run has `history`, `results`, `config`, `workdir` and `load()`, and is also the dict of its
     results.json: see `jaxcifar.run.Run`. Raises `UserError` for what the user can mend.
     """
-    from jaxcifar.config import command_line, recipe, short
+    from jaxcifar.config import command_line, recipe, short_form
     from jaxcifar.run import Run
 
     name, before, config = command_line.chosen(config, fields)
@@ -30,7 +30,7 @@ def train(config, workdir=None, **fields):
 
     lines = recipe.stays(name, before, config)
     if workdir is None:
-        workdir = short.new_workdir(name or f'{config.network}-{config.dataset}', not hosts.alone())
+        workdir = short_form.new_workdir(name or f'{config.network}-{config.dataset}', not hosts.alone())
         lines = [f'workdir: {workdir}', *lines]
     if lines and hosts.is_first():
         print(*lines, sep='\n', flush=True)

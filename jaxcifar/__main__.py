@@ -22,7 +22,7 @@ import runpy
 import sys
 
 from jaxcifar import __version__
-from jaxcifar.config.short import spell_out
+from jaxcifar.config.short_form import spell_out
 from jaxcifar.machine import memory, status
 from jaxcifar.machine.command import COMMANDS as MODULES
 from jaxcifar.machine.command import run_command

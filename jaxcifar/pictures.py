@@ -117,14 +117,13 @@ def _recipes(
     session: Session, workdir: Path, logits: np.ndarray
 ) -> Iterator[tuple[str, Callable[[], 'Figure']]]:
     """Yield (name, what draws it) of the pictures of a run."""
-    from jaxcifar.report import figures, runs
-    from jaxcifar.report import pictures as report
+    from jaxcifar.report import figures, predictions, runs
 
     # Of the whole run, and of its numbers.
     (run,) = runs.load([workdir])
     yield 'curves', lambda: figures.draw_run(run)
     if run.results and (numbers := run.numbers()):
-        yield 'sweep', lambda: report.draw_sweep(numbers, _scores(run))
+        yield 'sweep', lambda: predictions.draw_sweep(numbers, _scores(run))
 
     # Of classes, which a long tail orders by its training images.
     images, classes = session.tests['test'], np.array(session.dataset.classes)
@@ -132,13 +131,16 @@ def _recipes(
     judged = judge(logits, images.labels, run)
     by_count = None if counts is None else np.argsort(-counts, kind='stable')
     title = f'{len(images.labels):,} test images, {judged.name}, {100 * judged.accuracy:.2f} % right'
-    near = report.order(judged.shares) if by_count is None else by_count
-    yield 'confusion', lambda: report.draw_confusion(judged.shares[np.ix_(near, near)], classes[near], title)
+    near = predictions.order(judged.shares) if by_count is None else by_count
+    yield (
+        'confusion',
+        lambda: predictions.draw_confusion(judged.shares[np.ix_(near, near)], classes[near], title),
+    )
     bars, dots = np.diagonal(judged.shares), _dots(run, judged)
     names = classes if counts is None else np.array([f'{c} ({n:,})' for c, n in zip(classes, counts)])
     ranks = np.argsort(-bars, kind='stable') if by_count is None else by_count
     dots = {name: recalls[..., ranks] for name, recalls in dots.items()}
-    yield 'per_class', lambda: report.draw_classes(bars[ranks], dots, names[ranks], title, judged.name)
+    yield 'per_class', lambda: predictions.draw_classes(bars[ranks], dots, names[ranks], title, judged.name)
 
     # Of single images.
     rows = worst_mistakes(judged.log_p, images.labels, MISTAKES)
@@ -148,7 +150,10 @@ def _recipes(
     if hosts.alone():
         seen = read_first_batch(session, [0])[1][0]
         caption = f'The first batch: augment = {session.config.augment}'
-        yield 'first_batch', lambda: report.draw_sheet(seen.images[:BATCH], seen.titles[:BATCH], 8, caption)
+        yield (
+            'first_batch',
+            lambda: predictions.draw_sheet(seen.images[:BATCH], seen.titles[:BATCH], 8, caption),
+        )
 
 
 def _dots(run: 'Run', judged: Judged) -> dict[str, np.ndarray]:
@@ -168,7 +173,7 @@ def _scores(run: 'Run') -> dict[str, np.ndarray]:
 def _draw_mistakes(images: Images, classes: np.ndarray, judged: Judged, rows: np.ndarray) -> 'Figure':
     """Draw the images of these rows, which are wrong, with what they are and what they are taken for."""
     from jaxcifar.report.figures import shorten
-    from jaxcifar.report.pictures import draw_sheet
+    from jaxcifar.report.predictions import draw_sheet
 
     predicted = judged.log_p[rows].argmax(1)
     titles = [

@@ -23,7 +23,7 @@ def contact_sheet(config: ConfigDict) -> bytes:
     """Return the PNG for a resolved config; with members' own batches, the first member's."""
     # matplotlib is slow to import, and only this function needs it.
     from jaxcifar.report.figures import png
-    from jaxcifar.report.pictures import draw_sheet
+    from jaxcifar.report.predictions import draw_sheet
 
     plain, seen = read_first_batch(prepare(config), range(EPOCHS))
     # The first row shows images as they are, the others as each epoch sees them.

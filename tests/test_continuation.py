@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxcifar.config import again, saved
+from jaxcifar.config import saved
+from jaxcifar.config.resume_command import resume_command
 from jaxcifar.engine.couplings import make_learning_rates
 from jaxcifar.machine import status
 from jaxcifar.machine.files import write_json
@@ -116,7 +117,7 @@ def test_a_finished_run_says_what_ended_it(epoch, patience, why, more, monkeypat
 def test_the_command_that_goes_on(argv, command, monkeypatch):
     monkeypatch.setattr(sys, 'argv', argv)
     monkeypatch.setattr(sys, 'orig_argv', ['python', '-m', 'jaxcifar.main'])
-    assert again.command('w', {'epochs': 5}) == command
+    assert resume_command('w', {'epochs': 5}) == command
 
 
 def test_a_log_is_told_once_what_takes_long(monkeypatch):

@@ -16,7 +16,7 @@ from PIL import Image
 
 import jaxcifar
 from jaxcifar.config.command_line import parse, which_host
-from jaxcifar.config.short import long_form, spell_out
+from jaxcifar.config.short_form import long_form, spell_out
 from jaxcifar.formats import packed, packed_file
 from jaxcifar.loop import train
 from jaxcifar.machine import errors

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments import (
+    fault_injection,
     fusion_4gpu,
-    harms,
     long_tail_table,
     mutual_table,
     record,
@@ -289,13 +289,13 @@ def test_zeros_of_each_layer_are_kept(monkeypatch, tmp_path):
     assert (row['network'], row['layer'], row['members'], row['zeros']) == ('resnet8', 'conv2/kernel', 2, 0.5)
 
 
-def test_a_refused_harm_is_put_right_as_its_line_says(tmp_path):
-    run = harms.Harmed(tmp_path, 0)
+def test_a_refused_fault_is_repair_as_its_line_says(tmp_path):
+    run = fault_injection.FaultyRun(tmp_path, 0)
     run.workdir.mkdir()
     path = run.workdir / 'config.json'
-    run._put_right('deleted config', path, b'{}', 'error: config.json is gone: put the file back, or …\n')
+    run._repair('deleted config', path, b'{}', 'error: config.json is gone: put the file back, or …\n')
     assert path.read_bytes() == b'{}' and run.refused == 1
-    run._put_right('deleted config', path, b'', 'error: config.json is gone; choose a new --workdir\n')
+    run._repair('deleted config', path, b'', 'error: config.json is gone; choose a new --workdir\n')
     assert not run.workdir.exists() and run.refused == 2
     for line in (
         'error: config.json is gone',
@@ -303,4 +303,4 @@ def test_a_refused_harm_is_put_right_as_its_line_says(tmp_path):
         'error: put it back',
     ):
         with pytest.raises(UserError, match=r'way out|one line'):
-            run._put_right('deleted config', path, b'', line)
+            run._repair('deleted config', path, b'', line)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jaxcifar.config import short
+from jaxcifar.config import short_form
 from jaxcifar.machine.errors import UserError
 from tests.conftest import CACHED
 from tests.processes import ROOT
@@ -72,7 +72,7 @@ def test_the_wheel_trains_exports_and_predicts_from_any_folder(installed, tmp_pa
     ],
 )
 def test_the_short_form_spells_out_the_long_one(words, expected):
-    assert set(expected) <= set(short.spell_out(words.split()))
+    assert set(expected) <= set(short_form.spell_out(words.split()))
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_the_short_form_spells_out_the_long_one(words, expected):
 )
 def test_mistakes_in_the_short_form_end_in_one_line(words, message):
     with pytest.raises(UserError) as caught:
-        short.spell_out(words.split())
+        short_form.spell_out(words.split())
     assert message in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_a_workdir_of_its_own_is_new(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = short.new_workdir('mutual:resnet32,cifar10')
+    first = short_form.new_workdir('mutual:resnet32,cifar10')
     assert first.parent.name == 'runs' and first.name.startswith('mutual-resnet32-cifar10-20')
     first.mkdir(parents=True)
-    assert short.new_workdir('mutual:resnet32,cifar10') not in (first, None)
+    assert short_form.new_workdir('mutual:resnet32,cifar10') not in (first, None)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxcifar.config.command_line import parse
 from jaxcifar.config.old_flags import AUGMENTATIONS, FLAGS, NEEDLESS, table
-from jaxcifar.config.short import spell_out
+from jaxcifar.config.short_form import spell_out
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.resolve import finalize
 from tests.pages import page

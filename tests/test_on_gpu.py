@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import halves, on_gpu, results
+from experiments import carried_data, on_gpu, results
 from experiments.gpu_steps import STEPS, Step
 from jaxcifar.machine.errors import Preempted, UserError
 from tests.conftest import CACHED
@@ -90,17 +90,17 @@ def test_halves_become_the_same_images_again_wherever_they_arrive(tmp_path):
     arrays = {'x_train': rng.integers(0, 256, (850, 8, 8, 3), np.uint8), 'y_train': np.arange(850) % 10,
               'x_test': rng.integers(0, 256, (10, 8, 8, 3), np.uint8), 'y_test': np.arange(10)}  # fmt: skip
     np.savez(tmp_path / 'small.npz', **arrays)
-    first, second = halves.split(tmp_path / 'small.npz', tmp_path / 'carried')
+    first, second = carried_data.split(tmp_path / 'small.npz', tmp_path / 'carried')
     away, data = tmp_path / 'away', tmp_path / 'data'
     away.mkdir()
     second.rename(away / second.name)
-    assert halves.collect(tmp_path / 'carried', data) == []
-    assert halves.collect(away, data) == ['small']
+    assert carried_data.collect(tmp_path / 'carried', data) == []
+    assert carried_data.collect(away, data) == ['small']
     with np.load(data / 'small.npz') as joined:
         for name, array in arrays.items():
             np.testing.assert_array_equal(joined[name], array)
     arrays['x_train'] = arrays['x_train'][::-1]
     np.savez(tmp_path / 'small.npz', **arrays)
-    halves.split(tmp_path / 'small.npz', away)
+    carried_data.split(tmp_path / 'small.npz', away)
     with pytest.raises(UserError, match='expected two halves of one set'):
-        halves.join([first, away / second.name], tmp_path / 'mixed.npz')
+        carried_data.join([first, away / second.name], tmp_path / 'mixed.npz')

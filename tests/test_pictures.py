@@ -12,7 +12,7 @@ from PIL import Image
 
 import jaxcifar.pictures as command
 from jaxcifar.loop import train
-from jaxcifar.report import pictures
+from jaxcifar.report import predictions
 from jaxcifar.report.figures import png
 from jaxcifar.runs.metrics import confusion, worst_mistakes
 from tests.conftest import small_config
@@ -105,9 +105,9 @@ def test_classes_that_are_mistaken_for_one_another_become_neighbours():
     """Thirty classes in six kinds, in no order; within a kind they are taken for each other."""
     kinds = np.random.default_rng(0).permutation(30) % 6
     shares = np.where(kinds[:, None] == kinds, 0.1, 0.0) + 0.5 * np.eye(30)
-    ordered = kinds[pictures.order(shares)]
+    ordered = kinds[predictions.order(shares)]
     assert (np.diff(ordered) != 0).sum() == 5
-    assert pictures.order(shares[:10, :10]).tolist() == [*range(10)]  # few keep their own order
+    assert predictions.order(shares[:10, :10]).tolist() == [*range(10)]  # few keep their own order
 
 
 @pytest.mark.parametrize('count', [3, 40, 130])
@@ -118,12 +118,12 @@ def test_names_of_classes_draw_without_a_warning(count, monkeypatch):
     shares = np.full((count, count), 1 / count)
     shares[0] = np.nan
     bars = np.diagonal(shares)
-    assert shows_something(png(lambda: pictures.draw_confusion(shares, names, '$t_{')))
-    assert shows_something(png(lambda: pictures.draw_classes(bars, {'$m_{': bars}, names, '$t_{', '$m_{')))
+    assert shows_something(png(lambda: predictions.draw_confusion(shares, names, '$t_{')))
+    assert shows_something(png(lambda: predictions.draw_classes(bars, {'$m_{': bars}, names, '$t_{', '$m_{')))
 
 
 def test_a_sweep_over_decades_and_zero_is_logarithmic():
-    figure = pictures.draw_sweep({'tau': [1, 1, 2], 'decay': [0, 1e-4, 1e-2]}, {'test': np.ones(3)})
+    figure = predictions.draw_sweep({'tau': [1, 1, 2], 'decay': [0, 1e-4, 1e-2]}, {'test': np.ones(3)})
     tau, decay = figure.axes
     assert (tau.get_xscale(), decay.get_xscale()) == ('linear', 'symlog')
     assert [label.get_text() for label in decay.get_xticklabels()] == ['0', '0.0001', '0.01']

@@ -11,7 +11,7 @@ import pytest
 
 import jaxcifar
 from jaxcifar.config.command_line import parse
-from jaxcifar.config.short import spell_out
+from jaxcifar.config.short_form import spell_out
 from jaxcifar.machine.errors import UserError
 from jaxcifar.schedule import Schedule
 from tests.processes import ROOT

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxcifar.config import recipe, short
+from jaxcifar.config import recipe, short_form
 from jaxcifar.config.command_line import parse
 
 OF_MUTUAL = (
@@ -22,7 +22,7 @@ OF_DATA = (
     ('configs/base.py --network resnet8', []),  # sets nothing that could be another's
 ])  # fmt: skip
 def test_fields_that_stay_those_of_another_network_are_said(words, lines):
-    argv = ['main', *short.spell_out([*words.split(), '--workdir', 'x'])]
+    argv = ['main', *short_form.spell_out([*words.split(), '--workdir', 'x'])]
     assert recipe.of_command_line(argv, parse(argv)[0]) == lines
 
 

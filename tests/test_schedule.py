@@ -6,7 +6,7 @@ from PIL import Image
 
 from jaxcifar import schedule
 from jaxcifar.config.command_line import parse
-from jaxcifar.config.short import spell_out
+from jaxcifar.config.short_form import spell_out
 from jaxcifar.runs.resolve import finalize
 
 

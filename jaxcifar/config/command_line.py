@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import fields as config_fields
-from jaxcifar.config import shipped_configs, short
+from jaxcifar.config import shipped_configs, short_form
 from jaxcifar.config.old_flags import translated
 from jaxcifar.machine.errors import UserError, unknown
 from jaxcifar.machine.text import show
@@ -57,13 +57,13 @@ def parse_about(argv: list[str], workdir: str) -> tuple[ConfigDict, Path]:
 
     workdir: the one where the command line names none.
     """
-    return parse([argv[0], f'--workdir={workdir}', *short.long_form(argv[1:], workdir)])
+    return parse([argv[0], f'--workdir={workdir}', *short_form.long_form(argv[1:], workdir)])
 
 
 def chosen(config, fields: Mapping) -> tuple[str, ConfigDict, ConfigDict]:
     """Return (name, config, the config with `fields`) of a call from Python.
 
-    config: a `ConfigDict`, whose name is '', or what --config takes. fields: as for `short.changed`.
+    config: a `ConfigDict`, whose name is '', or what --config takes. fields: as for `short_form.changed`.
     """
     name = str(config) if isinstance(config, (str, Path)) else ''
     if name:
@@ -72,7 +72,7 @@ def chosen(config, fields: Mapping) -> tuple[str, ConfigDict, ConfigDict]:
         config, _ = parse(['jaxcifar.train', f'--config={name}', '--workdir=unused'])
     elif not isinstance(config, ConfigDict):
         raise UserError(f"expected a config's name, a file or a ConfigDict, got {show(config)}")
-    return name, config, short.changed(config, fields)
+    return name, config, short_form.changed(config, fields)
 
 
 def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -120,7 +120,7 @@ def _misspelt_flag(argv: list[str]) -> UserError | None:
     if old := translated(argv[1:]):
         return old
     for flag in (flag for flag in flags if not flag.startswith('config.')):
-        if meant := [f'--config.{field}' for field in short.meant(flag)]:
+        if meant := [f'--config.{field}' for field in short_form.meant(flag)]:
             return UserError(f'--{flag} is not a flag; did you mean {" or ".join(meant)}?')
     return None
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcifar.config import again, saved
+from jaxcifar.config import saved
+from jaxcifar.config.resume_command import resume_command
 from jaxcifar.config.values import flatten
 from jaxcifar.engine.couplings import make_learning_rates
 from jaxcifar.engine.head import PARTS
@@ -119,7 +120,7 @@ def finished(session: Session, workdir: Path, progress: Progress, result: dict) 
     lines = [f'{workdir} is finished: {"; ".join(ends)}']
     with contextlib.suppress(KeyError, TypeError):  # results of an older version may lack a number
         lines += ending.lines(result)
-    return [*lines, f'to continue it: {again.command(workdir, more)}']
+    return [*lines, f'to continue it: {resume_command(workdir, more)}']
 
 
 def preempted(session: Session, workdir: Path, step: int) -> Preempted:
@@ -128,7 +129,7 @@ def preempted(session: Session, workdir: Path, step: int) -> Preempted:
 
 
 def _go_on(workdir: Path) -> str:
-    return f'the same command goes on from there: {again.command(workdir)}'
+    return f'the same command goes on from there: {resume_command(workdir)}'
 
 
 @contextlib.contextmanager
@@ -146,7 +147,7 @@ def told_what_is_kept(keeper: Keeper, progress: Progress) -> Iterator[None]:
 def _interrupted(session: Session, workdir: Path, step: int, kept: list[int]) -> str:
     """Return what Ctrl-C leaves at `step`, where the checkpoints in `kept` are on disk."""
     if not kept:
-        return f'stopped at step {step}, before the first save; this begins again: {again.command(workdir)}'
+        return f'stopped at step {step}, before the first save; this begins again: {resume_command(workdir)}'
     lost = step - kept[-1]
     taken = f' ({lost} step{"s" * (lost != 1)} after it will be taken again)' if lost > 0 else ''
     return f'stopped; saved up to {session.place(kept[-1])}{taken}; {_go_on(workdir)}'

@@ -19,12 +19,12 @@ from jaxcifar.machine.errors import UserError
 from jaxcifar.runs import results, workdirs
 from jaxcifar.runs.checkpoint import Checkpoints
 from jaxcifar.runs.fits import check_run_fits
+from jaxcifar.runs.identical_members import warn_of_identical_members
 from jaxcifar.runs.init_from import begin_from, warn_of_seen
 from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.selection import Selection
 from jaxcifar.runs.session import Session, prepare
-from jaxcifar.runs.twins import warn_of_twins
 from jaxcifar.runs.weights import BestWeights
 
 FITTED = 2000  # training images that networks fit their first variables to
@@ -80,7 +80,7 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
             progress.metrics_length = result['metrics_length']
     # A run that goes on has had this warning when it began.
     if keeper.saved is None:
-        warn_of_twins(session, state)
+        warn_of_identical_members(session, state)
     # A finished run needs no best weights to continue, so their loss does not stop it.
     if result is None or progress.goes_on(session):
         reason = lost_best(keeper.best, session, progress)

@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxcifar.machine.command import is_short
 
 
-def command(workdir: Path, changes: Mapping[str, object] | None = None) -> str:
+def resume_command(workdir: Path, changes: Mapping[str, object] | None = None) -> str:
     """Return this process's training command with its `workdir` and with other values of fields.
 
     changes: {field: value}. A program that called `jaxcifar.train` gets that call instead.

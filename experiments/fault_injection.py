@@ -1,4 +1,4 @@
-"""Do a small run harms: to its process, to its checkpoints and to the other files of its workdir."""
+"""Inject faults into a small run: into its process, its checkpoints and the other files of its workdir."""
 
 import os
 import random
@@ -37,18 +37,18 @@ TO_CHECKPOINT = ('cut file', 'wrong bit')
 TO_FILE = {
     'deleted metrics': 'metrics.csv', 'deleted config': 'config.json', 'damaged results': 'results.json'
 }  # fmt: skip
-HARMS = (*TO_PROCESS, *TO_CHECKPOINT, *TO_FILE)
-SHORTEST, LONGEST = 2.0, 64.0  # seconds from a run's first file until a process comes to harm, at most
+FAULTS = (*TO_PROCESS, *TO_CHECKPOINT, *TO_FILE)
+SHORTEST, LONGEST = 2.0, 64.0  # seconds from a run's first file until the fault in a process, at most
 
 
-class Harmed:
-    """Hold one workdir, what is done to it, and what the program said of it."""
+class FaultyRun:
+    """Hold one workdir, the faults injected into it, and what the program said about them."""
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.rng = folder, random.Random(seed)
         self.workdir, self.reference = folder / 'run', folder / 'reference'
         self._patience = SHORTEST
-        self.refused = 0  # harms that a line on stderr refused, and that were put right as it says
+        self.refused = 0  # faults that the program refused, and that were repaired as its message says
         self.lost_rows = False  # whether the program has said that rows of metrics.csv are gone
         rng = np.random.default_rng(0)
         pictures = rng.integers(40, 216, (4, 8, 8, 3))
@@ -87,102 +87,102 @@ class Harmed:
         return max((int(name) for name in names if name.isdigit()), default=0)
 
     def choose(self) -> str:
-        """Return a harm; those to files come where a checkpoint makes them matter."""
-        return self.rng.choice(HARMS if self.saved() else TO_PROCESS)
+        """Return a random fault; files are damaged only once there is a checkpoint to continue from."""
+        return self.rng.choice(FAULTS if self.saved() else TO_PROCESS)
 
-    def do(self, harm: str) -> bool:
-        """Start a process and do it or its files the harm; return whether it came to its end before."""
-        if harm in TO_FILE:
-            return self._harm_file(harm)
+    def inject(self, fault: str) -> bool:
+        """Start a process and inject the fault into it or its files; return whether it finished first."""
+        if fault in TO_FILE:
+            return self._damage_file(fault)
         # A damaged checkpoint must be noticed by the next process, which is then killed as usual.
-        if harm in TO_CHECKPOINT:
-            self._harm_checkpoint(harm)
+        if fault in TO_CHECKPOINT:
+            self._damage_checkpoint(fault)
         before, process = self.saved(), self.start(self.workdir)
         try:
-            self._wait(process, harm)
-            if harm == 'full disk':
+            self._wait(process, fault)
+            if fault == 'full disk':
                 resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, 100))
-            elif harm == 'sigterm':
+            elif fault == 'sigterm':
                 process.terminate()
             else:
                 process.kill()
         except ProcessLookupError:
             pass
         _, err = process.communicate()
-        self.lost_rows |= 'metrics.csv' in err  # the harm may have been an earlier one
-        # Where processes come to nothing, as on a busy machine, they are given longer.
+        self.lost_rows |= 'metrics.csv' in err  # the fault may have been an earlier one
+        # On a busy machine a process may save nothing in time, and gets longer.
         self._patience = SHORTEST if self.saved() > before else min(2 * self._patience, LONGEST)
         status = process.returncode
         # Any other exit status is a fault: of the program, or of this one.
-        good = {'full disk': (0, 1), 'sigterm': (0, EXIT_PREEMPTED)}.get(harm, (0, -signal.SIGKILL))
+        good = {'full disk': (0, 1), 'sigterm': (0, EXIT_PREEMPTED)}.get(fault, (0, -signal.SIGKILL))
         if status not in good or (status == 1 and NO_SPACE not in err):
-            raise UserError(f'{harm} in {self.workdir}: exit status {status}: {err}')
+            raise UserError(f'{fault} in {self.workdir}: exit status {status}: {err}')
         return status == 0
 
-    def _harm_file(self, harm: str) -> bool:
-        """Delete or damage a file; where the program refuses to go on, do what its line says."""
-        path = self.workdir / TO_FILE[harm]
-        if harm == 'damaged results':  # they are the last that a run writes
+    def _damage_file(self, fault: str) -> bool:
+        """Delete or damage a file; where the program refuses to continue, apply the remedy of its message."""
+        path = self.workdir / TO_FILE[fault]
+        if fault == 'damaged results':  # a run writes them last
             self.finish(self.workdir)
         kept = path.read_bytes() if path.exists() else b''
-        if harm == 'damaged results':
+        if fault == 'damaged results':
             damages = kept[: len(kept) // 2], b'[]', b'{"step": null}', b'\xff' + kept
             path.write_bytes(self.rng.choice(damages))
         else:
             path.unlink(missing_ok=True)
         # The next process must make the file again, warn of what is lost, or refuse.
         process = self.start(self.workdir)
-        self._wait(process, harm)
-        if harm != 'damaged results':
+        self._wait(process, fault)
+        if fault != 'damaged results':
             process.kill()
         _, err = process.communicate()
-        self.lost_rows |= harm == 'deleted metrics' and path.name in err
+        self.lost_rows |= fault == 'deleted metrics' and path.name in err
         if process.returncode == 1:
-            self._put_right(harm, path, kept, err)
+            self._repair(fault, path, kept, err)
         elif process.returncode not in (0, -signal.SIGKILL):
-            raise UserError(f'{harm} in {self.workdir}: exit status {process.returncode}: {err}')
+            raise UserError(f'{fault} in {self.workdir}: exit status {process.returncode}: {err}')
         return process.returncode == 0
 
-    def _put_right(self, harm: str, path: Path, kept: bytes, err: str):
-        """Do what the line of a refusal says; raises `UserError` where it is none or says nothing to do."""
+    def _repair(self, fault: str, path: Path, kept: bytes, err: str):
+        """Apply the remedy of an error message; raise `UserError` where it has none."""
         lines = [line for line in err.splitlines() if line.startswith('error: ')]
         if len(lines) != 1 or 'Traceback' in err or path.name not in lines[0]:
-            raise UserError(f'{harm} in {self.workdir} must end in one line about {path.name}, got: {err}')
+            raise UserError(f'{fault} in {self.workdir} must end in one line about {path.name}, got: {err}')
         # The remedy in the line is applied by its words, as a user would.
         if re.search(r'\b(put|copy|bring)\b.*\bback\b|\brestore\b', lines[0]):
             path.write_bytes(kept)
         elif re.search(r'\b(new|empty) (--)?workdir\b|\bbegin anew\b', lines[0]):
             self.begin_again()
         else:
-            raise UserError(f'{harm}: expected a way out (put it back, a new --workdir), got: {lines[0]}')
+            raise UserError(f'{fault}: expected a way out (put it back, a new --workdir), got: {lines[0]}')
         self.refused += 1
 
-    def _harm_checkpoint(self, harm: str):
+    def _damage_checkpoint(self, fault: str):
         """Cut a file of the newest checkpoint, or turn one of its bits."""
         newest = self.workdir / 'checkpoints' / str(self.saved()) / 'state'
         files = [path for path in newest.glob('**/*') if path.is_file() and path.stat().st_size]
         if not files:
             return
         path = self.rng.choice(files)
-        if harm == 'cut file':
+        if fault == 'cut file':
             os.truncate(path, path.stat().st_size // 2)
         else:
             data = bytearray(path.read_bytes())
             data[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
             path.write_bytes(data)
 
-    def _wait(self, process: subprocess.Popen, harm: str):
-        """Wait for the moment of the harm, or the end of the process."""
+    def _wait(self, process: subprocess.Popen, fault: str):
+        """Wait until the fault is due or the process has ended."""
         sessions, until = self.workdir / 'run.json', 0.0
         begun, before = time.time(), self.saved()
         while process.poll() is None:
             if not until and sessions.exists() and sessions.stat().st_mtime > begun:
                 until = time.monotonic() + self.rng.uniform(0, self._patience)
-            if harm == 'kill in a save' and until and any(self.workdir.glob('checkpoints/*tmp*')):
+            if fault == 'kill in a save' and until and any(self.workdir.glob('checkpoints/*tmp*')):
                 return
             stamps = [int(path.stem) for path in self.workdir.glob('best/*/[0-9]*.npz')]
-            if harm == 'kill before a save' and max(stamps, default=0) > self.saved() > before:
+            if fault == 'kill before a save' and max(stamps, default=0) > self.saved() > before:
                 return
-            if until and time.monotonic() > until + 3 * ('save' in harm):
+            if until and time.monotonic() > until + 3 * ('save' in fault):
                 return
             time.sleep(0.0005)

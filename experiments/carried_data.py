@@ -1,4 +1,4 @@
-"""Carry a CIFAR set to another machine as two halves: python -m experiments.halves cifar10 DEST
+"""Carry a CIFAR set to another machine as two halves: python -m experiments.carried_data cifar10 DEST
 
 Writes DEST/cifar10-0.npz and DEST/cifar10-1.npz from the set in JAXCIFAR_DATA, some 50 MB each: every other
 sheet of 400 images as lossless WebP. `experiments.on_gpu --carried DEST` puts them together again, also where

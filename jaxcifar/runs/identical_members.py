@@ -14,9 +14,9 @@ from jaxcifar.machine import hosts
 from jaxcifar.runs.session import Session
 
 
-def warn_of_twins(session: Session, state: TrainState):
+def warn_of_identical_members(session: Session, state: TrainState):
     """Say on stderr which members begin as one network and see the same, and what makes them differ."""
-    for members in twins(session, state):
+    for members in identical_members(session, state):
         if hosts.is_first():
             names = ', '.join(session.names[k] for k in members)
             stay = '' if has_head(session.config) else ', and so stay equal to the bit'
@@ -27,7 +27,7 @@ def warn_of_twins(session: Session, state: TrainState):
             )
 
 
-def twins(session: Session, state: TrainState) -> list[list[int]]:
+def identical_members(session: Session, state: TrainState) -> list[list[int]]:
     """Return the members, two or more together, that nothing tells apart from this state on."""
     config = session.config
     # Members that take turns see each other as they are after the others' update.
