@@ -21,7 +21,7 @@ from experiments import results
 from jaxcifar.machine.command import run_words
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json
-from jaxcifar.runs import sparsity
+from jaxcifar.runs import ending, sparsity
 
 COLUMNS = ('date', 'commit', 'device', 'python', 'jax', 'dataset', 'network', 'members', 'epochs',
            'selection', 'weights', 'accuracy', 'std', 'nll', 'ece', 'ensemble', 'images_per_second',
@@ -30,6 +30,8 @@ SCORES = ('accuracy', 'mean_recall', 'many', 'medium', 'few', 'head', 'tail', 'n
 LONG_TAIL_COLUMNS = ('date', 'commit', 'device', 'dataset', 'images_sha256', 'split', 'imbalance', 'network',
                      'epochs', 'weights', 'member', 'loss', *SCORES, 'temperature', 'nll_calibrated',
                      'ece_calibrated', 'area_balanced', 'area_worst', 'seconds', 'command')  # fmt: skip
+
+FOLDERS = ('workdir', 'init_from', 'resume_from', 'compile_cache')  # flags that name folders
 
 
 class Finished(NamedTuple):
@@ -68,20 +70,32 @@ def read(workdir: Path) -> Finished:
 
 
 def command(session: dict, workdir: Path) -> str:
-    """Return the session's command without what belongs to its machine: interpreter, folders, a cache."""
-    # Runs that this one began from are kept as its neighbours, since that is what the sweep makes them.
+    """Return the session's command without what belongs to its machine: interpreter, folders, a cache.
+
+    It is that of `python -m jaxcifar.main`, of `jaxcifar train`, or the name of a program that called
+    `jaxcifar.train`.
+    """
     words = shlex.split(session['command'])
-    renamed = f'runs/{workdir.name}'
-    kept = words[words.index('jaxcifar.main') + 1 :]
-    kept = [word for word in kept if not word.startswith('--config.compile_cache=')]
-    for i, word in enumerate(kept):
-        if word == '--workdir':
-            kept[i + 1] = renamed
-        elif word.startswith('--workdir='):
-            kept[i] = f'--workdir={renamed}'
-        elif word.startswith(('--config.init_from=', '--config.resume_from=')):  # of a run beside it
-            kept[i] = word.replace(f'{workdir.parent}/', 'runs/')
-    return shlex.join(['python', '-m', 'jaxcifar.main', *kept])
+    starts = (i for i, word in enumerate(words) if word == 'jaxcifar.main' or Path(word).name == 'jaxcifar')
+    start = next(starts, None)
+    if start is None:
+        return shlex.join(Path(word).name for word in words)
+    kept = ['python', '-m', 'jaxcifar.main'] if words[start] == 'jaxcifar.main' else ['jaxcifar']
+    rest = iter(words[start + 1 :])
+    for word in rest:
+        flag, equals, value = word.partition('=')
+        field = flag.removeprefix('--').removeprefix('config.')
+        if not word.startswith('--') or field not in FOLDERS:
+            kept.append(word)
+            continue
+        value = value if equals else next(rest, '')
+        if field == 'workdir':
+            value = f'runs/{workdir.name}'
+        # Runs that this one began from are kept as its neighbours, since that is what the sweep makes them.
+        value = value.replace(f'{workdir.parent}/', 'runs/')
+        if field != 'compile_cache':
+            kept += [f'{flag}={value}'] if equals else [flag, value]
+    return shlex.join(kept)
 
 
 def rows(workdir: Path) -> Iterator[dict]:
@@ -99,12 +113,11 @@ def rows(workdir: Path) -> Iterator[dict]:
     }
     # One member has no spread, and its ensemble is itself.
     several, network = config['members'] > 1, config['network']
-    # A ± of members that differ would look like an error bar.
-    alike = several and not found.get('own_images') and 'fusion' not in found
+    replicates = several and 'fusion' not in found and ending.alike(found)
     for weights, mean in found['mean'].items():
         numbers = {
             **_rounded(mean),
-            'std': round(found['std'][weights]['accuracy'], 5) if alike else '',
+            'std': round(found['std'][weights]['accuracy'], 5) if replicates else '',
             'ensemble': round(found['ensemble'][weights]['accuracy'], 5) if several else '',
         }
         if 'fusion' not in found:

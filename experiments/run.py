@@ -176,7 +176,7 @@ def run_here(sweep: Sweep, folder: Path, jobs: int, retries: int, follow: bool):
                 signal.signal(number, handler)
     write_results(sweep, folder)
     if runner.stopped:
-        raise Preempted('stopped; the same command goes on from there')
+        raise Preempted('stopped; run the same command to continue')
     if runner.failed:
         raise UserError(f'failed: {", ".join(runner.failed)}; the same command tries them again')
 

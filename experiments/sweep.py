@@ -56,7 +56,7 @@ def load(sweep: str, changes: Sequence[str] = ()) -> Sweep:
     """
     path, _, argument = sweep.partition(':')
     if not Path(path).is_file():
-        raise UserError(f'expected a sweep file, got {path}, which is not there')
+        raise UserError(f'expected a sweep file, got {path}: no such path')
     try:
         make = runpy.run_path(path).get('get_sweep')
         loaded = make(argument) if callable(make) else None

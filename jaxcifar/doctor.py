@@ -148,17 +148,21 @@ class Doctor:
         # Bytes of a checkpoint: parameters, statistics and the optimiser's state.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         counts = train_counts(dataset, session.split)
-        step = Compiled(make_train_step(config, population, dataset, each, state, counts), self.say)
+        several = config.steps_per_call
+        program = make_train_step(config, population, dataset, each, state, counts)
+        step = Compiled(program, self.say, stacked=several > 1)
         # Take the steps, and wait for each: its time must not leak into the next.
-        seconds = []
-        with closing(batches(config, dataset, session.order, mesh, range(min(STEPS + 1, each)))) as source:
+        seconds: dict[int, list[float]] = {}
+        steps = range(min((STEPS + 1) * several, each))
+        with closing(batches(config, dataset, session.order, mesh, steps)) as source:
             for batch in source:
+                taken = len(batch['label']) if several > 1 else 1
                 start = time.perf_counter()
                 state, row = step(state, batch)
                 jax.block_until_ready(row)
-                seconds.append(time.perf_counter() - start)
-        # The first step compiles. The fastest of the others is the machine's, undisturbed.
-        best = min(seconds[1:] or seconds)
+                seconds.setdefault(taken, []).append((time.perf_counter() - start) / taken)
+        # The first call of a size compiles. The fastest of the others is the machine's, undisturbed.
+        best = min(min(times[1:] or times) for times in seconds.values())
         self.say(
             f'{config.network} x {config.members} on {config.dataset}: a step takes {1e3 * best:,.1f} ms, '
             f'{config.batch_size / best:,.0f} images/s; {config.epochs} epochs of {each} steps take '

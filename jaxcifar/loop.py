@@ -141,7 +141,8 @@ def _make_step(session: Session, state: TrainState, say: Callable, poll: Callabl
     counts = train_counts(session.dataset, session.split)
     of_session = session.config, session.population, session.dataset, session.epoch_steps
     # Several hosts poll equally often: one may be compiling still when another has done.
-    return Compiled(make_train_step(*of_session, state, counts), say, poll if hosts.alone() else lambda: None)
+    step, several = make_train_step(*of_session, state, counts), session.config.steps_per_call > 1
+    return Compiled(step, say, poll if hosts.alone() else lambda: None, stacked=several)
 
 
 def _training_means(session: Session, keeper: Keeper, state: TrainState, progress: Progress) -> dict:

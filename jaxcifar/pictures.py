@@ -61,7 +61,7 @@ def keep(
     except Exception as error:
         why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         again = spoken('pictures', workdir)
-        say(f'{len(drawn)} pictures drawn, and then stopped ({why}): {again} tries again')
+        say(f'drew {len(drawn)} pictures, then failed ({why}); to try again: {again}')
     return drawn
 
 

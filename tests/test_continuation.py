@@ -3,6 +3,7 @@
 import io
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxcifar.runs import continuation
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.selection import Selection
+from jaxcifar.runs.sources import split_checkpoint, split_sources
 
 STEPS = 10  # an epoch
 
@@ -132,3 +134,16 @@ def test_a_log_is_told_once_what_takes_long(monkeypatch):
     with status.during('another command'):
         time.sleep(0.05)
     assert log.getvalue() == 'compiling the step …\n' and status.line() == ''
+
+
+def test_a_plus_or_an_at_in_a_name_that_is_there_belongs_to_it(tmp_path):
+    for name in ('a+b', 'c@d', 'e'):
+        (tmp_path / name).mkdir()
+    a, c, e = (f'{tmp_path}/{name}' for name in ('a+b', 'c@d', 'e'))
+    text = f'{a}@last+{c}+{e}@12+absent+{c}@best'
+    assert split_sources(text) == [f'{a}@last', c, f'{e}@12', 'absent', f'{c}@best']
+    found = [split_checkpoint(source) for source in split_sources(text)]
+    assert found == [
+        (Path(a), 'last'), (Path(c), ''), (Path(e), '12'), (Path('absent'), ''), (Path(c), 'best')
+    ]  # fmt: skip
+    assert split_checkpoint(f'{"x" * 5000}@best')[1] == 'best'

@@ -14,7 +14,7 @@ from tests.processes import ROOT
 
 
 def test_a_healthy_run_is_timed_and_leaves_nothing(config, tiny_networks, tmp_path, capsys):
-    config.network, config.members = 'linear', 2
+    config.network, config.members, config.steps_per_call = 'linear', 2, 2
     found = doctor.Doctor()
     found.machine()
     found.run(config, tmp_path / 'runs' / 'new')

@@ -275,6 +275,11 @@ def test_a_kept_command_names_no_folder_of_this_machine(tmp_path):
     words += f' --config.compile_cache={tmp_path}/compiled'
     kept = 'python -m jaxcifar.main --workdir runs/fused --config.init_from=runs/a+runs/b@last'
     assert record.command({'command': words}, workdir) == kept
+    words = f'/opt/bin/python3 /opt/bin/jaxcifar train quickstart --epochs 3 --workdir={workdir}'
+    words += f' --init_from {tmp_path}/a'
+    kept = 'jaxcifar train quickstart --epochs 3 --workdir=runs/fused --init_from runs/a'
+    assert record.command({'command': words}, workdir) == kept
+    assert record.command({'command': f'/usr/bin/python3 {tmp_path}/mine.py'}, workdir) == 'python3 mine.py'
 
 
 def test_zeros_of_each_layer_are_kept(monkeypatch, tmp_path):

@@ -224,7 +224,7 @@ def test_index_files_are_a_split(cifar, tmp_path):
     (None, {}, r'x\.json: No such file'),
     ([1, 2], {'files__train': 'x.csv'}, r'x\.csv: expected a name that ends in \.npy'),
     ([1, 2], {'files__train': ''}, r'split=file needs files\.train'),
-    ([1, 2], {'split': 'shared'}, r'files\.train is for split=file, not shared'),
+    ([1, 2], {'split': 'shared'}, r'files\.train is read only with split=file, got split=shared'),
     ([1, 2], {'data__validation': 'fusion_holdout'}, '1 images of split=file are among those of'),
     ([[1], [2]], {'data__validation': 'holdout'}, 'hold none out: set data.validation=none'),
 ])  # fmt: skip

@@ -204,7 +204,7 @@ def test_a_release_is_a_function_in_one_line(workdir, dataset, small_npz, tmp_pa
     assert f'Test accuracy {100 * results["mean"]["best"]["accuracy"]:.2f} ± ' in card
     for words, call in {
         r'expected a member of .* \(all, 0_resnet8.*\), got 7': lambda: jaxcifar.load(folder, 7),
-        'got .*absent, which is not there': lambda: jaxcifar.load(tmp_path / 'absent'),
+        'got .*absent: no such path': lambda: jaxcifar.load(tmp_path / 'absent'),
         r'expected images as uint8 \[B,8,8,3\], got float32': lambda: model(dataset.x_test / np.float32(255)),
         'holds other files': lambda: export.export(workdir, 'release', workdir),
         '--bits is not for': lambda: export.export(workdir, 'release', bits=2),
@@ -328,7 +328,9 @@ def test_training_begins_from_a_release(workdir, config, tmp_path, capsys):
     config.network = 'resnet20'
     run = finalize(config)
     population = Population(run, 4, 8, make_mesh(run))
-    with pytest.raises(UserError, match='the weights for 0_resnet20 are not of a resnet20'):
+    with pytest.raises(
+        UserError, match=r'expected weights of resnet20 with this config\.model for 0_resnet20'
+    ):
         begin_from(run, population, init_state(run, population))
 
 

@@ -162,7 +162,7 @@ REFUSED = {
     damaged_best_weights: ('best/0_resnet8/', 'is damaged'),
     below_a_file: ('below_a_file',),
     no_such_step: ('resume_from', '[20, 24] of'),
-    another_population: ('checkpoints/24 does not fit this config',),
+    another_population: ('checkpoints/24 was saved with another network',),
     other_batches: ('resume_from', 'has it, got 20'),
     damaged_source: ('checkpoints/24 is damaged',),
 }

@@ -262,7 +262,7 @@ def test_a_difference_that_chance_explains_is_no_victory():
     ]
     assert [w.partition(' the mean')[0] for w in words] == [
         'beats',
-        'is no more than by chance above',
+        'is not significantly better than',
         'does NOT beat',
     ]
 
@@ -362,6 +362,21 @@ def assert_logged(c, workdir, rows):
     before = path.read_bytes()
     fusion_log.write(workdir, c, lambda step: [9.0] * 4)
     assert path.read_bytes() == before
+
+    # Rows that metrics.csv has lost leave empty cells.
+    metrics = workdir / 'metrics.csv'
+    kept = metrics.read_text()
+    lines = kept.splitlines(keepends=True)
+    lost = next(line for line in lines if '1_tiny' in line and ',train,' in line)
+    metrics.write_text(''.join(line for line in lines if line != lost))
+    fusion_log.write(workdir, c, lambda step: [9.0] * 4)
+    log = rows_of(path)
+    assert len(log) == 3 and (log[0]['expert_1_loss'], log[0]['expert_0_loss']) == (
+        '',
+        first['0_tiny']['loss'],
+    )
+    metrics.write_text(kept)
+    fusion_log.write(workdir, c, lambda step: [9.0] * 4)
 
 
 def outputs_of_parts(c, workdir, data):
@@ -465,7 +480,11 @@ def test_members_begin_with_the_weights_of_pytorch_files(fused, dataset, tmp_pat
     for sources, changes, words in (
         (paths, {}, 'expected 4 members, got 5'),
         ([str(tmp_path)], {}, 'expected a workdir, got'),
-        (['away.npz'], {}, r'expected a workdir, an export, a file \(of .*\), the name or .*, got away.npz'),
+        (
+            ['away.npz'],
+            {},
+            r'expected a workdir, an export, a weights file \(.*\) or the name .*, got away.npz: no such path',
+        ),
         (paths[:4], {'network': 'resnet8'}, r'0\.pth does not fit resnet8: tensors are missing'),
     ):
         with pytest.raises(UserError, match=words):

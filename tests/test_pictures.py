@@ -77,7 +77,7 @@ def test_a_picture_that_fails_loses_no_run(small_npz, tmp_path, tiny_networks, c
     assert train(small_sweep(small_npz), tmp_path)['epoch'] == 2
     said = capsys.readouterr().out
     assert (tmp_path / 'results.json').exists() and not drawn(tmp_path)
-    assert '0 pictures drawn, and then stopped (ValueError: no ink)' in said and said.count('no ink') == 1
+    assert 'drew 0 pictures, then failed (ValueError: no ink)' in said and said.count('no ink') == 1
 
 
 def test_matplotlib_is_imported_only_to_draw_and_left_as_it_was():

@@ -168,7 +168,9 @@ def test_local_batch_statistics_are_a_choice(config, dataset):
 
 def test_what_does_not_divide_is_said(config):
     config.devices, config.batch_size = 4, 30
-    with pytest.raises(UserError, match=r'batch_size=30 .* does not split over 4 devices'):
+    with pytest.raises(
+        UserError, match=r'batch_size must be a multiple of 4 .*, got 30: set batch_size=28 or 32'
+    ):
         check_batch(config, make_mesh(finalize(config)))
 
 
@@ -181,6 +183,11 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny_networks, config, 
     parts, parts_losses, _ = run_steps(config, dataset)
     assert distance(whole, parts) <= 1e-6
     np.testing.assert_allclose(losses, parts_losses, atol=1e-6)
+    # Members with their own augmentation of the images share the labels.
+    config.augment, config.augment_each, config.members = 'flip', True, 2
+    parts, _, _ = run_steps(config, dataset)
+    config.optimizer.accumulate = 1
+    assert distance(run_steps(config, dataset)[0], parts) <= 1e-6
 
 
 def test_stopped_members_stay_as_they_are(config, tmp_path):

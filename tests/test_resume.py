@@ -114,7 +114,7 @@ def assert_saved_by_sigterm(process, workdir, pending):
     assert time.monotonic() - at < 60  # a second or two, where nothing else runs
     step = checkpoints(workdir)[-1]
     assert status == 75 and err.startswith(f'saved at step {step}, epoch ') and err.count('\n') == 1
-    assert 'the same command goes on from there: python -m jaxcifar.main --config=' in err
+    assert 'to continue: python -m jaxcifar.main --config=' in err
     assert meta(workdir, step)['pending'] == pending
 
 

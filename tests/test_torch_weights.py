@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_said_in_one_line(weights, small_npz, command, tmp_
         (other, 'resnet8', 'x', (), r'missing: 1 \(layer2\.0\.bn1\.bias\), extra: 1 \(head\.weight\), '
                                     r'of another shape: 1 \(conv1\.weight \[16, 3, 5, 5\] not .*\); '
                                     'its 37 tensors for 4 classes are of no network here: .*'),
-        (good, 'resnet8', 'x', (), 'tells 4 classes apart: name their --dataset'),
+        (good, 'resnet8', 'x', (), 'has 4 classes, which is neither CIFAR-10 nor CIFAR-100: name'),
         (good, 'resnet8', 'x', ('--dataset', 'digits'), 'tells 4 classes apart, digits has 10'),
         (good, 'wideresnet28_2', 'x', ('--shortcut', 'A'), 'no choice of shortcut'),
         (good, 'resnet8', 'taken', ('--dataset', data), 'holds a run'),
@@ -128,6 +128,13 @@ def test_members_are_chosen(config, command, tmp_path):
         command('--workdir', tmp_path / 'run', '--to', tmp_path / f'{member}.pth', '--member', member)
     three, seven = (torch.load(tmp_path / f'{k}.pth', weights_only=True) for k in (3, 7))
     assert three.keys() == seven.keys() and not torch.equal(three['fc.weight'], seven['fc.weight'])
+    # As a start, weights follow their ids, whatever the order; the folder's name may hold a + and an @.
+    source = (tmp_path / 'run').rename(tmp_path / 'a+b@c')
+    config.member_ids, config.init_from, config.optimizer.lr = (7, 3), f'{source}@last', 0.0
+    train(config, tmp_path / 'turned')
+    command('--workdir', tmp_path / 'turned', '--to', tmp_path / 'turned.pth', '--member', 3)
+    turned = torch.load(tmp_path / 'turned.pth', weights_only=True)
+    assert torch.equal(turned['fc.weight'], three['fc.weight'])
 
 
 def test_torchvisions_densenet_files_have_old_names(tmp_path):

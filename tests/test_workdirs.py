@@ -348,6 +348,17 @@ def test_progress_is_what_a_checkpoint_keeps(small_npz):
     assert Progress.from_json(older, session).to_json() == {**kept, 'lr': None}
 
 
+def test_a_save_is_due_after_so_many_epochs_or_steps(small_npz):
+    c = configured(small_npz)
+    c.epochs, c.checkpoint.every_epochs, c.checkpoint.every_steps = 20, 4, 6
+    session = prepare(finalize(c))
+    progress = Progress.start(session)
+    assert session.epoch_steps == 3
+    for progress.step in range(61):
+        due = progress.step in range(6, 61, 6) or progress.step in range(12, 61, 12) or progress.step == 60
+        assert progress.save_is_due(session) == due
+
+
 def test_a_shape_that_is_expected_compiles_before_it_comes():
     said: list[str] = []
     traced: list[tuple] = []
@@ -367,3 +378,9 @@ def test_a_shape_that_is_expected_compiles_before_it_comes():
     state, row = compiled(state, {'x': jnp.ones((2, 3))})
     assert (float(state), row.shape) == (18, (2, 3)) and len(traced) == len(said) == 2
     assert 'images (2, 3)' in said[1] and compiled.waited < compiled.seconds
+    # The first axis may be the steps of a call, whose FLOPs are counted for one step.
+    product = jax.jit(lambda state, batch: (state, batch['x'] @ batch['x'].T))
+    single, stacked = (Compiled(product, said.append, stacked=several) for several in (False, True))
+    for program in single, stacked:
+        program(jnp.zeros(()), batch)
+    assert single.flops == 4 * stacked.flops > 0

@@ -49,6 +49,7 @@ class Bench:
     def __init__(self, dataset: str, network: str):
         self.config = finalize(single.get_config(f'{network},{dataset}'))
         self.config.data.drop_last = True
+        self.config.steps_per_call = 1  # the classic stream has one batch a step
         self.dataset = load_dataset(dataset, self.config.data.root, self.config.data.image_size)
         size, mesh = self.dataset.image_size, make_mesh(self.config)
         self.population = Population(self.config, self.dataset.num_classes, size, mesh)

@@ -1,4 +1,4 @@
-"""Changes of colour on uint8 images [B,H,W,3], each image with its own number [B].
+"""Change the colours of uint8 images [B,H,W,3], each image with its own number [B].
 
 They follow torchvision.transforms.v2.functional on uint8 tensors to the grey level: results are cut
 off, not rounded, and grey is the floor of .2989 R + .587 G + .114 B.

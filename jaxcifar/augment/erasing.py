@@ -1,4 +1,4 @@
-"""Boxes of normalised images that are painted over; 0 is the mean colour of the training images."""
+"""Paint over boxes of normalised images; 0 is the mean colour of the training images."""
 
 import math
 from collections.abc import Callable

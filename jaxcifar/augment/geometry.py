@@ -1,4 +1,4 @@
-"""Affine changes of images, as torchvision makes them: nearest neighbour, zeros from outside.
+"""Transform images affinely, as torchvision does: nearest neighbour, zeros from outside.
 
 A matrix (a, b, c, d, e, f) says where an output pixel comes from: column a·x + b·y + c and row
 d·x + e·y + f, with x and y in pixels from the image's centre, x to the right and y down, and column

@@ -1,4 +1,4 @@
-"""Batches whose images are mixed of two: Mixup and CutMix, and their labels."""
+"""Mix each image of a batch with another, and their labels: Mixup and CutMix."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ PER = {'batch': 'batch', 'image': 'image'}
 
 
 class Targets(NamedTuple):
-    """Labels to train on, [B] or [K,B], and where images are mixed a second label and a share."""
+    """Hold labels to train on, [B] or [K,B], and where images are mixed a second label and a share."""
 
     first: jax.Array
     second: jax.Array | None = None
@@ -27,7 +27,7 @@ class Targets(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """One way to mix: `keep` is (key, count, height, width) -> each pixel's share of the own image."""
+    """Hold one way to mix: `keep` is (key, count, height, width) -> each pixel's share of the own image."""
 
     name: str
     probability: float

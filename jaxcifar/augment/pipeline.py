@@ -1,4 +1,4 @@
-"""Random changes to a training batch, on the device and inside the compiled step.
+"""Apply random changes to a training batch, on the device and inside the compiled step.
 
 A config joins augmentations by name: 'crop(4)+flip+erasing(.25)+cutmix(1.0)'. They come in three
 stages: on uint8 pixels, on normalised images, and mixing images with their labels. Every draw is a
@@ -101,14 +101,14 @@ PRESETS = {
 
 
 class Pipeline(NamedTuple):
-    """A config's augment, read: (stage, function) in their order, and the mixes."""
+    """Hold a config's augment as read: (stage, function) in their order, and the mixes."""
 
     steps: list[tuple[dict, Callable]]
     mixes: list[Mix]
 
 
 class Term(NamedTuple):
-    """One augmentation of a text: its stage is one of PIXELS, INDEXED, NORMALISED and MIXES."""
+    """Hold one augmentation of a text: its stage is one of PIXELS, INDEXED, NORMALISED and MIXES."""
 
     name: str
     stage: dict
@@ -195,7 +195,7 @@ def normalise(images: jax.Array, mean, std) -> jax.Array:
 
 
 class Augmentation:
-    """A function of (key, batch, epoch) that returns (normalised float32 images, `Targets`).
+    """Turn (key, batch, epoch) into (normalised float32 images, `Targets`).
 
     batch: 'image' uint8 [B,H,W,C], 'label' [B] and 'index' [B], each image's number among the
     training images; or [K,B,...] where members have their own, with K keys.

@@ -1,4 +1,4 @@
-"""Augmentation policies of torchvision: RandAugment, TrivialAugmentWide, AutoAugment, ColorJitter.
+"""Apply the augmentation policies of torchvision: RandAugment, TrivialAugmentWide, AutoAugment, ColorJitter.
 
 All ops and strengths that a policy can choose stand in a table made when the step is compiled. An
 image draws its row, and one pass does what any row may ask for: one gather moves pixels, the colours
@@ -34,7 +34,7 @@ COLOURS: dict[str, Callable] = {
 
 
 class Change(NamedTuple):
-    """One op an image: arrays with a table's leading axes, or a batch's, [B]."""
+    """Hold one op per image: arrays with a table's leading axes, or a batch's, [B]."""
 
     matrix: Any  # [...,6] of `geometry.affine`
     colour: Any  # [...] position in COLOURS, or -1
@@ -42,7 +42,7 @@ class Change(NamedTuple):
 
 
 class Ranges(NamedTuple):
-    """The strongest magnitudes; those of the weakest bin change nothing."""
+    """Hold the strongest magnitudes; those of the weakest bin change nothing."""
 
     shear: float
     translate: float | None  # pixels; None is 150/331 of the image

@@ -1,4 +1,4 @@
-"""Every field of a run with its default. Experiments start from here and change what they need.
+"""Declare every field of a run with its default. Experiments start from here and change what they need.
 
 Each line is a field: its default, in a declaration of what else it may be, and what it is for.
 A field marked [K] takes one number, or one number per member: --config.optimizer.lr=.1,.2

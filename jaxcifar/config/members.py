@@ -18,7 +18,8 @@ def per_member(config: ConfigDict, field: str) -> list:
     values = list(value) if isinstance(value, (list, tuple)) else [value] * config.members
     if len(values) != config.members or not all(isinstance(v, Number) for v in values):
         wanted = f'one number, or one for each of members={config.members}'
-        raise UserError(f'{field} must be {wanted}, got {show(value)}')
+        remedy = f': set members={len(values)}' if len(values) > 1 and len(values) != config.members else ''
+        raise UserError(f'{field} must be {wanted}, got {show(value)}{remedy}')
     return values
 
 

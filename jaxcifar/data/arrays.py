@@ -1,4 +1,4 @@
-"""Images and labels as arrays: checked, parted and measured."""
+"""Check, split and measure images and labels as arrays."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""How each split assigns a data set's images; `splits` says which of it a config can ask for."""
+"""Assign a data set's images as each split does; `splits` lists what a config can ask for."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from jaxcifar.machine.errors import UserError
 
 
 class Split(NamedTuple):
-    """Indices into the training images, and parts that are evaluated besides.
+    """Hold indices into the training images, and parts that are evaluated besides.
 
     `train` is [n] where members share their images, else [K,n], with -1 behind the images of a member
     that has fewer (see `rows_of`); `validation` is [m], empty unless training images were held out.

@@ -1,4 +1,4 @@
-"""The data sets: uint8 images [n,H,W,3] and int32 labels [n].
+"""Read the data sets: uint8 images [n,H,W,3] and int32 labels [n].
 
 `digits` needs no download; `cifar10` and `cifar100` are kept as .npz files; `npz:PATH` and
 `folder:PATH` are the user's own. They are read into memory. The images of `imagenet:PATH` and
@@ -33,7 +33,7 @@ from jaxcifar.machine.text import show
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images uint8 [n,H,W,3], labels int32 [n]; `mean` and `std` per channel on the 0..1 scale.
+    """Hold images uint8 [n,H,W,3], labels int32 [n]; `mean` and `std` per channel on the 0..1 scale.
 
     `x_val` and `y_val` are the validation part that a folder brings, None where there is none. `notes`
     are lines that tell the user what was taken for what.
@@ -53,12 +53,12 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, C."""
+        """Return the number of classes, C."""
         return len(self.classes)
 
     @property
     def image_size(self) -> int:
-        """Side of the square images, in pixels."""
+        """Return the side of the square images, in pixels."""
         return self.x_train.shape[1]
 
     def normalised(self, indices: np.ndarray) -> np.ndarray:

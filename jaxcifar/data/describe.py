@@ -1,4 +1,4 @@
-"""What a run says of its images before it begins."""
+"""Describe the images of a run before it begins."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Rows of training images for each expert, for what fuses the experts later, or from the user's files.
+"""Draw rows of training images for each expert, for what fuses the experts later, or from the user's files.
 
 The *fusion holdout* is drawn first, and no expert ever sees it. The rest is the *pool*: `overlap` gives
 each expert images that all share and some that are its own, `disjoint` gives each its own classes. All

@@ -1,4 +1,4 @@
-"""Images that stay on disk: where they are, and which of them cannot be read.
+"""Keep images on disk: where they are, and which of them cannot be read.
 
 Worker processes import this module: it must not import JAX.
 """
@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageFiles:
-    """Image files in place of an array uint8 [n,size,size,3]; an index gives files, not pixels.
+    """Stand in, as image files, for an array uint8 [n,size,size,3]; an index gives files, not pixels.
 
     `stream.Reader` decodes them. Labels int32 [n] are known without reading.
     """

@@ -1,4 +1,4 @@
-"""Batches gathered in a DataLoader's worker processes.
+"""Gather batches in a DataLoader's worker processes.
 
 This module must not import JAX, whose threads forbid a fork.
 """
@@ -35,7 +35,7 @@ def data_loader(dataset, requests: Iterable[tuple[int, np.ndarray]], workers: in
 
 
 class Gather:
-    """A PyTorch dataset of whole batches: one fancy index, not B Python calls."""
+    """Serve whole batches as a PyTorch dataset: one fancy index, not B Python calls."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         self.images, self.labels = images, labels

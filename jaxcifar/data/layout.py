@@ -1,4 +1,4 @@
-"""Which folders of images are for training, validation and test, by their names and contents."""
+"""Find which folders of images are for training, validation and test, by their names and contents."""
 
 import os
 import re
@@ -20,7 +20,7 @@ IGNORED = ('__macosx', '@eadir', 'lost+found', '__pycache__')
 
 
 class Layout(NamedTuple):
-    """The folder of each part, whose subfolders are the classes; None where there is none.
+    """Hold the folder of each part, whose subfolders are the classes; None where there is none.
 
     `classes` are the class folders of `train`. `line` tells the user what was taken for what.
     """

@@ -1,4 +1,4 @@
-"""The image files of a folder of classes: listed, read into memory, and counted for the user."""
+"""List the image files of a folder of classes, read them into memory, and count them for the user."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ NAMED = 3  # files that a summary names
 
 
 class Listing(NamedTuple):
-    """Image files: paths within `folder`, class by class, and their labels int32 [n].
+    """Hold image files: paths within `folder`, class by class, and their labels int32 [n].
 
     others: {path of a file that is left out: why}.
     """

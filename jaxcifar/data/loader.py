@@ -1,4 +1,4 @@
-"""Batches, as a function of the seed and the step and nothing else.
+"""Make batches as a function of the seed and the step and nothing else.
 
 A batch is an array of indices; a loader only moves the bytes they name. The `host` loader gathers in
 a PyTorch DataLoader, or decodes files there, and sends images; the `device` loader keeps all images in
@@ -23,7 +23,7 @@ from jaxcifar.machine.errors import UserError
 
 
 class Order:
-    """Which images each step sees: a new shuffle every epoch, drawn from (seed, epoch).
+    """Order the images that each step sees: a new shuffle every epoch, drawn from (seed, epoch).
 
     Attributes:
       own: whether members have batches of their own, [K,B], or share one, [B].

@@ -1,4 +1,4 @@
-"""Long-tailed subsets of a data set, and the files that keep them.
+"""Draw long-tailed subsets of a data set, and keep them in files.
 
 Class i of C keeps n_i = int(n_max · IF^(-i/(C-1))) training images (Cui et al. 2019), class ids being
 ranks. `long_tail` cuts them into train, tuneV, val_small and calib, and draws val_lt and test_lt from

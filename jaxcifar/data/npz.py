@@ -1,4 +1,4 @@
-"""Whole data sets in .npz files."""
+"""Read and write whole data sets as .npz files."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 class Unusable(ValueError):
-    """A whole file whose contents are no data set."""
+    """Report a whole file whose contents are no data set."""
 
 
 def read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:

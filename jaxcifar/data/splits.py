@@ -1,4 +1,4 @@
-"""Splits: which images each member trains on, which choose the weights, which are only evaluated.
+"""Decide which images each member trains on, which choose the weights, which are only evaluated.
 
 A *split* assigns a data set's images; a *part* is one of the pieces: train, validation, test, ….
 """
@@ -40,7 +40,8 @@ def make_split(dataset, config) -> Split:
     if both := np.intersect1d(split.train, split.validation).size:
         raise UserError(
             f'{both} images of split={config.split} are among those of '
-            f'data.validation={config.data.validation}, which must not be trained on'
+            f'data.validation={config.data.validation}, which must not be trained on: leave them out of '
+            'files.train, or set data.validation=none'
         )
     return split
 
@@ -57,7 +58,7 @@ def population(config) -> int | None:
 
 
 class Images(NamedTuple):
-    """Images to evaluate: uint8 [N,H,W,C], or files in their place, with their labels [N].
+    """Hold images to evaluate: uint8 [N,H,W,C], or files in their place, with their labels [N].
 
     indices [N]: their rows in the data set's arrays. class_counts [C]: training images by which a long
     tail's classes are grouped, None for others.
@@ -120,7 +121,8 @@ def check(config):
         if given != (wanted == 'file'):
             user = 'split' if field == 'train' else 'data.validation'
             missing = f'{user}=file needs files.{field}'
-            raise UserError(f'files.{field} is for {user}=file, not {wanted}' if given else missing)
+            unread = f'files.{field} is read only with {user}=file, got {user}={wanted}: leave it out'
+            raise UserError(unread if given else missing)
     # A member's id picks its row, so an id beyond the rows has no images.
     among = population(config)
     if among is not None and max(config.member_ids) >= among:

@@ -52,7 +52,7 @@ def read(path: str, transform) -> np.ndarray:
 
 
 class Reader:
-    """A PyTorch dataset of whole batches, decoded from files.
+    """Serve whole batches, decoded from files, as a PyTorch dataset.
 
     A file that cannot be read is replaced by the next of its class within its pool, the indices that
     may be seen: its label stays, nothing held out comes in, and all processes agree.

@@ -105,7 +105,7 @@ COUPLINGS = {
 
 
 def columns(config: ConfigDict) -> tuple[str, ...]:
-    """Return the columns that the coupling logs; () of one that is not known, as yours in evaluation."""
+    """Return the columns that the coupling logs; () for one that is not registered here."""
     return COUPLINGS[config.coupling].columns if config.coupling in COUPLINGS else ()
 
 

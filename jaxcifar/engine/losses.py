@@ -18,7 +18,7 @@ def cross_entropy(
 ):
     """Return -Σ_c q_c log softmax(z)_c, q = (1-ε)·onehot + ε/C (Szegedy et al. 2016, section 7).
 
-    What stands behind ε is for the losses below.
+    tau and log_prior are ignored here: all losses share one signature.
     """
     log_p = jax.nn.log_softmax(logits)
     # Not a gather, whose gradient is a scatter: a loop over the labels where a GPU is to be deterministic.

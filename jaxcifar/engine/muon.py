@@ -19,7 +19,7 @@ def orthogonal(o: ConfigDict) -> list[optax.GradientTransformation]:
 
 
 def rescale() -> optax.GradientTransformation:
-    """Add to an update what takes a kernel w to √outputs·w/‖w‖, so that the update goes on from there."""
+    """Rescale each kernel w to the norm √outputs before its update, to which the difference is added."""
 
     def add(update: jax.Array, kernel: jax.Array) -> jax.Array:
         # Only the direction of a kernel before a norm matters, so its length is free to fix.

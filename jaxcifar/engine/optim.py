@@ -73,7 +73,7 @@ def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransf
 
 
 def make_chain(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:
-    """Return the optimiser alone, without what a member's chain has before and behind it."""
+    """Return the optimiser alone, without the clipping, path factors and rescaling of `make_optimizer`."""
     return optax.chain(*OPTIMIZERS[config.optimizer.name](config, lr, weight_decay))
 
 

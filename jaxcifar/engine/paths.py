@@ -1,7 +1,7 @@
 """Give parameters numbers by path: 'fc/=2 bias=64' is 2 where 'fc/' is found, else 64 where 'bias' is.
 
-A path is 'stage/block/kernel'. A rule is a regular expression, =, and a number; spaces part the rules, and
-of those found in a path the first counts.
+A path is 'stage/block/kernel'. A rule is a regular expression, =, and a number. Spaces separate rules; the
+first that matches a path wins.
 """
 
 import re

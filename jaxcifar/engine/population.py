@@ -59,9 +59,12 @@ def check_batch(config: ConfigDict, mesh: Mesh):
     """Raise `UserError` unless a batch's parts split evenly over the mesh."""
     part, shards = config.batch_size // config.optimizer.accumulate, mesh.shape['data']
     if part % shards:
+        unit = config.optimizer.accumulate * shards
+        below = config.batch_size // unit * unit
+        sizes = ' or '.join(f'{size}' for size in (below, below + unit) if size)
         raise UserError(
-            f'batch_size={config.batch_size} in optimizer.accumulate={config.optimizer.accumulate} parts '
-            f'does not split over {shards} devices'
+            f'batch_size must be a multiple of {unit} (optimizer.accumulate times the devices that '
+            f'share it), got {config.batch_size}: set batch_size={sizes}, or devices'
         )
 
 

@@ -1,6 +1,6 @@
 """The members of one network on one device: one after the other, or side by side in one convolution.
 
-A narrow network costs a GPU its launches, hardly its products. Side by side, K members take the launches of
+On a GPU, kernel launches bound a narrow network, not arithmetic. Side by side, K members take the launches of
 one: `vmap` gives every operation a leading axis K, and `models.convolution` makes one convolution of K. On a
 CPU that is up to 25 times slower, and wide networks fill a GPU alone: there the members take turns.
 """

@@ -1,4 +1,4 @@
-"""The state of a run between two steps: all that training changes."""
+"""Hold the state of a run between two steps: all that training changes."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from jaxcifar.engine.population import Population
 from jaxcifar.machine import hosts
 
 # A GPU keeps a kernel [K,h,w,C,D] in the order [K,D,h,w,C], which cuDNN reads, or each step would transpose
-# it and its momentum. Only the memory is in that order: to all that reads it, the array is as ever.
+# it and its momentum. Only the memory layout changes; indexing does not.
 KERNEL = Layout((0, 4, 1, 2, 3))
 PLAIN = ('cpu',)  # devices that keep kernels in the order of their axes
 
@@ -83,7 +83,7 @@ def init_state(config: ConfigDict, population: Population, images=None) -> Train
 
 
 def formats(state: TrainState):
-    """Return where each array of a state lives, and in which order where that is not the axes' own."""
+    """Return each array's sharding, with an explicit memory layout for kernels on a GPU."""
 
     def of_array(x):
         plain = next(iter(x.sharding.device_set)).platform in PLAIN

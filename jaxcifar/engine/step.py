@@ -28,7 +28,7 @@ DROPOUT, AUGMENT, HEAD_DROPOUT = 0, 1, 2
 class TrainStep:
     """Turn (state, batch) into (state, {'loss', 'accuracy', 'lr' and the coupling's columns: [K] each}).
 
-    All members are updated from the same forward pass. A coupling's head is a row more, the last.
+    All members are updated from the same forward pass. A coupling's head adds one row, the last.
 
     batch: 'image' uint8 [B,H,W,C], 'label' and 'index' [B], or [K,B,...] where members have their own.
     """
@@ -87,8 +87,8 @@ class TrainStep:
             batch = self.population.copy_for_each(batch)
         keys = self._keys(AUGMENT, step, of_members=has_own_batches(batch['image']))
         images, targets = self.augment(keys, batch, step // self.epoch_steps)
-        # Labels that all share stay so: no device has to send another its members'. Mixed labels never get
-        # here: `resolve` refuses augment_each with mixup or cutmix.
+        # Shared labels stay [B], so that devices need not exchange them. Mixed labels never get here:
+        # `resolve` refuses augment_each with mixup or cutmix.
         return images, Targets(labels) if each else targets
 
     def _keys(self, purpose: int, step: jax.Array, of_members: bool) -> jax.Array:
@@ -143,9 +143,10 @@ class TrainStep:
         total: Any = None
         # Batch statistics pass from part to part, as over smaller batches.
         for i in range(parts):
-            split = partial(jnp.split, indices_or_sections=parts, axis=targets.first.ndim - 1)
             keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
-            x, y = jax.tree.map(lambda batch, split=split, i=i: split(batch)[i], (images, targets))
+            # Images may be each member's own, [K,B,H,W,C], where all share the labels, [B].
+            x = jnp.split(images, parts, axis=images.ndim - 4)[i]
+            y = jax.tree.map(lambda t, i=i: jnp.split(t, parts, axis=t.ndim - 1)[i], targets)
             grads, (stats, numbers) = gradient(params, stats, x, y, keys, state.step)
             part = jax.tree.map(lambda value: value / parts, (grads, numbers))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
@@ -207,10 +208,10 @@ class SequentialStep(TrainStep):
             before = everyone.of_member(state.opt, k), params[k]
             after = self._update(everyone.only(k), grads, *before, lr[own], self.weight_decay[own])
             opt.append(after[1])
-            # A member that has been stopped goes on teaching, as it is.
+            # A member that has been stopped still teaches, as it is.
             params[k] = jax.tree.map(partial(jnp.where, state.active[k]), after[0], params[k])
             numbers.append(jax.tree.map(lambda value, k=k: value[k], row))
-            # Those after it must see its new weights; after the last nobody looks.
+            # Those after it must see its new weights. No member follows the last.
             if k < everyone.size - 1:
                 outputs[k], _ = forward(k, params[k])
         logged = jax.tree.map(lambda *values: jnp.stack(values), *numbers)

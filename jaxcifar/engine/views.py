@@ -1,7 +1,8 @@
 """Show the forward pass other weights than are trained: views, functions of a member's parameters.
 
 A view is made from the config. Parameters of its own are leaves of the member's tree, so that they are
-trained, averaged and saved like all others. What is evaluated is what is seen; what is saved is not.
+trained, averaged and saved like all others. Evaluation uses the shown weights; checkpoints hold the
+underlying ones.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Raise errors that a user can mend: one clear line instead of a traceback."""
+"""Raise errors that a user can fix: one clear line instead of a traceback."""
 
 import difflib
 import re
@@ -28,11 +28,15 @@ OTHERS_CALL_IT = {
 
 
 class UserError(Exception):
-    """Report a mistake or fault that the user can mend; its message is the one line that is printed."""
+    """Report a mistake or fault that the user can fix; its message is the one line that is printed.
 
-    def __init__(self, message: str):
+    remedy: what to do, behind the message's last colon or semicolon; `fault` is the message without it.
+    """
+
+    def __init__(self, message: str, remedy: str = ''):
         # Names of files and of classes, and what other programs say, may hold line breaks.
-        super().__init__(one_line(message))
+        self.fault = one_line(message)
+        super().__init__(one_line(f'{message}: {remedy}' if remedy else message))
 
 
 class Interrupted(KeyboardInterrupt):

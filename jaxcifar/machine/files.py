@@ -30,7 +30,7 @@ def reading(path: Path, remedy: str = 'put back the file that was written') -> I
     except FAULTS as error:
         # What a parser quotes may be a whole file: one short line is enough.
         why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-        raise UserError(f'{path} is not a jaxcifar file ({why}): {remedy}') from None
+        raise UserError(f'{path} is not a jaxcifar file ({why})', remedy) from None
 
 
 def sha256(path: Path) -> str:
@@ -147,7 +147,7 @@ def read_json_or_set_aside(path: Path, **needed: type) -> dict | None:
     try:
         return read_json(path, **needed)
     except UserError as error:
-        set_aside(path, str(error).partition(': put back')[0])
+        set_aside(path, error.fault)
         return None
 
 

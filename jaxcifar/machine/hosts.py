@@ -76,7 +76,7 @@ def is_first() -> bool:
 
 
 def anywhere(flag: bool) -> bool:
-    """Return whether it is so on any host; all must ask."""
+    """Return whether `flag` is true on any host; every host must call this."""
     return flag if alone() else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 

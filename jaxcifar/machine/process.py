@@ -24,7 +24,7 @@ UNWRITABLE = errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT
 def locked(workdir: Path):
     """Make the workdir and hold it; raises `UserError` while another process does.
 
-    Where nothing has been written in the end, nothing is left.
+    If nothing was written, the folder is removed.
     """
     # Remember what was not there, so that a run that fails at once leaves nothing.
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
@@ -141,4 +141,4 @@ def signals():
 
 def _interrupt(*_):
     # Whoever has something to save says so in place of this.
-    raise Interrupted('stopped; the same command goes on')
+    raise Interrupted('stopped; run the same command to continue')

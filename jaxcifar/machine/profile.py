@@ -39,10 +39,12 @@ class Compiled:
     The host waits where more than `AHEAD` steps are in flight, or their batches would fill the memory.
 
     Shapes that are `expected` compile in a thread while the steps of the first are already taken.
+
+    stacked: whether a batch holds several steps along its first axis.
     """
 
-    def __init__(self, function, say=print, poll=lambda: None):
-        self._function, self._say, self._poll = function, say, poll
+    def __init__(self, function, say=print, poll=lambda: None, stacked: bool = False):
+        self._function, self._say, self._poll, self._stacked = function, say, poll, stacked
         self._programs: dict[tuple, _Compilation] = {}
         self._expecting = False
         self._in_flight: deque = deque()
@@ -85,10 +87,11 @@ class Compiled:
             compilation.wait(self._poll)
         self.waited += time.perf_counter() - start
         # The first shape is that of whole batches, which the speed is reported for.
-        self.flops, self.seconds = self.flops or compilation.flops, self.seconds + compilation.seconds
+        flops = compilation.flops / (shape[0] if self._stacked else 1)
+        self.flops, self.seconds = self.flops or flops, self.seconds + compilation.seconds
         self._say(
             f'compiled the step for images {shape} in {compilation.seconds:.1f} s, '
-            f'{compilation.flops / 1e9:,.1f} GFLOP'
+            f'{flops / 1e9:,.1f} GFLOP a step'
         )
 
     def leave(self, kind: type | None = None, *_):
@@ -185,7 +188,7 @@ class Tracer:
         self._first, self._end = steps if hosts.is_first() else (0, 0)
         self._say = say
         if self._end and not step <= self._first < min(self._end, total):
-            say(f'profile.steps={steps} will not come: this run goes from step {step} to {total}')
+            say(f'no trace: profile.steps={steps} must lie within steps {step} to {total} of this run')
         self._folder = workdir / 'profile'
         self._running = False
 

@@ -104,7 +104,7 @@ def logged(log: TextIO | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_a_table() -> Iterator[None]:
-    """Leave the terminal to a table that shows a `Line` itself: a terminal has room for one of both."""
+    """Leave the terminal to a table that shows a `Line` itself: a terminal has room for one of them."""
     global _in_a_table
     _in_a_table = True
     try:

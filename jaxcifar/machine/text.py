@@ -65,7 +65,8 @@ def show(value, length: int = 60) -> str:
     try:
         words = value if isinstance(value, str) and value.isprintable() and value else repr(value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
-        words = f'a number of about {value.bit_length() * 3 // 10:,} digits'
+        is_number = isinstance(value, int)
+        words = f'a number of about {value.bit_length() * 3 // 10:,} digits' if is_number else 'huge numbers'
     # An error is one line, whatever the value holds.
     words = ' '.join(words.split())
     return words if len(words) <= length else f'{words[: length - 3]}...'

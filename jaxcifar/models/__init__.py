@@ -98,7 +98,7 @@ def build(
     dtype: of the computation; parameters, batch statistics and logits are float32.
     axis_name: the mesh axis that norms synchronise over.
     dropout, drop_path: rates of dropout within blocks, and of stochastic depth at the last block.
-    init: 'he' or 'torch' (see `layers.initialise`); zero_init: norms that end a block begin at 0.
+    init: a key of `SCHEMES` (see `layers.initialise`); zero_init: norms that end a block begin at 0.
     norm_momentum: share of the old in the running statistics of norms.
     options: shortcut, stem or whitening, where a network has them; in code any field of its module.
     """

@@ -35,7 +35,7 @@ def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
 def convolve(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int = 1, members_as: str = 'loop'
 ) -> jax.Array:
-    """Cross-correlation of x [B,H,W,C] with kernel [h,w,C/groups,D]; returns [B,H',W',D].
+    """Return the cross-correlation [B,H',W',D] of x [B,H,W,C] with kernel [h,w,C/groups,D].
 
     members_as: what becomes of it under a `vmap` over K members. JAX makes one grouped convolution of it:
         'loop' and 'grouped'. 'dense' makes one of a block-diagonal kernel, 'one' either of them by width.

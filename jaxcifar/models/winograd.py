@@ -64,7 +64,7 @@ convolve_3x3.defvjp(_forward, _backward)
 
 
 def _in_parts(function, carry, kernels, *arrays):
-    """A scan over parts of the batch, whose tiles take no more memory than a cache, or than the kernels."""
+    """Scan over parts of the batch, whose tiles take no more memory than a cache, or than the kernels."""
     batch = len(arrays[0])
     # Tiles take 16 bytes for each number of the image: 16 entries of 4 bytes for 4 pixels.
     least = 16 * max(a.size for a in arrays) / max(CACHE, kernels.nbytes)
@@ -75,7 +75,7 @@ def _in_parts(function, carry, kernels, *arrays):
 
 
 def _convolve(x, kernels, b_t: Matrix, a_t: Matrix):
-    """[B,H,W,D] of x [B,H,W,C] with transformed kernels [16,C,D]."""
+    """Return the convolution [B,H,W,D] of x [B,H,W,C] with transformed kernels [16,C,D]."""
     tiles = _transform(b_t, _tiles(x))
     products = jnp.einsum('tnc,tcd->tnd', _stack(tiles), kernels)
     grid = _transform(a_t, products.reshape(4, 4, *tiles[0][0].shape[:3], -1))
@@ -83,7 +83,7 @@ def _convolve(x, kernels, b_t: Matrix, a_t: Matrix):
 
 
 def _transform(matrix: Matrix, grid):
-    """matrix · grid · matrixᵀ, where the grid's entries are arrays of one shape."""
+    """Return matrix · grid · matrixᵀ, where the grid's entries are arrays of one shape."""
 
     def times(parts):
         # The coefficients are almost all 0 or ±1, so sums beat a product of matrices.
@@ -95,12 +95,12 @@ def _transform(matrix: Matrix, grid):
 
 
 def _stack(grid) -> jax.Array:
-    """[16,N,C] of 4x4 entries [B,H/2,W/2,C]."""
+    """Stack 4x4 entries [B,H/2,W/2,C] as [16,N,C]."""
     return jnp.stack([entry.reshape(-1, entry.shape[-1]) for row in grid for entry in row])
 
 
 def _tiles(x):
-    """4x4 entries [B,H/2,W/2,C], one for each pixel of a tile; neighbours overlap by two."""
+    """Return 4x4 entries [B,H/2,W/2,C], one for each pixel of a tile; neighbours overlap by two."""
     _, height, width, _ = x.shape
     # The convolution's own padding; even sizes then split into tiles without a rest.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -108,5 +108,5 @@ def _tiles(x):
 
 
 def _squares(x):
-    """2x2 entries [B,H/2,W/2,D], one for each pixel of a tile's output."""
+    """Return 2x2 entries [B,H/2,W/2,D], one for each pixel of a tile's output."""
     return [[x[:, i::2, j::2] for j in range(2)] for i in range(2)]

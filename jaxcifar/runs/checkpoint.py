@@ -118,8 +118,8 @@ class Checkpoints:
         # This error can say what differs; one from orbax would show a shape alone.
         if meta.pop('shapes') != _shapes(like):
             raise UserError(
-                f'{self._file(step)} does not fit this config: its network, classes, members, view, '
-                'optimizer, ema or coupling were others'
+                f'{self._file(step)} was saved with another network, number of classes or members, view, '
+                'optimizer, ema or coupling: use that config, or begin with its weights by init_from'
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -130,7 +130,7 @@ class Checkpoints:
         """Return the newest state that is whole, or None where there is none.
 
         A damaged one is set aside with a line on stderr, and the one before it is taken. Only for the
-        process that trains: what another left behind that was killed while saving is cleared away.
+        process that trains: it deletes unfinished saves of a process that was killed.
         """
         if hosts.is_first():
             for unfinished in self.folder.glob('*.orbax-checkpoint-tmp*'):

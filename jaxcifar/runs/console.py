@@ -89,7 +89,7 @@ class Console:
             rate = _mean(session.learning_rates(session.total - 1)[: len(session.names)], '.3g')
             self.say(
                 f'the last epoch is number {config.epochs - start} in a cycle of {end - start}: warm '
-                f'restarts leave the learning rate at {rate}'
+                f'restarts leave the learning rate at {rate}; epochs={end} would end with the cycle'
             )
         if step:
             self.say(f'resumed at {session.place(step)}')
@@ -108,12 +108,12 @@ class Console:
 
     def step(self, step: int, images_per_second: float):
         """Show that a step is done; cheap enough for every one."""
+        rate = f'  {images_per_second:,.0f} images/s' if images_per_second else ''
         if self._live is not None:
-            rate = f'{images_per_second:,.0f} images/s' if images_per_second else ''
-            self._progress.update(self._task, completed=step, rate=rate)
+            self._progress.update(self._task, completed=step, rate=rate.strip())
         # A step may take seconds on a CPU: silence in a log looks like a hang.
         elif time.monotonic() - self._last_line > HEARTBEAT:
-            self._line(f'step {step}/{self._total}  {images_per_second:,.0f} images/s')
+            self._line(f'step {step}/{self._total}{rate}')
 
     def epoch(self, epoch: int, epochs: int, row: dict, seconds: float, images_per_second: float):
         """Print an epoch's numbers; `row` is {metric: [K]}, where validation may be None."""

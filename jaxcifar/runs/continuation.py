@@ -27,7 +27,7 @@ NOTICED = 5e-3  # relative difference of learning rates that is worth a line
 
 
 def changes(session: Session, workdir: Path, progress: Progress) -> list[str]:
-    """Return lines that say what a run which goes on does otherwise than until now; none where nothing.
+    """Return lines that say what a resumed run does differently from now on; none where nothing.
 
     They come from config.json of this run, or of the run that it takes up, before it is written again.
     """
@@ -129,7 +129,7 @@ def preempted(session: Session, workdir: Path, step: int) -> Preempted:
 
 
 def _go_on(workdir: Path) -> str:
-    return f'the same command goes on from there: {resume_command(workdir)}'
+    return f'to continue: {resume_command(workdir)}'
 
 
 @contextlib.contextmanager
@@ -138,7 +138,7 @@ def told_what_is_kept(keeper: Keeper, progress: Progress) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        with status.during('stopping: what is being saved comes to its end'):
+        with status.during('stopping: finishing the save in progress'):
             keeper.checkpoints.wait()
         kept = keeper.checkpoints.steps()
         raise Interrupted(_interrupted(keeper.session, keeper.workdir, progress.step, kept)) from None
@@ -147,7 +147,7 @@ def told_what_is_kept(keeper: Keeper, progress: Progress) -> Iterator[None]:
 def _interrupted(session: Session, workdir: Path, step: int, kept: list[int]) -> str:
     """Return what Ctrl-C leaves at `step`, where the checkpoints in `kept` are on disk."""
     if not kept:
-        return f'stopped at step {step}, before the first save; this begins again: {resume_command(workdir)}'
+        return f'stopped at step {step}, before the first save; to begin again: {resume_command(workdir)}'
     lost = step - kept[-1]
     taken = f' ({lost} step{"s" * (lost != 1)} after it will be taken again)' if lost > 0 else ''
     return f'stopped; saved up to {session.place(kept[-1])}{taken}; {_go_on(workdir)}'

@@ -182,11 +182,6 @@ class Evaluation:
         with status.during(f'evaluating {len(images):,} {name} images'):
             return self._logits(weights, images)
 
-    def predict(self, weights: Weights, images) -> np.ndarray:
-        """Return as `logits`, of uint8 images [N,H,W,3] or of files."""
-        with status.during(f'predicting {len(images):,} images'):
-            return self._logits(weights, images)
-
     def _logits(self, weights: Weights, images) -> np.ndarray:
         session = self.session
         return predict_logits(self.eval_step, weights, images, session.config, session.mesh, self.poll)

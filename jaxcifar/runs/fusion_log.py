@@ -39,7 +39,8 @@ def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
     for (epoch, member, split), fused in cells.items():
         if (member, split) != (NAME, 'train'):
             continue
-        experts = [cells[epoch, name, 'train'] for name in names]
+        # A damaged metrics.csv may have lost rows; their cells stay empty too.
+        experts = [cells.get((epoch, name, 'train'), {}) for name in names]
         # Not every epoch is validated; its cells stay empty.
         chosen = cells.get((epoch, NAME, str(validation_split(config))), {})
         row = {
@@ -48,14 +49,14 @@ def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
             'val_loss': chosen.get('loss', ''),
             'val_accuracy': chosen.get('accuracy', ''),
             # Of the table where it has them: a run of more epochs had others before.
-            'experts_lr': experts[0]['lr'],
+            'experts_lr': experts[0].get('lr', ''),
             'fusion_lr': fused['lr'],
             'global_head_lr': _of_head(config, fused, learning_rates),
             **{name: fused[name] for name in LOSSES},
             'timestamp': at.get(epoch, ''),
         }
         for k, expert in zip(config.member_ids, experts):
-            row |= {f'expert_{k}_accuracy': expert['accuracy'], f'expert_{k}_loss': expert['loss']}
+            row |= {f'expert_{k}_{name}': expert.get(name, '') for name in ('accuracy', 'loss')}
         rows.append(row)
     if rows:
         write_csv(workdir / file_name(config), rows[0], [row.values() for row in rows])

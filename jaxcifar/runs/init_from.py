@@ -27,6 +27,7 @@ from jaxcifar.formats import foreign, portable
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json
 from jaxcifar.runs import shipped_networks
+from jaxcifar.runs.sources import split_checkpoint, split_sources
 from jaxcifar.runs.trained import open_trained
 
 
@@ -38,7 +39,7 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
     """
     shapes, networks = population.shapes(), member_networks(config)
     members: list[dict] = []
-    for source in config.init_from.split('+'):
+    for source in split_sources(config.init_from):
         k = min(len(members), len(shapes) - 1)  # a file fits the network of the next member
         members += load(source, shapes[k], networks[k], config)
     # One source serves all members; each gets a copy of its own when they are assembled.
@@ -66,26 +67,24 @@ def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
     run that has all of these and others. Floats begin as the networks of that run saw its weights; a view
     with what it was made of.
     """
-    name, _, checkpoint = source.partition('@')
-    path, member_ids = Path(name), config.member_ids
+    path, checkpoint = split_checkpoint(source)
+    name, member_ids = path, config.member_ids
     # An export may end in .safetensors too, and then knows more of itself than its tensors tell.
     if foreign.is_foreign(path) and not portable.is_portable(path):
         return [foreign.read(path).fit(shapes, network)]
     endings = ', '.join(foreign.ENDINGS)
-    path = shipped_networks.find(
-        path, f'a workdir, an export, a file (of {endings}), the name', 'init_from: '
-    )
+    path = shipped_networks.find(path, f'a workdir, an export, a weights file ({endings})', 'init_from: ')
     if checkpoint and portable.is_portable(path):
         raise UserError(f'init_from: {name} holds one set of weights: leave out @{checkpoint}')
     trained = open_trained(path, checkpoint or None)
     members, ids = trained.members(shown=config.view == 'none'), trained.config.member_ids
-    return [members[ids.index(i)] for i in member_ids] if set(member_ids) < set(ids) else members
+    return [members[ids.index(i)] for i in member_ids] if set(member_ids) <= set(ids) else members
 
 
 def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
     """Say on stderr where members have been trained on the images that choose the weights here."""
-    for source in config.init_from.split('+') if len(split.validation) else ():
-        path = shipped_networks.folder_of(Path(source.partition('@')[0]))
+    for source in split_sources(config.init_from) if len(split.validation) else ():
+        path = shipped_networks.folder_of(split_checkpoint(source)[0])
         # A workdir or an export tells which images its networks saw; a file of weights cannot be asked.
         about = _about_data(path) if path.is_dir() else {}
         if about.get('sha256') != dataset.fingerprint():
@@ -127,7 +126,10 @@ def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:
     dense = {path[:-1] for path, leaf in fresh.items() if path[-1] == 'kernel' and leaf.ndim == 2}
     if own.keys() != fresh.keys() or not others <= dense:
         network = name.partition('_')[2]
-        raise UserError(f'init_from: the weights for {name} are not of a {network} as config.model has it')
+        raise UserError(
+            f'init_from: expected weights of {network} with this config.model for {name}, got other '
+            'layers or shapes: check network and model.*'
+        )
     for layer in others:
         before, now = (tree[*layer, 'kernel'].shape for tree in (own, fresh))
         print(f'init_from: {layer[-1]} of {name} begins fresh, {before[-1]} -> {now[-1]} classes')

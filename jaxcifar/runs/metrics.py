@@ -74,7 +74,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
 def verdict(found: dict) -> str:
     """Return 'beats the mean of the experts (p = 0.003)', from what `compare_fused` returned."""
     p = found.get('p_value')
-    better = 'beats' if p is None or p < CHANCE else 'is no more than by chance above'
+    better = 'beats' if p is None or p < CHANCE else 'is not significantly better than'
     text = f'{better if found["beats_mean"] else "does NOT beat"} the mean of the experts'
     return text if p is None else f'{text} (p = {p:.2g})'
 

@@ -22,7 +22,7 @@ class Progress:
 
     @classmethod
     def start(cls, session: Session) -> 'Progress':
-        """Return that of a run before its first step."""
+        """Return the progress of a run before its first step."""
         return cls(session.epoch_steps, Selection.start(session.config.members))
 
     @property
@@ -37,8 +37,10 @@ class Progress:
     def save_is_due(self, session: Session) -> bool:
         """Return whether a checkpoint belongs here: after so many epochs or steps, and at the end."""
         every = session.config.checkpoint
+        if every.every_steps and self.step and self.step % every.every_steps == 0:
+            return True
         if self.step % self.epoch_steps:
-            return bool(every.every_steps) and self.step % every.every_steps == 0
+            return False
         # A run whose members have all stopped ends here, whatever the rhythm says.
         return self.step > 0 and (self.epoch % every.every_epochs == 0 or not self.goes_on(session))
 

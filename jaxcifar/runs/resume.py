@@ -25,6 +25,7 @@ from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.selection import Selection
 from jaxcifar.runs.session import Session, prepare
+from jaxcifar.runs.sources import split_checkpoint
 from jaxcifar.runs.weights import BestWeights
 
 FITTED = 2000  # training images that networks fit their first variables to
@@ -53,10 +54,10 @@ def prepare_run(config: ConfigDict, workdir: Path) -> Session:
 def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dict | None]:
     """Return the state and progress to go on from, and results.json where the run was over there.
 
-    They are those of the newest checkpoint, else of the run in config.resume_from, else those of a beginning.
+    They are those of the newest checkpoint, else of the run in config.resume_from, else of a fresh start.
     """
     config, workdir = session.config, keeper.workdir
-    # The state of a beginning comes first: every restore needs its structure and its devices.
+    # The state of a fresh start comes first: every restore needs its structure and its devices.
     state, progress = _begin(session), Progress.start(session)
     # Its own checkpoint outranks both fields: a restarted command still names them.
     with status.during('reading the newest checkpoint'):
@@ -110,7 +111,7 @@ def lost_best(best: BestWeights, session: Session, progress: Progress) -> str | 
             try:
                 best.load(name, step)
             except UserError as error:
-                return str(error).partition('; use')[0]
+                return error.fault
     return None
 
 
@@ -208,8 +209,7 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
 
 def source_of(config: ConfigDict) -> tuple[Path, str]:
     """Return the workdir and the step of config.resume_from, '' for its newest."""
-    path, _, step = config.resume_from.partition('@')
-    return Path(path), step
+    return split_checkpoint(config.resume_from)
 
 
 def _copy_best(source: Path, workdir: Path, config: ConfigDict, step: int):

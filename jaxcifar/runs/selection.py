@@ -24,8 +24,8 @@ class Selection:
     def update(self, accuracy: np.ndarray, epoch: int, config: ConfigDict) -> np.ndarray:
         """Take in an evaluation [K]; returns which members are at a new best [K].
 
-        Stopped members' numbers stay as they are. Ties keep the earlier weights. A number more is that of
-        a fused prediction, which then chooses for all members.
+        Stopped members' numbers stay as they are. Ties keep the earlier weights. An extra last entry is the
+        accuracy of a fused prediction, which then chooses for all members.
         """
         if len(accuracy) > len(self.best):
             # Members and head must come from one epoch, or the fused prediction would be another.
@@ -41,15 +41,15 @@ class Selection:
         return better
 
     def active(self, config: ConfigDict) -> np.ndarray:
-        """Return which members go on, [K] bool."""
+        """Return which members still train, [K] bool."""
         limit = config.early_stopping.patience
         # A patience of 0 stands for no early stopping.
         return self.patience < limit if limit else np.ones(len(self.best), bool)
 
     def diverged(self, values, config: ConfigDict) -> np.ndarray:
-        """Return which of those members have a number in their tree of `values` that is not finite, [K].
+        """Return which active members have a number in their tree of `values` that is not finite, [K] bool.
 
-        Or [K+1] with a fused prediction, which goes on as long as they do.
+        [K+1] with a fused prediction, which counts as active.
         """
         finite = [all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)) for tree in values]
         # A stopped member takes no more steps, and must not end the run of the others.

@@ -90,11 +90,6 @@ class Session:
         """Return the name of the images that choose the best weights, None where nothing is chosen."""
         return validation_split(self.config)
 
-    @property
-    def validation(self) -> Images | None:
-        """Return the images that choose the best weights, None where nothing is chosen."""
-        return self.images[self.chooses_on] if self.chooses_on else None
-
 
 def load_images(config: ConfigDict) -> Dataset:
     """Return the data set that a config names; `UserError` where its images cannot be had."""

@@ -26,5 +26,5 @@ def find(path: Path, expected: str, field: str = '') -> Path:
     """
     found = folder_of(path)
     if not found.exists():
-        raise UserError(f'{field}expected {expected} or {names()}, got {path}, which is not there')
+        raise UserError(f'{field}expected {expected} or the name {names()}, got {path}: no such path')
     return found

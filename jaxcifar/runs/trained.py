@@ -212,8 +212,8 @@ class TrainedFile(Trained):
         dataset = dataset or BY_CLASSES.get(classes)
         if dataset is None:
             raise UserError(
-                f'{path} tells {classes} classes apart: name their --dataset, as python -m '
-                'jaxcifar.torch_weights takes it too, to make a run of them'
+                f'{path} has {classes} classes, which is neither CIFAR-10 nor CIFAR-100: name its data set, '
+                'as --dataset npz:FILE; python -m jaxcifar.torch_weights takes that too, to make a run of it'
             )
         config = get_config()
         config.network, config.dataset = network, dataset
