@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterable
 
 from configs import base
-from jaxcifar.machine.errors import UserError, by_kind
+from jaxcifar.machine.errors import UserError, parse_argument
 from jaxcifar.models import NETWORKS
 
 # word -> config.split, and what chooses the weights
@@ -77,7 +77,7 @@ KINDS: dict[str, Iterable[str]] = {'recipe': RECIPES, 'split': SPLITS, 'network'
 
 def get_config(argument: str = ''):
     """`argument` is made of a network, one of RECIPES and one of SPLITS, with commas between them."""
-    given = by_kind('configs/expert.py', argument, KINDS)
+    given = parse_argument('configs/expert.py', argument, KINDS)
     recipe, split = given.get('recipe', 'seed'), given.get('split', 'overlap')
     c = base.get_config()
     c.dataset = 'cifar100'

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 
 from configs import base
 from jaxcifar.engine.fusion import RULES
-from jaxcifar.machine.errors import by_kind
+from jaxcifar.machine.errors import parse_argument
 from jaxcifar.models import NETWORKS
 
 SMOOTHING = {
@@ -54,7 +54,7 @@ KINDS: dict[str, Iterable[str]] = {'rule': RULES, 'network': NETWORKS, 'recipe':
 
 def get_config(argument: str = ''):
     """`argument` is made of a network, a rule and strong, with commas between them."""
-    given = by_kind('configs/fusion.py', argument, KINDS)
+    given = parse_argument('configs/fusion.py', argument, KINDS)
     c = base.get_config()
     c.dataset, c.members = 'cifar100', 4
     c.network = given.get('network', 'resnet18')

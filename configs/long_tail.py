@@ -11,7 +11,7 @@ AutoAugment and Cutout, 400 epochs. Words join: `:strong,standard`.
 from collections.abc import Iterable
 
 from configs import base
-from jaxcifar.machine.errors import by_kind
+from jaxcifar.machine.errors import parse_argument
 
 KINDS: dict[str, Iterable[str]] = {
     'dataset': ('cifar10', 'cifar100'),
@@ -22,7 +22,7 @@ KINDS: dict[str, Iterable[str]] = {
 
 def get_config(argument: str = ''):
     """`argument` is made of words of KINDS, with commas between them."""
-    given = by_kind('configs/long_tail.py', argument, KINDS)
+    given = parse_argument('configs/long_tail.py', argument, KINDS)
     c = base.get_config()
     c.dataset = given.get('dataset', 'cifar100')
     c.network, c.model.shortcut, c.model.init = 'resnet32', 'B', 'torch'

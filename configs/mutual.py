@@ -19,14 +19,14 @@ of the weights is what is evaluated. The best public mean of online distillation
 from collections.abc import Iterable
 
 from configs import single
-from jaxcifar.machine.errors import by_kind
+from jaxcifar.machine.errors import parse_argument
 
 KINDS: dict[str, Iterable[str]] = {**single.KINDS, 'recipe': ('strong',)}
 
 
 def get_config(argument: str = ''):
     """`argument` is made of NETWORK[+NETWORK…], a dataset and strong, with commas between them."""
-    given = by_kind('configs/mutual.py', argument, KINDS)
+    given = parse_argument('configs/mutual.py', argument, KINDS)
     network = given.get('network', 'resnet32')
     c = single.get_config(f'{network},{given.get("dataset", "cifar100")}')
     c.coupling = 'mutual'

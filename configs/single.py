@@ -13,7 +13,7 @@ images (--config.data.validation=none) ends near 71.2 %.
 from collections.abc import Iterable
 
 from configs import base
-from jaxcifar.machine.errors import by_kind
+from jaxcifar.machine.errors import parse_argument
 from jaxcifar.models import NETWORKS
 
 # Those that end in : have a path behind it.
@@ -23,7 +23,7 @@ KINDS: dict[str, Iterable[str]] = {'network': NETWORKS, 'dataset': DATASETS}
 
 def get_config(argument: str = ''):
     """`argument` is made of a network and a dataset, with a comma between them."""
-    given = by_kind('configs/single.py', argument, KINDS)
+    given = parse_argument('configs/single.py', argument, KINDS)
     c = base.get_config()
     c.network = given.get('network', 'resnet20')
     c.dataset = given.get('dataset', 'cifar10')

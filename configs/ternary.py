@@ -15,7 +15,7 @@ Public marks for ResNet-18 on CIFAR-10 after 300 epochs: floats 96.07 %, ternary
 from collections.abc import Iterable
 
 from configs import base, single
-from jaxcifar.machine.errors import by_kind
+from jaxcifar.machine.errors import parse_argument
 
 VARIANTS = ('fp32', 'twn', 'ttq', 'all')
 KINDS: dict[str, Iterable[str]] = {**single.KINDS, 'variant': VARIANTS}
@@ -23,7 +23,7 @@ KINDS: dict[str, Iterable[str]] = {**single.KINDS, 'variant': VARIANTS}
 
 def get_config(argument: str = ''):
     """`argument` is made of a network, a dataset and one of VARIANTS, with commas between them."""
-    given = by_kind('configs/ternary.py', argument, KINDS)
+    given = parse_argument('configs/ternary.py', argument, KINDS)
     variant, dataset = given.get('variant', 'twn'), given.get('dataset', 'cifar10')
     c = base.get_config()
     c.network, c.dataset = given.get('network', 'resnet18'), dataset

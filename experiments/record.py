@@ -113,7 +113,7 @@ def rows(workdir: Path) -> Iterator[dict]:
     }
     # One member has no spread, and its ensemble is itself.
     several, network = config['members'] > 1, config['network']
-    replicates = several and 'fusion' not in found and ending.alike(found)
+    replicates = several and 'fusion' not in found and ending.are_replicates(found)
     for weights, mean in found['mean'].items():
         numbers = {
             **_rounded(mean),

@@ -136,7 +136,7 @@ class Doctor:
         from jaxcifar.engine.step import make_train_step
         from jaxcifar.machine.profile import Compiled
         from jaxcifar.machine.text import about
-        from jaxcifar.runs.fits import check_run_fits
+        from jaxcifar.runs.memory_check import check_run_fits
         from jaxcifar.runs.session import prepare
 
         # The run as training would build it: session, state and step.

@@ -16,8 +16,8 @@ import numpy as np
 from jaxcifar.config import saved
 from jaxcifar.config.members import member_losses, member_networks
 from jaxcifar.data.splits import train_counts
-from jaxcifar.engine.losses import log_priors, of_outputs
-from jaxcifar.machine.command import command_parser, run_command, spoken
+from jaxcifar.engine.losses import log_priors, per_output
+from jaxcifar.machine.command import command_line_for, command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading
 from jaxcifar.report.scores import print_scores, score_rows, write_scores
@@ -68,8 +68,8 @@ def log_priors_to_take(session: Session) -> np.ndarray:
     """Return log π, the classes' shares in training, [K,1,C]; 0 of members that adjusted it in training."""
     config = session.config
     # Losses that adjusted logits in training have taken the prior out already.
-    plain = of_outputs(config, np.array(member_losses(config)) == 'cross_entropy')
-    log_prior = of_outputs(config, log_priors(train_counts(session.dataset, session.split)))
+    plain = per_output(config, np.array(member_losses(config)) == 'cross_entropy')
+    log_prior = per_output(config, log_priors(train_counts(session.dataset, session.split)))
     return plain[:, None, None] * log_prior[:, None]
 
 
@@ -128,7 +128,9 @@ def evaluate_all(folders: list[Path], baseline: Path | None = None, **options) -
             found.append(scores)
     if not found:
         given = ', '.join(map(str, folders)) or 'none'
-        raise UserError(f'expected a run or more, got {given}: {spoken("evaluate", "runs/quickstart")}')
+        raise UserError(
+            f'expected a run or more, got {given}: {command_line_for("evaluate", "runs/quickstart")}'
+        )
     return found
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxcifar import calibrate, pictures
 from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.couplings import has_head
-from jaxcifar.engine.state import TrainState, eval_weights, new_sums, settle
+from jaxcifar.engine.state import TrainState, eval_weights, new_sums, to_device_layout
 from jaxcifar.engine.step import make_train_step
 from jaxcifar.machine import hosts, process, status
 from jaxcifar.machine.profile import Compiled, Tracer
@@ -69,7 +69,7 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
                 raise preempted(session, keeper.workdir, progress.step)
 
         # One compiled step and one evaluation serve the whole run.
-        state = settle(state)
+        state = to_device_layout(state)
         train_step = _make_step(session, state, console.detail, poll)
         stack.push(train_step.leave)
         evaluation, clock = Evaluation(session, poll), Clock(train_step)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images
 from jaxcifar.machine import hosts, status
-from jaxcifar.machine.command import command_parser, run_command, spoken
+from jaxcifar.machine.command import command_line_for, command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import write_bytes
 from jaxcifar.runs.evaluation import open_evaluation
@@ -60,7 +60,7 @@ def keep(
             show(drawn)
     except Exception as error:
         why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-        again = spoken('pictures', workdir)
+        again = command_line_for('pictures', workdir)
         say(f'drew {len(drawn)} pictures, then failed ({why}); to try again: {again}')
     return drawn
 

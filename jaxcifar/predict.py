@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxcifar.data.vision import ENDINGS
 from jaxcifar.export.classifier import Classifier, choose
 from jaxcifar.export.predictions import Predictions
-from jaxcifar.machine.command import command_parser, run_command, spoken
+from jaxcifar.machine.command import command_line_for, command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs import shipped_networks
 from jaxcifar.runs.trained import open_trained
@@ -28,7 +28,9 @@ def predict(
     path, checkpoint, dataset: as for `open_trained`. The images of a run need not be there.
     """
     if path.suffix.lower() in ENDINGS:
-        raise UserError(f'expected a run before the images, got {path}: {spoken("predict", "RUN", path)}')
+        raise UserError(
+            f'expected a run before the images, got {path}: {command_line_for("predict", "RUN", path)}'
+        )
     return Classifier(*choose(open_trained(path, checkpoint, dataset), member)).predict(images, top)
 
 

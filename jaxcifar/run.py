@@ -9,7 +9,7 @@ from jaxcifar.config import saved
 from jaxcifar.machine.text import percent
 from jaxcifar.report import runs
 from jaxcifar.report.history import History, read_history
-from jaxcifar.runs.ending import alike
+from jaxcifar.runs.ending import are_replicates
 
 
 class Run(dict):
@@ -60,7 +60,7 @@ class Run(dict):
         fused = self.results.get('fusion', {}).get(weights)
         mean, std = (self.results[kind][weights]['accuracy'] for kind in ('mean', 'std'))
         # A ± over members that differ would look like an error bar.
-        repeated = len(self.results['members']) > 1 and alike(self.results)
+        repeated = len(self.results['members']) > 1 and are_replicates(self.results)
         score = percent(mean, std if repeated else None)
         score = f'fused {percent(fused["test"]["fused"]["accuracy"])}' if fused else score
         return f'Run({str(self.workdir)!r}, test accuracy {score}, {weights} weights)'

@@ -16,7 +16,7 @@ from jaxcifar.calibrate import calibrate
 from jaxcifar.config import saved
 from jaxcifar.loop import train
 from jaxcifar.machine.command import COMMANDS, NO_FILES, NO_MEMORY, command_parser, explain
-from jaxcifar.machine.errors import UserError, alike, by_kind
+from jaxcifar.machine.errors import UserError, parse_argument, suggestions
 from jaxcifar.machine.text import about
 from jaxcifar.models import NETWORKS
 from jaxcifar.reject import reject
@@ -76,14 +76,14 @@ def test_too_many_files_are_not_too_little_memory():
     ('xxx', []),
 ])  # fmt: skip
 def test_names_that_are_meant(name, near):
-    assert alike(name, sorted(NETWORKS)) == near
+    assert suggestions(name, sorted(NETWORKS)) == near
 
 
 def test_words_of_an_argument_come_in_any_order():
     kinds = {'network': NETWORKS, 'size': ('small', 'large')}
-    assert by_kind('x.py', 'small,resnet8', kinds) == by_kind('x.py', 'resnet8,small', kinds)
+    assert parse_argument('x.py', 'small,resnet8', kinds) == parse_argument('x.py', 'resnet8,small', kinds)
     with pytest.raises(UserError, match=r"x\.py takes one size, got 'small' and 'large': leave one out"):
-        by_kind('x.py', 'small,resnet8,large', kinds)
+        parse_argument('x.py', 'small,resnet8,large', kinds)
 
 
 def test_times_are_told_in_their_largest_unit():

@@ -43,7 +43,9 @@ print(wished, *sys.argv[1:], describe())
 """
 
 
-@pytest.mark.skipif(not memory.wish(), reason='Linux gives huge pages unasked here, or not at all')
+@pytest.mark.skipif(
+    not memory.huge_page_environment(), reason='Linux gives huge pages unasked here, or not at all'
+)
 def test_a_command_begins_again_in_huge_pages(tmp_path):
     program = tmp_path / 'allocate.py'
     program.write_text(ALLOCATE)
@@ -57,14 +59,14 @@ def test_nothing_is_wished_for_twice_or_in_vain(monkeypatch, tmp_path):
     setting = tmp_path / 'enabled'
     monkeypatch.setattr(memory, 'SETTING', setting)
     monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.check=1')
-    assert memory.wish() == {}  # no such file: no Linux
+    assert memory.huge_page_environment() == {}  # no such file: no Linux
     setting.write_text('[always] madvise never')
-    assert memory.wish() == {}
+    assert memory.huge_page_environment() == {}
     setting.write_text('always [madvise] never')
-    wish = memory.wish()
+    wish = memory.huge_page_environment()
     assert wish == {'GLIBC_TUNABLES': 'glibc.malloc.check=1:glibc.malloc.hugetlb=1'}
     monkeypatch.setenv('GLIBC_TUNABLES', wish['GLIBC_TUNABLES'])
-    assert memory.wish() == {}
+    assert memory.huge_page_environment() == {}
     memory.restart_in_huge_pages()  # and goes on
 
 

@@ -203,7 +203,7 @@ def raw_gradients(config, dataset):
 
     @jax.jit
     def gradients(state, batch):
-        images, targets = step.see(batch, state.step)
+        images, targets = step.augment_batch(batch, state.step)
         grads, _, numbers = step.gradients(state, images, targets, step.dropout_keys(state.step))
         return grads, numbers
 
@@ -483,7 +483,7 @@ def test_members_begin_with_the_weights_of_pytorch_files(fused, dataset, tmp_pat
         (
             ['away.npz'],
             {},
-            r'expected a workdir, an export, a weights file \(.*\) or the name .*, got away.npz: no such path',
+            r'expected a workdir, an export, a weights file \(.*\) or the name .*, got away.npz',
         ),
         (paths[:4], {'network': 'resnet8'}, r'0\.pth does not fit resnet8: tensors are missing'),
     ):

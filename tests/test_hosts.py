@@ -88,7 +88,7 @@ def test_a_host_reads_what_its_devices_hold(monkeypatch):
             for i in ids
         }  # fmt: skip
         sharding = SimpleNamespace(addressable_devices_indices_map=lambda _: boxes)
-        return hosts.share(sharding, size)
+        return hosts.local_slices(sharding, size)
 
     assert of_host(2, 2, (2, 4), mesh.shape) == (slice(0, 1), slice(6, 12))
     assert of_host(4, 4, (2, 4), mesh.shape) == (slice(1, 2), slice(0, 12))
@@ -96,7 +96,7 @@ def test_a_host_reads_what_its_devices_hold(monkeypatch):
         of_host(4, 4, (2, 6), mesh.shape)
     monkeypatch.undo()
     whole = NamedSharding(Mesh(jax.devices(), 'data'), PartitionSpec('data'))
-    assert hosts.share(whole, (8,)) == (slice(8),)
+    assert hosts.local_slices(whole, (8,)) == (slice(8),)
 
 
 def test_hosts_that_do_not_meet_are_a_line(small_npz, tmp_path, monkeypatch):

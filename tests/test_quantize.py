@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcifar.engine import quantize
-from jaxcifar.engine.quantize import PER, straight_through, to_floats, ttq, ttq_scale, ttq_shown, twn
+from jaxcifar.engine.quantize import PER, dequantize, straight_through, ttq, ttq_quantize, ttq_scale, twn
 from jaxcifar.formats.packed import pack_tree, to_dense
 
 KERNELS = {
@@ -37,11 +37,11 @@ def test_codes_and_scales_are_those_of_the_papers(name, per):
     np.testing.assert_array_equal(found.codes, codes)
     assert found.codes.dtype == jnp.int8 and found.positive is found.negative
     np.testing.assert_allclose(found.positive, alpha, rtol=2e-6)
-    values = to_floats(found)
+    values = dequantize(found)
     np.testing.assert_allclose(values, alpha * codes, rtol=2e-6)
     assert len(np.unique(values)) <= 3 * len(alpha)
     bare = twn(kernel, per, scale=False)
-    np.testing.assert_array_equal(to_floats(bare), codes)
+    np.testing.assert_array_equal(dequantize(bare), codes)
 
     codes, alpha = reference(kernel.astype(np.float64), per, 'ttq')
     scale = ttq_scale(kernel, per)
@@ -49,11 +49,11 @@ def test_codes_and_scales_are_those_of_the_papers(name, per):
     np.testing.assert_array_equal(ttq_scale(kernel, per, 1.5), np.full(alpha.shape, 1.5))
     learned = ttq(kernel, scale * 1.5, scale * 0.5)
     np.testing.assert_array_equal(learned.codes, codes)
-    values = to_floats(learned)
+    values = dequantize(learned)
     np.testing.assert_allclose(values, np.where(codes > 0, 1.5, 0.5) * alpha * codes, rtol=2e-6)
 
     for ternary in (found, bare, learned):  # and back, to the bit
-        values = np.asarray(to_floats(ternary))
+        values = np.asarray(dequantize(ternary))
         again = pack_tree(values, 'trits')
         np.testing.assert_array_equal(again.ternary().codes, ternary.codes)
         np.testing.assert_array_equal(to_dense(again), values)
@@ -64,13 +64,13 @@ def test_gradients_are_those_of_the_papers(per):
     kernel, g = (np.random.default_rng(s).normal(size=(3, 3, 4, 5)).astype(np.float32) for s in (2, 3))
 
     def twn_loss(w):
-        return (straight_through(w, to_floats(twn(w, per))) * g).sum()
+        return (straight_through(w, dequantize(twn(w, per))) * g).sum()
 
     np.testing.assert_array_equal(jax.grad(twn_loss)(kernel), g)
 
     scale = ttq_scale(kernel, per)
     p, n = scale * 1.5, scale * 0.5
-    found = jax.grad(lambda *a: (ttq_shown(*a) * g).sum(), (0, 1, 2))(kernel, p, n)
+    found = jax.grad(lambda *a: (ttq_quantize(*a) * g).sum(), (0, 1, 2))(kernel, p, n)
     codes = np.asarray(ttq(kernel, p, n).codes)
     factor = np.where(codes > 0, p, np.where(codes < 0, n, 1))
     axes = (0, 1, 2) if per == 'channel' else (0, 1, 2, 3)
@@ -79,6 +79,6 @@ def test_gradients_are_those_of_the_papers(per):
         np.testing.assert_allclose(a, np.broadcast_to(b, a.shape), rtol=1e-5, atol=1e-5)
     # The scales' are the true ones: the values are linear in them.
     np.testing.assert_allclose(
-        jax.grad(lambda s: (to_floats(ttq(kernel, s, n)) * g).sum())(p), found[1], rtol=1e-5, atol=1e-5
+        jax.grad(lambda s: (dequantize(ttq(kernel, s, n)) * g).sum())(p), found[1], rtol=1e-5, atol=1e-5
     )
     assert quantize.TWN_THRESHOLD == 0.7 and quantize.TTQ_THRESHOLD == 0.05

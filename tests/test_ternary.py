@@ -17,7 +17,7 @@ from configs import base, ternary
 from jaxcifar.augment.pipeline import normalise
 from jaxcifar.config import saved
 from jaxcifar.engine.optim import make_optimizer
-from jaxcifar.engine.quantize import to_floats, twn
+from jaxcifar.engine.quantize import dequantize, twn
 from jaxcifar.engine.views import SCALES, VIEWS, is_scale, make_share, ternary_layers
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import Preempted, UserError
@@ -134,7 +134,7 @@ def test_floats_turn_ternary_bit_by_bit(config):
     t.blend_epochs = 0.0
     assert [float(make_share(config, 10)(step)) for step in (9, 10)] == [0, 1]
     kernel = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    codes = to_floats(twn(kernel))
+    codes = dequantize(twn(kernel))
     show = VIEWS['ternary'](config).show
     for s in 0.0, 0.25, 1.0:
         blended = show({'conv1': {'kernel': kernel}}, np.float32(s))['conv1']['kernel']

@@ -21,7 +21,7 @@ from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.profile import Compiled
 from jaxcifar.models import NETWORKS
-from jaxcifar.runs import fits
+from jaxcifar.runs import memory_check
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.session import prepare
@@ -292,10 +292,10 @@ def test_what_is_more_than_all_memory_is_refused_with_the_numbers(fields, small_
     held = [state.params, state.stats, state.opt, state.ema]
     counted = [leaf for leaf in jax.tree.leaves(held) if leaf.size > len(session.names)]  # no counters
     held_bytes = sum(leaf.nbytes for leaf in counted)
-    assert held_bytes <= fits.state_bytes(session) <= held_bytes + 100
-    assert fits.batch_bytes(session) == 40 * 8 * 8 * 3 * 4
+    assert held_bytes <= memory_check.state_bytes(session) <= held_bytes + 100
+    assert memory_check.batch_bytes(session) == 40 * 8 * 8 * 3 * 4
     monkeypatch.setattr('jaxcifar.machine.memory.total', lambda: 40_000)
-    fits.check_run_fits(session)
+    memory_check.check_run_fits(session)
     with pytest.raises(UserError, match=r'members=9000 and batch_size=40 need at least 0'):
         train(configured(small_npz, members=9000, **fields), tmp_path / 'run')
     with pytest.raises(UserError, match=r'1,797 images of data\.image_size=4096 are 90 GB'):

@@ -16,7 +16,7 @@ import numpy as np
 from experiments import results
 from experiments.bench.turns import Turn, clock, take_turns
 from jaxcifar.data.cifar import CIFAR
-from jaxcifar.engine.quantize import to_floats, twn
+from jaxcifar.engine.quantize import dequantize, twn
 from jaxcifar.export.classifier import Classifier
 from jaxcifar.formats import packed
 from jaxcifar.formats.portable import Portable
@@ -52,7 +52,7 @@ def member(network: str, form: str) -> Portable:
 
 def _ternary(leaf):
     """Return a kernel in ternary; the stem's and the classifier's, of 3 channels or no pixels, as is."""
-    return to_floats(twn(leaf)) if leaf.ndim == 4 and leaf.shape[2] != 3 else leaf
+    return dequantize(twn(leaf)) if leaf.ndim == 4 and leaf.shape[2] != 3 else leaf
 
 
 def prepare(network: str, form: str, batch: int) -> tuple[Turn, dict[str, int]]:

@@ -55,7 +55,7 @@ class Worker:
     def __init__(self, make: str, folder: Path, limit: float | None = None, **arguments):
         self._limit = limit
         # A GPU's memory is taken as it is needed, so that the peak tells what was.
-        environment = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **memory.wish()}
+        environment = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **memory.huge_page_environment()}
         environment |= {'JAX_COMPILATION_CACHE_DIR': f'{folder}/xla'}
         environment |= {'TORCHINDUCTOR_CACHE_DIR': f'{folder}/inductor'}
         self._process = subprocess.Popen(

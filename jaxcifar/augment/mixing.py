@@ -18,7 +18,7 @@ class Targets(NamedTuple):
     second: jax.Array | None = None
     weight: jax.Array | None = None  # λ, the share of the first
 
-    def mean(self, of: Callable) -> jax.Array:
+    def mixed(self, of: Callable) -> jax.Array:
         """Return λ·of(first) + (1-λ)·of(second); `of` maps labels to one number an example."""
         value = of(self.first)
         if self.second is None or self.weight is None:

@@ -124,7 +124,7 @@ def batches(config: ConfigDict, dataset, order: Order, mesh: Mesh, steps: range)
 def _host_batches(config, dataset, order: Order, sharding: NamedSharding, calls: Iterator[range]):
     images = dataset.x_train
     requests = (
-        (call.start // order.steps_per_epoch, indices[hosts.share(sharding, indices.shape)])
+        (call.start // order.steps_per_epoch, indices[hosts.local_slices(sharding, indices.shape)])
         for call in calls
         for indices in [order.call_indices(config, call)]
     )
@@ -137,7 +137,7 @@ def _host_batches(config, dataset, order: Order, sharding: NamedSharding, calls:
     seeds: list = [(run_seed(config),)]
     pools = order.rows
     if order.own:
-        members, _ = hosts.share(sharding, (config.members, order.batch))
+        members, _ = hosts.local_slices(sharding, (config.members, order.batch))
         pools, seeds = pools[members], member_seeds(config)[members]
     reader = Reader(images, pools, seeds)
     loader = data_loader(reader, requests, config.data.workers)

@@ -100,7 +100,7 @@ def train_counts(dataset, split: Split) -> np.ndarray:
     return np.stack([np.bincount(row, minlength=dataset.num_classes) for row in labels])
 
 
-def validation_split(config) -> str | None:
+def validation_part(config) -> str | None:
     """Return the name of the part that chooses the best weights, as every log calls it; None for none."""
     return VALIDATIONS[config.data.validation]
 

@@ -14,7 +14,7 @@ from flax.struct import PyTreeNode
 from ml_collections import ConfigDict
 
 from jaxcifar.engine.optim import average, clip, make_chain
-from jaxcifar.engine.schedules import follow
+from jaxcifar.engine.schedules import scheduled_rates
 
 PARTS = ('fusion', 'global_head')  # each has its learning rate, and a file in best/
 
@@ -70,10 +70,12 @@ class Head(NamedTuple):
 def head_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
     """Return step -> the learning rates of PARTS [2]."""
     f = config.fusion
-    return follow(config, f.schedule, [f.lr, f.lr_head], steps_per_epoch)
+    return scheduled_rates(config, f.schedule, [f.lr, f.lr_head], steps_per_epoch)
 
 
-def join(head: Head | None, params, logits: jax.Array, features: list[jax.Array], key=None) -> jax.Array:
+def append_fused_logits(
+    head: Head | None, params, logits: jax.Array, features: list[jax.Array], key=None
+) -> jax.Array:
     """Return the logits of all outputs: the members' [K,B,C] and, of a head, the fused ones as the last."""
     if head is None:
         return logits

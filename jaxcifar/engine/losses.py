@@ -51,7 +51,7 @@ def log_priors(counts: np.ndarray) -> np.ndarray:
     return np.log(counts / counts.sum(-1, keepdims=True))
 
 
-def of_outputs(config: ConfigDict, values) -> np.ndarray:
+def per_output(config: ConfigDict, values) -> np.ndarray:
     """Return each output's numbers from [K,...], or [1,...] for all: a head has the first member's."""
     values = np.asarray(values)
     rows = np.broadcast_to(values, (config.members, *values.shape[1:]))
@@ -65,9 +65,9 @@ def make_loss(config: ConfigDict, counts: np.ndarray):
     counts: training images of each class, [C] or [K,C].
     """
     # Numbers become one row an output, so that one `vmap` serves members that differ.
-    names = of_outputs(config, member_losses(config))
-    smoothing, tau = (of_outputs(config, per_member(config, f)) for f in ('label_smoothing', 'tau'))
-    log_prior = of_outputs(config, np.atleast_2d(log_priors(counts)))
+    names = per_output(config, member_losses(config))
+    smoothing, tau = (per_output(config, per_member(config, f)) for f in ('label_smoothing', 'tau'))
+    log_prior = per_output(config, np.atleast_2d(log_priors(counts)))
     numbers = [jnp.array(n, jnp.float32) for n in (smoothing, tau, log_prior)]
 
     def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -115,9 +115,9 @@ class Population:
         return tuple(jax.vmap(partial(g.view.show, share=share))(tree) for g, tree in groups)
 
     @property
-    def fits(self) -> bool:
+    def needs_images(self) -> bool:
         """Return whether `init` wants images."""
-        return any(group.network.fits for group in self.groups)
+        return any(group.network.needs_images for group in self.groups)
 
     def shapes(self) -> list:
         """Return the members' variables' shapes, {'params': …, 'batch_stats': …} of each."""

@@ -41,14 +41,14 @@ def ttq(kernel: jax.Array, positive: jax.Array, negative: jax.Array) -> Ternary:
 def ttq_scale(kernel: jax.Array, per: str = 'tensor', start: float = 0.0) -> jax.Array:
     """Return what both scales begin with, [1] or [out]: `start`, or if it is 0 the mean of |W| where |W| > Δ.
 
-    Scales far below 1 leave few zeros: `ttq_shown` multiplies the gradient of a weight that is kept by its
+    Scales far below 1 leave few zeros: `ttq_quantize` multiplies the gradient of a weight that is kept by its
     scale, and that of a 0 by 1, so that zeros are soon driven over Δ. The authors' code begins at 1, too.
     """
     scale = mean_of_kept(kernel, _ttq_codes(kernel, per), per)
     return jnp.full_like(scale, start) if start else scale
 
 
-def to_floats(ternary: Ternary, dtype=jnp.float32) -> jax.Array:
+def dequantize(ternary: Ternary, dtype=jnp.float32) -> jax.Array:
     """Return the kernel's values: at most three of them, or three a channel."""
     codes, positive, negative = ternary
     return jnp.where(codes > 0, positive, jnp.where(codes < 0, -negative, 0)).astype(dtype)
@@ -87,18 +87,18 @@ straight_through.defvjp(
 
 
 @jax.custom_vjp
-def ttq_shown(kernel: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+def ttq_quantize(kernel: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
     """Return the values of `ttq`, with the gradients of Zhu et al. 2017, eqs. 7 and 8, g that of the values.
 
     To the kernel: p·g where the code is 1, g at 0, n·g at -1. To a scale: the sum of g over its codes, with
     a minus for `negative`, as -n is the value there (the paper leaves the sign out).
     """
-    return to_floats(ttq(kernel, positive, negative), kernel.dtype)
+    return dequantize(ttq(kernel, positive, negative), kernel.dtype)
 
 
 def _ttq_forward(kernel, positive, negative):
     ternary = ttq(kernel, positive, negative)
-    return to_floats(ternary, kernel.dtype), ternary
+    return dequantize(ternary, kernel.dtype), ternary
 
 
 def _ttq_backward(ternary: Ternary, gradient: jax.Array):
@@ -111,4 +111,4 @@ def _ttq_backward(ternary: Ternary, gradient: jax.Array):
     return to_kernel, jnp.atleast_1d(to_positive), jnp.atleast_1d(to_negative)
 
 
-ttq_shown.defvjp(_ttq_forward, _ttq_backward)
+ttq_quantize.defvjp(_ttq_forward, _ttq_backward)

@@ -80,10 +80,12 @@ def last_restart(config: ConfigDict, epoch: int) -> tuple[int, int]:
 
 def member_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
     """Return step (an integer) -> the members' learning rates [K]."""
-    return follow(config, config.schedule.name, per_member(config, 'optimizer.lr'), steps_per_epoch)
+    return scheduled_rates(config, config.schedule.name, per_member(config, 'optimizer.lr'), steps_per_epoch)
 
 
-def follow(config: ConfigDict, schedule: str, initial: list[float], steps_per_epoch: int) -> Callable:
+def scheduled_rates(
+    config: ConfigDict, schedule: str, initial: list[float], steps_per_epoch: int
+) -> Callable:
     """Return step -> these learning rates on the schedule of this name.
 
     The warm-up multiplies the schedule rather than delaying it, so that milestones stay where they

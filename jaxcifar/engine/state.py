@@ -92,7 +92,7 @@ def formats(state: TrainState):
     return jax.tree.map(of_array, state)
 
 
-def settle(state: TrainState) -> TrainState:
+def to_device_layout(state: TrainState) -> TrainState:
     """Return a state in its `formats`: restored arrays, and weights from elsewhere, come in plain order."""
     wanted = formats(state)
     # A CPU keeps plain order, so there is nothing to compile or to copy.
@@ -117,7 +117,7 @@ def eval_weights(state: TrainState) -> Weights:
     return Weights(params, stats, state.head and state.head.ema)
 
 
-def pick(population: Population, mask: jax.Array, ours, theirs) -> tuple:
+def select_members(population: Population, mask: jax.Array, ours, theirs) -> tuple:
     """Choose between two trees of the members' arrays: `ours` for members in `mask` [K], else `theirs`."""
 
     def choose(mask):
@@ -128,13 +128,15 @@ def pick(population: Population, mask: jax.Array, ours, theirs) -> tuple:
     return tuple(jax.tree.map(choose(m), a, b) for m, a, b in groups)
 
 
-def keep_still(population: Population, moving: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+def freeze_inactive(
+    population: Population, moving: jax.Array, new: TrainState, old: TrainState
+) -> TrainState:
     """Return `new`, where members not `moving` [K] keep weights, optimiser, statistics and average."""
     ema = None
     if new.ema is not None:
-        ema = tuple(pick(population, moving, n, o) for n, o in zip(new.ema, old.ema))
+        ema = tuple(select_members(population, moving, n, o) for n, o in zip(new.ema, old.ema))
     kept = {
-        name: pick(population, moving, getattr(new, name), getattr(old, name))
+        name: select_members(population, moving, getattr(new, name), getattr(old, name))
         for name in ('params', 'stats', 'opt')
     }
     return new.replace(ema=ema, **kept)

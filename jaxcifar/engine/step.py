@@ -13,11 +13,11 @@ from jaxcifar.augment.mixing import Targets
 from jaxcifar.augment.pipeline import Augmentation, has_own_batches
 from jaxcifar.config.members import per_member, run_seed
 from jaxcifar.engine.couplings import COUPLINGS, check_columns, make_head, make_learning_rates
-from jaxcifar.engine.head import join
+from jaxcifar.engine.head import append_fused_logits
 from jaxcifar.engine.losses import make_loss
 from jaxcifar.engine.optim import average, clip, make_optimizer
 from jaxcifar.engine.population import Population
-from jaxcifar.engine.state import TrainState, formats, keep_still, pick
+from jaxcifar.engine.state import TrainState, formats, freeze_inactive, select_members
 from jaxcifar.engine.views import make_share
 from jaxcifar.machine.compiler import compiler_options
 
@@ -51,7 +51,7 @@ class TrainStep:
         self.member_keys = population.member_keys()
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]):
-        images, targets = self.see(batch, state.step)
+        images, targets = self.augment_batch(batch, state.step)
         lr = self.learning_rates(state.step)
         new, numbers = self._advance(state, images, targets, self.dropout_keys(state.step), lr)
         check_columns(self.config, numbers)
@@ -61,7 +61,7 @@ class TrainStep:
         ema = average(self.config.ema, state.step, state.ema, (new.params, new.stats))
         new = new.replace(step=state.step + 1, ema=ema, sums=sums)
         row = {**numbers, 'lr': lr[: len(numbers['loss'])]}
-        return keep_still(self.population, self._moving(state), new, state), row
+        return freeze_inactive(self.population, self._moving(state), new, state), row
 
     def _moving(self, state: TrainState) -> jax.Array:
         """Return which members this step changes, [K] bool."""
@@ -72,7 +72,9 @@ class TrainStep:
         (grads, head_grads), stats, numbers = self.gradients(state, images, targets, dropout_keys)
         if self.head and self.config.fusion.clip_all:
             # Frozen members do not count in the joint norm.
-            grads = pick(self.population, self._moving(state), grads, jax.tree.map(jnp.zeros_like, grads))
+            grads = select_members(
+                self.population, self._moving(state), grads, jax.tree.map(jnp.zeros_like, grads)
+            )
             grads, head_grads = clip((grads, head_grads), self.config.fusion.clip_all)
         params, opt = self._update(self.population, grads, state.opt, state.params, lr, self.weight_decay)
         head = None
@@ -80,7 +82,7 @@ class TrainStep:
             head = self.head.advance(state.head, head_grads, lr[self.population.size :], state.step)
         return state.replace(params=params, stats=stats, opt=opt, head=head), numbers
 
-    def see(self, batch: dict[str, jax.Array], step: jax.Array):
+    def augment_batch(self, batch: dict[str, jax.Array], step: jax.Array):
         """Return (normalised images, `Targets`): what the networks get of a batch in this step."""
         labels, each = batch['label'], self.config.augment_each and not has_own_batches(batch['image'])
         if each:
@@ -118,7 +120,7 @@ class TrainStep:
         params, head = params
         outputs = self._outputs(self.population, params, stats, images, dropout_keys, step)
         (logits, features), stats = outputs
-        logits = join(self.head, head, logits, features, dropout_keys[-1])
+        logits = append_fused_logits(self.head, head, logits, features, dropout_keys[-1])
         total, numbers = self._couple((logits, features), targets)
         return total, (stats, numbers)
 
@@ -126,8 +128,8 @@ class TrainStep:
         """Return the coupled loss of the members' outputs, and what is logged, {name: [K]}."""
         logits, features = outputs
         targets = jax.tree.map(lambda t: jnp.broadcast_to(t, logits.shape[:2]), targets)
-        own = targets.mean(lambda y: self.example_loss(logits, y)).mean(1)
-        correct = targets.mean(lambda y: logits.argmax(-1) == y).mean(1)
+        own = targets.mixed(lambda y: self.example_loss(logits, y)).mean(1)
+        correct = targets.mixed(lambda y: logits.argmax(-1) == y).mean(1)
         total, columns = self.coupling(own, logits, features, targets)
         return total, {'loss': own, 'accuracy': correct, **columns}
 

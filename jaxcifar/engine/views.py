@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from jaxcifar.engine.quantize import straight_through, to_floats, ttq_scale, ttq_shown, twn
+from jaxcifar.engine.quantize import dequantize, straight_through, ttq_quantize, ttq_scale, twn
 from jaxcifar.machine.errors import UserError
 
 RULES = ('twn', 'ttq')
@@ -66,10 +66,10 @@ def _show_ternary(config: ConfigDict, params, share: jax.Array | float = 1.0):
             # A scale that learning took below 0 would swap the signs of the codes; and one of 0, where all
             # weights began at 0, would stay there if it were jnp.abs, whose gradient is 0.
             scales = (flat[_beside(path, name)] for name in SCALES)
-            values = ttq_shown(kernel, *(jnp.where(s < 0, -s, s) for s in scales))
+            values = ttq_quantize(kernel, *(jnp.where(s < 0, -s, s) for s in scales))
         else:
             values = straight_through(
-                kernel, to_floats(twn(kernel, config.ternary.per, config.ternary.scale))
+                kernel, dequantize(twn(kernel, config.ternary.per, config.ternary.scale))
             )
         # share may be traced; as the number 1 it costs nothing.
         shown[path] = values if isinstance(share, float) else (1 - share) * kernel + share * values

@@ -15,7 +15,7 @@ from jaxcifar.formats.portable import HEAD, FusedHead, Portable
 from jaxcifar.machine.files import read_json, reading
 from jaxcifar.machine.text import escape_markdown, percent
 from jaxcifar.runs import workdirs
-from jaxcifar.runs.ending import alike
+from jaxcifar.runs.ending import are_replicates
 from jaxcifar.runs.metrics import mean_and_std
 from jaxcifar.runs.weights import CALIBRATED
 
@@ -107,7 +107,7 @@ def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDi
         return None
     mean, std = mean_and_std([scores[name] for name in names])
     # Members that differ by design have a spread, but no error bar.
-    error_bar = len(names) > 1 and alike(results) and 'fusion' not in results
+    error_bar = len(names) > 1 and are_replicates(results) and 'fusion' not in results
     # The ensemble was measured over all members, so that a part of them has none.
     together = len(results['members']) == len(names) > 1 and not calibrated
     return {

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxcifar.engine.fusion import NAME
-from jaxcifar.engine.head import join
+from jaxcifar.engine.head import append_fused_logits
 from jaxcifar.export.images import read_pictures
 from jaxcifar.export.predictions import Predictions
 from jaxcifar.formats.portable import FusedHead, Portable
@@ -37,13 +37,14 @@ class Classifier:
         # The weights are an argument of the function: as constants they would be compiled into it.
         self.weights = jax.device_put(([member.variables for member in members], head and head.params))
         self._fused = head is not None
-        runs, join_all = [member.outputs() for member in members], partial(join, head and head.make())
+        runs = [member.outputs() for member in members]
+        append = partial(append_fused_logits, head and head.make())
 
         def logits(weights, images):
             own, params = weights
             # Members may have different networks, and so no common axis to map over.
             z, features = zip(*(run(w, images) for run, w in zip(runs, own)))
-            return join_all(params, jax.numpy.stack(z), list(features))
+            return append(params, jax.numpy.stack(z), list(features))
 
         self.function = jax.jit(logits, compiler_options=compiler_options())
         self._logits = logits

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 from onnx import helper, numpy_helper
 
-from jaxcifar.engine.quantize import Ternary, to_floats
+from jaxcifar.engine.quantize import Ternary, dequantize
 
 # Bits of a ternary code: its type, and the first opset in which it can be dequantised.
 CODES = {2: (ml_dtypes.int2, 25), 4: (ml_dtypes.int4, 21), 8: (np.int8, 13)}
@@ -53,7 +53,7 @@ class Graph:
         """Return the name of what a node takes that goes element by element."""
         if isinstance(value, Tensor):
             return value.name
-        value = np.asarray(to_floats(value) if isinstance(value, Ternary) else value)
+        value = np.asarray(dequantize(value) if isinstance(value, Ternary) else value)
         return self.constant(value.transpose(NCHW) if value.ndim == 4 else value)
 
     def kernel(self, value, axes: tuple[int, ...]) -> str:

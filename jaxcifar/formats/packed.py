@@ -17,7 +17,7 @@ import numpy as np
 from flax.struct import PyTreeNode, field
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from jaxcifar.engine.quantize import Ternary, to_floats
+from jaxcifar.engine.quantize import Ternary, dequantize
 from jaxcifar.machine.errors import lookup
 
 CODES = {'2bit': (4, 4), 'trits': (3, 5)}  # base, codes in a byte
@@ -76,7 +76,7 @@ def _pack_leaf(leaf: np.ndarray, how: str):
 
 
 def _on_host(codes: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """Repeat `quantize.to_floats` in numpy, to the bit."""
+    """Repeat `quantize.dequantize` in numpy, to the bit."""
     return np.where(codes > 0, positive, np.where(codes < 0, -negative, np.float32(0)))
 
 
@@ -147,4 +147,4 @@ def _to_floats(kernel: Packed, after) -> jax.Array:
     # XLA would make floats of all kernels at the start, and has dropped its own barriers by the time it
     # orders what it does. It cannot know that nothing is more than infinite.
     wait = (jnp.ravel(after)[0] > jnp.inf).astype(np.uint8)
-    return to_floats(kernel.replace(data=kernel.data + wait).ternary(jnp), kernel.dtype)
+    return dequantize(kernel.replace(data=kernel.data + wait).ternary(jnp), kernel.dtype)

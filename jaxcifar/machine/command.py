@@ -54,7 +54,7 @@ def command_parser(module: str, doc: str | None, run: str = '', *aliases: str) -
     kind = RunParser if run else argparse.ArgumentParser
     # Usage and errors name the command as it was called.
     name = module.removeprefix('jaxcifar.')
-    called = f'python -m {module}' if name == module else spoken(name)
+    called = f'python -m {module}' if name == module else command_line_for(name)
     parser = kind(called, description=doc, formatter_class=style)
     if isinstance(parser, RunParser):
         where = f'{run}; or the first word without the flag'
@@ -63,7 +63,7 @@ def command_parser(module: str, doc: str | None, run: str = '', *aliases: str) -
     return parser
 
 
-def spoken(command: str, *words) -> str:
+def command_line_for(command: str, *words) -> str:
     """Return the line of a command, to be copied into a shell, in the form in which this one was started."""
     start = ['jaxcifar', command] if is_short() else ['python', '-m', f'jaxcifar.{command}']
     return shlex.join([*start, *map(str, words)])

@@ -50,7 +50,7 @@ class Preempted(Exception):
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Return the error for a misspelt name: what it may have meant, and the whole list if it is short."""
     valid = sorted(valid)
-    near = alike(name, valid)
+    near = suggestions(name, valid)
     hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
     listed = ', '.join(v or 'nothing' for v in valid)
     short = len(valid) <= (HINTED if near else MOST_NAMES)
@@ -58,7 +58,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     return UserError(f'unknown {kind} {show(name)!r}{hint}{names}')
 
 
-def alike(name: str, valid: list[str]) -> list[str]:
+def suggestions(name: str, valid: list[str]) -> list[str]:
     """Return the names that a misspelt one may mean, the likeliest first.
 
     These are what other programs call so, the same name in each group (`lr` of several optimisers), the names
@@ -95,7 +95,7 @@ def lookup(kind: str, registry: dict, name: str):
     return registry[name]
 
 
-def by_kind(where: str, argument: str, kinds: dict[str, Iterable[str]]) -> dict[str, str]:
+def parse_argument(where: str, argument: str, kinds: dict[str, Iterable[str]]) -> dict[str, str]:
     """Return {kind: word} of an argument's words, joined by commas in any order, at most one of each kind.
 
     kinds: the words of each; one that ends in ':' stands for all that begin so, as imagenet:PATH, and names

@@ -114,7 +114,7 @@ def fetch(tree):
     return jax.device_get(tree) if alone() else multihost_utils.process_allgather(tree, tiled=True)
 
 
-def share(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
+def local_slices(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """Return what this host's devices hold of an array with these leading axes: one box of it."""
     if alone():
         return tuple(slice(n) for n in shape)

@@ -13,7 +13,7 @@ LIMITS = Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory/memory.l
 VARIABLE, TUNABLE = 'GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1'
 
 
-def wish() -> dict[str, str]:
+def huge_page_environment() -> dict[str, str]:
     """Return the environment in which glibc asks Linux for huge pages; empty where that changes nothing.
 
     XLA takes a step's temporary memory from the system anew each time. In pages of 4 kB, handing it out
@@ -32,7 +32,7 @@ def wish() -> dict[str, str]:
 def restart_in_huge_pages():
     """Begin this command again with the wish, if there is one: glibc hears it only when a process starts."""
     # The process keeps its number, so that signals of a cluster still reach it.
-    if asked := wish():
+    if asked := huge_page_environment():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **asked})
 
 

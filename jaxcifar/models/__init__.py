@@ -64,7 +64,7 @@ class Network(NamedTuple):
     init: Callable
     apply: Callable
     feature_size: Callable
-    fits: bool = False  # whether `init` wants images
+    needs_images: bool = False  # whether `init` wants images
 
 
 def has_choice(name: str, option: str) -> bool:

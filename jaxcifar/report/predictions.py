@@ -21,10 +21,10 @@ MARKERS = 'osD^vP'
 
 def order(shares: np.ndarray) -> np.ndarray:
     """Return the order in which a confusion's classes [C,C] are drawn: as they are, where they are few."""
-    return np.arange(len(shares)) if len(shares) <= FEW else alike_first(np.nan_to_num(shares))
+    return np.arange(len(shares)) if len(shares) <= FEW else cluster_order(np.nan_to_num(shares))
 
 
-def alike_first(shares: np.ndarray) -> np.ndarray:
+def cluster_order(shares: np.ndarray) -> np.ndarray:
     """Return an order of the classes [C] in which those that are mistaken for one another are neighbours.
 
     shares [C,C]: of each true class's images, how many are taken for which.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jaxcifar.config.members import titled
-from jaxcifar.machine.command import spoken
+from jaxcifar.machine.command import command_line_for
 from jaxcifar.machine.text import percent
 from jaxcifar.runs.metrics import verdict
 
@@ -18,13 +18,13 @@ def where_to_go(workdir: Path, drawn: int) -> list[str]:
     return [
         f'files are in {workdir}: {", ".join(files)}',
         'next:',
-        f'  {spoken("evaluate", workdir)}',
-        f'  {spoken("predict", workdir, "IMAGE.png")}',
-        f'  {spoken("report", workdir)}',
+        f'  {command_line_for("evaluate", workdir)}',
+        f'  {command_line_for("predict", workdir, "IMAGE.png")}',
+        f'  {command_line_for("report", workdir)}',
     ]
 
 
-def alike(results: dict) -> bool:
+def are_replicates(results: dict) -> bool:
     """Return whether members differ by their draws alone: a ± over others would look like an error bar."""
     # A name is ID_NETWORK; members that differ by their id alone are repetitions.
     kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
@@ -41,7 +41,7 @@ def lines(results: dict) -> list[str]:
             scores = {member['name']: member[checkpoint]['test'] for member in results['members']}
             text += fusion_lines(results['fusion'][checkpoint]['test'], scores)
         # The mean of members of one kind says it all; others are shown one by one.
-        if not alike(results) or 'loss' in results['members'][0]:
+        if not are_replicates(results) or 'loss' in results['members'][0]:
             text += _member_lines(results, checkpoint)
         text += _best_of_sweep(results, checkpoint)
     return text
@@ -66,7 +66,7 @@ def _titled(member: dict) -> str:
 def _mean_line(results: dict, checkpoint: str) -> str:
     """Return what the fused prediction or the members on average are worth, and the mean of probabilities."""
     mean, std = results['mean'][checkpoint], results['std'][checkpoint]
-    several, same, fused = len(results['members']) > 1, alike(results), 'fusion' in results
+    several, same, fused = len(results['members']) > 1, are_replicates(results), 'fusion' in results
     how = 'last epoch'
     if checkpoint == 'best':
         how = f'chosen on {"the TEST images" if results["selection"] == "test" else results["selection"]}'

@@ -17,7 +17,7 @@ from jaxcifar.augment.pipeline import normalise
 from jaxcifar.data.loader import in_order
 from jaxcifar.data.splits import Images
 from jaxcifar.engine.couplings import has_head, make_head
-from jaxcifar.engine.head import join
+from jaxcifar.engine.head import append_fused_logits
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import Weights
 from jaxcifar.machine import hosts, status
@@ -54,7 +54,7 @@ class EvalStep:
             def predict(images: jax.Array) -> jax.Array:
                 # False: evaluation uses the running statistics, so a padded batch changes no image's logits.
                 logits, features, _ = population.forward(shown, weights.stats, images, False)
-                return join(head, weights.head, logits, features)
+                return append_fused_logits(head, weights.head, logits, features)
 
             images = normalise(images, dataset.mean, dataset.std)
             return over_views(predict, images, config.eval)

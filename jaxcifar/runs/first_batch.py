@@ -36,7 +36,7 @@ def read_first_batch(session: Session, epochs: Sequence[int]) -> tuple[Shown, li
     dataset, classes = session.dataset, session.dataset.classes
     # The very function that training augments with, so that the draws are the same.
     step = TrainStep(config, session.population, dataset, session.epoch_steps)
-    see = jax.jit(step.see, compiler_options=compiler_options(once=True))
+    see = jax.jit(step.augment_batch, compiler_options=compiler_options(once=True))
     with contextlib.closing(batches(config, dataset, session.order, session.mesh, range(1))) as source:
         placed = next(source)
     plain = hosts.fetch(placed)

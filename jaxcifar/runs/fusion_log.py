@@ -11,7 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxcifar.config.members import member_names
-from jaxcifar.data.splits import validation_split
+from jaxcifar.data.splits import validation_part
 from jaxcifar.engine.fusion import NAME
 from jaxcifar.machine.files import write_csv
 
@@ -42,7 +42,7 @@ def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
         # A damaged metrics.csv may have lost rows; their cells stay empty too.
         experts = [cells.get((epoch, name, 'train'), {}) for name in names]
         # Not every epoch is validated; its cells stay empty.
-        chosen = cells.get((epoch, NAME, str(validation_split(config))), {})
+        chosen = cells.get((epoch, NAME, str(validation_part(config))), {})
         row = {
             'epoch': epoch,
             'train_loss': fused['loss_total'],

@@ -71,7 +71,9 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
         'steps_per_call={steps_per_call} is for images in memory: set steps_per_call=1 for {dataset}',
     ),
     (
-        lambda c: is_streamed(c.dataset) and any(build(name, 2).fits for name in set(member_networks(c))),
+        lambda c: (
+            is_streamed(c.dataset) and any(build(name, 2).needs_images for name in set(member_networks(c)))
+        ),
         '{network} fits its first filters to images in memory: choose another network for {dataset}',
     ),
     (

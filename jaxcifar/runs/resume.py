@@ -18,10 +18,10 @@ from jaxcifar.machine import hosts, status
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs import results, workdirs
 from jaxcifar.runs.checkpoint import Checkpoints
-from jaxcifar.runs.fits import check_run_fits
 from jaxcifar.runs.identical_members import warn_of_identical_members
 from jaxcifar.runs.init_from import begin_from, warn_of_seen
 from jaxcifar.runs.keeper import Keeper
+from jaxcifar.runs.memory_check import check_run_fits
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.selection import Selection
 from jaxcifar.runs.session import Session, prepare
@@ -118,7 +118,7 @@ def lost_best(best: BestWeights, session: Session, progress: Progress) -> str | 
 def _begin(session: Session) -> TrainState:
     """Return the state before the first step; some networks fit their first variables to images."""
     images = None
-    if session.population.fits:
+    if session.population.needs_images:
         # Members of an expert split have their own images; any member's may fit the first variables.
         seen = np.unique(np.concatenate(rows_of(session.split.train)))
         images = session.dataset.normalised(seen[:FITTED])

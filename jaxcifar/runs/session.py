@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxcifar.config.members import member_names
 from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import Order, batches
-from jaxcifar.data.splits import Images, Split, evaluation_images, make_split, validation_split
+from jaxcifar.data.splits import Images, Split, evaluation_images, make_split, validation_part
 from jaxcifar.engine.couplings import make_learning_rates, output_names
 from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.machine import status
@@ -88,7 +88,7 @@ class Session:
     @property
     def chooses_on(self) -> str | None:
         """Return the name of the images that choose the best weights, None where nothing is chosen."""
-        return validation_split(self.config)
+        return validation_part(self.config)
 
 
 def load_images(config: ConfigDict) -> Dataset:
