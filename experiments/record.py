@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import results
+from jaxcifar.config.members import network_of
 from jaxcifar.machine.command import run_words
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json
@@ -140,7 +141,7 @@ def sparsity_rows(workdir: Path) -> Iterator[dict]:
     if (workdir / sparsity.FILE).exists():
         with open(workdir / sparsity.FILE) as file:
             for row in csv.DictReader(file):
-                key = row['checkpoint'], row['member'].partition('_')[2], row['layer'], row['weights']
+                key = row['checkpoint'], network_of(row['member']), row['layer'], row['weights']
                 layers.setdefault(key, []).append(float(row['zeros']))
     session = json.loads((workdir / 'run.json').read_text())['sessions'][0]
     for (weights, network, layer, size), values in layers.items():

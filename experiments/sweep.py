@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import record
 from jaxcifar.config.fields import get_config
+from jaxcifar.config.members import network_of
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError, lookup, unknown
 from jaxcifar.machine.files import read_json, reading, write_json
@@ -175,7 +176,7 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
         weights = weights_that_count(results)
         of_network: dict[str, list[float]] = {}
         for member in results['members']:
-            network = ' '.join([member['name'].partition('_')[2], *filter(None, [member.get('view')])])
+            network = ' '.join([network_of(member['name']), *filter(None, [member.get('view')])])
             of_network.setdefault(network, []).append(100 * member[weights]['test']['accuracy'])
         for network, values in of_network.items():
             nodes.setdefault((run.row, network), []).extend(values)
@@ -218,7 +219,7 @@ def fusion_table(sweep: Sweep, folder: Path) -> list[str]:
         results = read_json(folder / run.name / 'results.json') if is_finished(run, folder) else None
         if results is None:
             continue
-        weights, network = weights_that_count(results), results['members'][0]['name'].partition('_')[2]
+        weights, network = weights_that_count(results), network_of(results['members'][0]['name'])
         if 'fusion' in results:
             fused.append((run, network, results['fusion'][weights]['test']))
         elif len(results['members']) == 1:

@@ -130,14 +130,12 @@ class Doctor:
         import jax
 
         from jaxcifar.data.loader import batches
-        from jaxcifar.data.splits import train_counts
         from jaxcifar.engine.population import check_batch
         from jaxcifar.engine.state import init_state
-        from jaxcifar.engine.step import make_train_step
         from jaxcifar.machine.profile import Compiled
         from jaxcifar.machine.text import about
         from jaxcifar.runs.memory_check import check_run_fits
-        from jaxcifar.runs.session import prepare
+        from jaxcifar.runs.session import make_step, prepare
 
         # The run as training would build it: session, state and step.
         session = prepare(config, dataset)
@@ -147,10 +145,8 @@ class Doctor:
         state = init_state(config, population)
         # Bytes of a checkpoint: parameters, statistics and the optimiser's state.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        counts = train_counts(dataset, session.split)
         several = config.steps_per_call
-        program = make_train_step(config, population, dataset, each, state, counts)
-        step = Compiled(program, self.say, stacked=several > 1)
+        step = Compiled(make_step(session, state), self.say, stacked=several > 1)
         # Take the steps, and wait for each: its time must not leak into the next.
         seconds: dict[int, list[float]] = {}
         steps = range(min((STEPS + 1) * several, each))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.config import saved
-from jaxcifar.config.members import member_losses, member_networks
+from jaxcifar.config.members import member_losses, member_networks, network_of
 from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.losses import log_priors, per_output
 from jaxcifar.machine.command import command_line_for, command_parser, run_command
@@ -90,7 +90,7 @@ def improve_on(rows: list[dict], baseline: Path) -> list[dict]:
     improved = []
     for row in rows:
         # A name is ID_NETWORK.
-        network = row['name'].partition('_')[2]
+        network = network_of(row['name'])
         if network not in means:
             raise UserError(
                 f'--baseline: expected a run with {network}, got {baseline}, which has {", ".join(means)}'

@@ -12,10 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcifar import calibrate, pictures
-from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.state import TrainState, eval_weights, new_sums, to_device_layout
-from jaxcifar.engine.step import make_train_step
 from jaxcifar.machine import hosts, process, status
 from jaxcifar.machine.profile import Compiled, Tracer
 from jaxcifar.runs import ending, results, sparsity, workdirs
@@ -27,7 +25,7 @@ from jaxcifar.runs.logs import open_logger
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.resume import prepare_run, restore, with_active
-from jaxcifar.runs.session import Session, feed_steps, later_batches
+from jaxcifar.runs.session import Session, feed_steps, later_batches, make_step
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict:
@@ -137,12 +135,9 @@ def _open(session: Session, workdir: Path, state: TrainState, progress: Progress
 
 def _make_step(session: Session, state: TrainState, say: Callable, poll: Callable) -> Compiled:
     """Return the step as a program that says when it has compiled."""
-    # Losses for long tails need the number of training images of each class.
-    counts = train_counts(session.dataset, session.split)
-    of_session = session.config, session.population, session.dataset, session.epoch_steps
     # Several hosts poll equally often: one may be compiling still when another has done.
-    step, several = make_train_step(*of_session, state, counts), session.config.steps_per_call > 1
-    return Compiled(step, say, poll if hosts.alone() else lambda: None, stacked=several)
+    polled = poll if hosts.alone() else lambda: None
+    return Compiled(make_step(session, state), say, polled, session.config.steps_per_call > 1)
 
 
 def _training_means(session: Session, keeper: Keeper, state: TrainState, progress: Progress) -> dict:

@@ -21,6 +21,7 @@ from jaxcifar.machine import hosts, status
 from jaxcifar.machine.command import command_line_for, command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import write_bytes
+from jaxcifar.runs.ending import chosen
 from jaxcifar.runs.evaluation import open_evaluation
 from jaxcifar.runs.first_batch import read_first_batch
 from jaxcifar.runs.metrics import confusion, log_probabilities, mean_of_probabilities, worst_mistakes
@@ -167,7 +168,7 @@ def _scores(run: 'Run') -> dict[str, np.ndarray]:
     """Return the members' accuracies, [K] each, on the images that chose their weights and on the test."""
     held_out = run.held_out()
     held = {} if held_out is None else {run.watched: held_out}
-    return {**held, 'test': run.scores('best' if 'best' in run.results['mean'] else 'last', 'accuracy')}
+    return {**held, 'test': run.scores(chosen(run.results), 'accuracy')}
 
 
 def _draw_mistakes(images: Images, classes: np.ndarray, judged: Judged, rows: np.ndarray) -> 'Figure':

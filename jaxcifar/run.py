@@ -9,7 +9,7 @@ from jaxcifar.config import saved
 from jaxcifar.machine.text import percent
 from jaxcifar.report import runs
 from jaxcifar.report.history import History, read_history
-from jaxcifar.runs.ending import are_replicates
+from jaxcifar.runs.ending import are_replicates, chosen
 
 
 class Run(dict):
@@ -56,7 +56,7 @@ class Run(dict):
     def __repr__(self) -> str:
         if not self.results:
             return f'Run({str(self.workdir)!r}, unfinished)'
-        weights = 'best' if 'best' in self.results['mean'] else 'last'
+        weights = chosen(self.results)
         fused = self.results.get('fusion', {}).get(weights)
         mean, std = (self.results[kind][weights]['accuracy'] for kind in ('mean', 'std'))
         # A ± over members that differ would look like an error bar.

@@ -40,19 +40,21 @@ def titled(name: str, kinds: Iterable[str], numbers: Mapping[str, float]) -> str
 
 def member_networks(config: ConfigDict) -> list[str]:
     """Return the K members' networks."""
-    names = config.network.split('+')
-    return names if len(names) == config.members else names * config.members
+    return _names(config, 'network')
 
 
 def member_losses(config: ConfigDict) -> list[str]:
     """Return the K members' losses."""
-    names = config.loss.split('+')
-    return names if len(names) == config.members else names * config.members
+    return _names(config, 'loss')
 
 
 def member_views(config: ConfigDict) -> list[str]:
     """Return the K members' views."""
-    names = config.view.split('+')
+    return _names(config, 'view')
+
+
+def _names(config: ConfigDict, field: str) -> list[str]:
+    names = config[field].split('+')
     return names if len(names) == config.members else names * config.members
 
 
@@ -64,6 +66,11 @@ def member_kinds(config: ConfigDict) -> list[tuple[str, str]]:
 def member_names(config: ConfigDict) -> list[str]:
     """Return what members are called in every table: 0_resnet32."""
     return [f'{i}_{name}' for i, name in zip(config.member_ids, member_networks(config))]
+
+
+def network_of(name: str) -> str:
+    """Return the network of a member called so: resnet32 of 0_resnet32, '' of another name."""
+    return name.partition('_')[2]
 
 
 def alone(config: ConfigDict, k: int) -> ConfigDict:

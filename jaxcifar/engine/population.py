@@ -6,6 +6,7 @@ a device run inside one compiled program, as `side_by_side` says.
 """
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from math import gcd
 from typing import Any, NamedTuple
@@ -155,7 +156,7 @@ class Population:
         row = group.members.index(k)
         return (jax.tree.map(lambda leaf: leaf[row : row + 1], tree),)
 
-    def of_all(self, parts: list[tuple]) -> tuple:
+    def of_all(self, parts: Sequence[tuple]) -> tuple:
         """Join the K members' parts, each as `of_member` cut it, to stacked groups."""
         return tuple(
             jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(parts[k][0] for k in g.members))

@@ -113,13 +113,9 @@ class TrainStep:
         return (logits, features), stats
 
     def _loss(self, params, stats, images, targets: Targets, dropout_keys, step):
-        """Return the coupled loss of normalised images, and (batch statistics, what is logged).
-
-        params: the members', and the head's.
-        """
+        """Return the coupled loss, (batch statistics, what is logged); params: the members', the head's."""
         params, head = params
-        outputs = self._outputs(self.population, params, stats, images, dropout_keys, step)
-        (logits, features), stats = outputs
+        (logits, features), stats = self._outputs(self.population, params, stats, images, dropout_keys, step)
         logits = append_fused_logits(self.head, head, logits, features, dropout_keys[-1])
         total, numbers = self._couple((logits, features), targets)
         return total, (stats, numbers)
@@ -180,45 +176,46 @@ class SequentialStep(TrainStep):
     """
 
     def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
-        everyone = self.population
-        params, stats, opt, outputs, pullbacks, numbers = ([] for _ in range(6))
+        everyone, members = self.population, range(self.population.size)
 
         def forward(k: int, params):
             x = images[k : k + 1] if has_own_batches(images) else images
-            before = everyone.of_member(state.stats, k)
-            keys = dropout_keys[k : k + 1]
-            return self._outputs(everyone.only(k), params, before, x, keys, state.step)
+            stats, keys = everyone.of_member(state.stats, k), dropout_keys[k : k + 1]
+            return self._outputs(everyone.only(k), params, stats, x, keys, state.step)
 
-        for k in range(everyone.size):
-            # Every member is run before any is updated, so that the first has peers to see.
-            params.append(everyone.of_member(state.params, k))
-            output, pullback, new_stats = jax.vjp(partial(forward, k), params[k], has_aux=True)
-            outputs.append(output)
-            pullbacks.append(pullback)
-            stats.append(new_stats)
-        for k in range(everyone.size):
-            # Only its own output is differentiated, so what the peers show is constant.
-            def total(own_output, k=k):
-                everyones = [*outputs[:k], own_output, *outputs[k + 1 :]]
-                logits, features = zip(*everyones)
-                return self._couple((jnp.concatenate(logits), [f for (f,) in features]), targets)
-
-            # The stored pullback carries the slope to the weights without a second forward pass.
-            slope, row = jax.grad(total, has_aux=True)(outputs[k])
-            (grads,) = pullbacks[k](slope)
-            own = slice(k, k + 1)
-            before = everyone.of_member(state.opt, k), params[k]
-            after = self._update(everyone.only(k), grads, *before, lr[own], self.weight_decay[own])
-            opt.append(after[1])
-            # A member that has been stopped still teaches, as it is.
-            params[k] = jax.tree.map(partial(jnp.where, state.active[k]), after[0], params[k])
-            numbers.append(jax.tree.map(lambda value, k=k: value[k], row))
+        # Every member is run before any is updated, so that the first has peers to see.
+        old = [everyone.of_member(state.params, k) for k in members]
+        runs = [jax.vjp(partial(forward, k), old[k], has_aux=True) for k in members]
+        (outputs, pullbacks, stats), turns = map(list, zip(*runs)), []
+        for k in members:
+            turns.append(self._turn(k, state, old[k], outputs, pullbacks[k], targets, lr))
             # Those after it must see its new weights. No member follows the last.
             if k < everyone.size - 1:
-                outputs[k], _ = forward(k, params[k])
+                outputs[k], _ = forward(k, turns[k][0])
+        params, opt, numbers = zip(*turns)
         logged = jax.tree.map(lambda *values: jnp.stack(values), *numbers)
-        new = [everyone.of_all(trees) for trees in (params, stats, opt)]
-        return state.replace(**dict(zip(('params', 'stats', 'opt'), new))), logged
+        new = {'params': params, 'stats': stats, 'opt': opt}
+        return state.replace(**{name: everyone.of_all(trees) for name, trees in new.items()}), logged
+
+    def _turn(self, k: int, state: TrainState, params, outputs: list, pullback, targets: Targets, lr):
+        """Return member k's new parameters and optimiser, and what is logged of it, {name: number}.
+
+        outputs: all members', as they are in its turn. pullback: that of its own forward pass.
+        """
+
+        def total(own_output):
+            # Only its own output is differentiated, so what the peers show is constant.
+            logits, features = zip(*outputs[:k], own_output, *outputs[k + 1 :])
+            return self._couple((jnp.concatenate(logits), [f for (f,) in features]), targets)
+
+        slope, numbers = jax.grad(total, has_aux=True)(outputs[k])
+        (grads,) = pullback(slope)
+        alone, own = self.population.only(k), slice(k, k + 1)
+        opt = self.population.of_member(state.opt, k)
+        new, opt = self._update(alone, grads, opt, params, lr[own], self.weight_decay[own])
+        # A member that has been stopped still teaches, as it is.
+        new = jax.tree.map(partial(jnp.where, state.active[k]), new, params)
+        return new, opt, jax.tree.map(lambda value: value[k], numbers)
 
 
 UPDATES = {'simultaneous': TrainStep, 'sequential': SequentialStep}

@@ -15,7 +15,7 @@ from jaxcifar.formats.portable import HEAD, FusedHead, Portable
 from jaxcifar.machine.files import read_json, reading
 from jaxcifar.machine.text import escape_markdown, percent
 from jaxcifar.runs import workdirs
-from jaxcifar.runs.ending import are_replicates
+from jaxcifar.runs.ending import are_replicates, chosen
 from jaxcifar.runs.metrics import mean_and_std
 from jaxcifar.runs.weights import CALIBRATED
 
@@ -100,7 +100,7 @@ def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDi
     Mean and deviation are of the members that are exported.
     """
     calibrated = checkpoint == CALIBRATED  # the chosen weights: a temperature leaves predictions alone
-    choice = ('best' if 'best' in results['mean'] else 'last') if calibrated else checkpoint
+    choice = chosen(results) if calibrated else checkpoint
     # A step that is neither the best nor the last was never tested.
     scores = {m['name']: m[choice]['test'] for m in results['members'] if choice in m}
     if not scores.keys() >= set(names):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.config.members import own_numbers, titled
+from jaxcifar.config.members import network_of, own_numbers, titled
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading
@@ -95,7 +95,7 @@ class Run:
     @property
     def differ(self) -> bool:
         """Return whether members differ in more than their draws: in networks, images or numbers too."""
-        kinds = {title.partition('_')[2] for title in self.titles()}
+        kinds = {network_of(title) for title in self.titles()}
         own = self.results.get('own_images') or self.config.get('split') in ('overlap', 'disjoint')
         return len(kinds) > 1 or bool(own)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxcifar.config.members import titled
+from jaxcifar.config.members import network_of, titled
 from jaxcifar.machine.command import command_line_for
 from jaxcifar.machine.text import percent
 from jaxcifar.runs.metrics import verdict
@@ -24,10 +24,15 @@ def where_to_go(workdir: Path, drawn: int) -> list[str]:
     ]
 
 
+def chosen(results: dict) -> str:
+    """Return the weights that stand for a run: 'best', or 'last' where none were chosen."""
+    return 'best' if 'best' in results['mean'] else 'last'
+
+
 def are_replicates(results: dict) -> bool:
     """Return whether members differ by their draws alone: a ± over others would look like an error bar."""
     # A name is ID_NETWORK; members that differ by their id alone are repetitions.
-    kinds = {(m['name'].partition('_')[2], m.get('loss'), m.get('view')) for m in results['members']}
+    kinds = {(network_of(m['name']), m.get('loss'), m.get('view')) for m in results['members']}
     varied = any('numbers' in m for m in results['members'])
     return len(kinds) == 1 and not varied and not results.get('own_images')
 

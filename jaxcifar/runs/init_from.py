@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
-from jaxcifar.config.members import member_names, member_networks
+from jaxcifar.config.members import member_names, member_networks, network_of
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split, make_split
 from jaxcifar.engine.population import Population
@@ -125,7 +125,7 @@ def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:
     others = {path[:-1] for path in fresh if path in own and own[path].shape != fresh[path].shape}
     dense = {path[:-1] for path, leaf in fresh.items() if path[-1] == 'kernel' and leaf.ndim == 2}
     if own.keys() != fresh.keys() or not others <= dense:
-        network = name.partition('_')[2]
+        network = network_of(name)
         raise UserError(
             f'init_from: expected weights of {network} with this config.model for {name}, got other '
             'layers or shapes: check network and model.*'

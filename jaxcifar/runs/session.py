@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 from jaxcifar.config.members import member_names
 from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import Order, batches
-from jaxcifar.data.splits import Images, Split, evaluation_images, make_split, validation_part
+from jaxcifar.data.splits import Images, Split, evaluation_images, make_split, train_counts, validation_part
 from jaxcifar.engine.couplings import make_learning_rates, output_names
 from jaxcifar.engine.population import Population, make_mesh
+from jaxcifar.engine.state import TrainState
+from jaxcifar.engine.step import make_train_step
 from jaxcifar.machine import status
 
 
@@ -107,6 +109,14 @@ def prepare(config: ConfigDict, dataset: Dataset | None = None) -> Session:
         dataset = load_images(config)
     population = Population(config, dataset.num_classes, dataset.image_size, make_mesh(config))
     return Session(config, dataset, population)
+
+
+def make_step(session: Session, state: TrainState):
+    """Return the session's compiled step, for states that live where `state` does."""
+    config, dataset = session.config, session.dataset
+    # Losses for long tails need the number of training images of each class.
+    counts = train_counts(dataset, session.split)
+    return make_train_step(config, session.population, dataset, session.epoch_steps, state, counts)
 
 
 def feed_steps(session: Session, step: int) -> Generator[tuple[range, dict]]:
