@@ -25,7 +25,17 @@ from pathlib import Path
 from experiments import record, resources, results, submit
 from experiments.display import Display
 from experiments.resources import whole
-from experiments.sweep import Run, Sweep, has_ended, is_finished, keep, load, score, table, take_changes
+from experiments.sweep import (
+    Run,
+    Sweep,
+    has_ended,
+    is_finished,
+    load,
+    record_results,
+    score,
+    table,
+    take_changes,
+)
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
 from jaxcifar.report import tables as report
@@ -99,7 +109,7 @@ class Runner:
             status = self._train(number, run)
         if status == 0:
             with self._lock:
-                keep(run, self.folder)
+                record_results(run, self.folder)
             say(f'{score(workdir)} after {time.monotonic() - start:,.0f} s')
         elif status == EXIT_PREEMPTED or self.stopped:
             self.stop()
@@ -186,7 +196,7 @@ def collect(sweep: Sweep, folder: Path):
     # Jobs only train; their numbers are kept here, by one process.
     for run in sweep.runs:
         if not is_finished(run, folder) and has_ended(run, folder):
-            keep(run, folder)
+            record_results(run, folder)
     write_results(sweep, folder)
     missing = [run.name for run in sweep.runs if not is_finished(run, folder)]
     if missing:

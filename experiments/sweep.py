@@ -140,7 +140,7 @@ def has_ended(run: Run, folder: Path) -> bool:
     return shlex.split(command)[-len(arguments) :] == arguments
 
 
-def keep(run: Run, folder: Path):
+def record_results(run: Run, folder: Path):
     """Put a run's numbers into the table of results, once."""
     record.append([folder / run.name])
     write_json(folder / run.name / KEPT, run.arguments(folder))

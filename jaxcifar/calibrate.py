@@ -95,7 +95,7 @@ def _compare(before: dict, after: dict, images: Mapping[str, Images]) -> dict:
     }
 
 
-def keep(
+def calibrate_if_stale(
     workdir: Path, step: int, evaluation: Evaluation | None = None, scored: Mapping[str, Scored] | None = None
 ):
     """Call `calibrate` and print what it did, unless it has been done since step `step`."""

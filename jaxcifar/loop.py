@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
         if hosts.is_first():
             print(*finished(session, workdir, progress, result), sep='\n', flush=True)
         if session.split.class_counts is not None:
-            calibrate.keep(workdir, progress.step, Evaluation(session))
+            calibrate.calibrate_if_stale(workdir, progress.step, Evaluation(session))
         return result
 
 
@@ -238,9 +238,9 @@ def _finish(
     console.end([*speed, *session.dataset.complaints(), *ending.lines(result)])
     # What follows can be made again at any time.
     if session.split.class_counts is not None:
-        calibrate.keep(workdir, progress.step, evaluation, scored)
+        calibrate.calibrate_if_stale(workdir, progress.step, evaluation, scored)
     logits = scored.get('best', scored['last']).logits['test']
     show = partial(logger.write_pictures, progress.epoch)
-    drawn = pictures.keep(session, workdir, logits, console.say, show)
+    drawn = pictures.write_pictures(session, workdir, logits, console.say, show)
     console.end(ending.where_to_go(workdir, len(drawn)))
     return result

@@ -40,7 +40,7 @@ MISTAKES, BATCH = 16, 48  # images on a sheet
 DOTS = 6  # members up to which each has its dots
 
 
-def keep(
+def write_pictures(
     session: Session,
     workdir: Path,
     logits: np.ndarray,
@@ -195,7 +195,7 @@ def main():
     session, faults = evaluation.session, list[str]()
     session.config.log.pictures = True  # whatever was wanted while it trained
     weights, _ = load_weights(session.config, session.population, workdir, None)
-    drawn = keep(session, workdir, evaluation.logits(weights, 'test'), faults.append)
+    drawn = write_pictures(session, workdir, evaluation.logits(weights, 'test'), faults.append)
     print(*drawn.values(), sep='\n')
     if faults:
         raise UserError(faults[0])

@@ -27,12 +27,12 @@ class Targets(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """Hold one way to mix: `keep` is (key, count, height, width) -> each pixel's share of the own image."""
+    """Hold one way to mix: `own_share` is (key, count, height, width) -> each pixel's own share."""
 
     name: str
     probability: float
     per: str
-    keep: Callable
+    own_share: Callable
 
 
 def _beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
@@ -47,10 +47,10 @@ def mixup(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> M
     """Mix λ·x + (1-λ)·x' with λ ~ Beta(α, α), one a batch or one an image (Zhang et al. 2018)."""
     _check(alpha, probability, per)
 
-    def keep(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
+    def own_share(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
         return _beta(key, alpha, (count, 1, 1))
 
-    return Mix('mixup', probability, per, keep)
+    return Mix('mixup', probability, per, own_share)
 
 
 def cutmix(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> Mix:
@@ -61,7 +61,7 @@ def cutmix(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> 
     """
     _check(alpha, probability, per)
 
-    def keep(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
+    def own_share(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
         share, place = jax.random.split(key)
         # The kept share is counted from the box as cut off, not from λ.
         half = jnp.sqrt(1 - _beta(share, alpha, (count,))) / 2
@@ -75,7 +75,7 @@ def cutmix(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> 
         box = inside(y, height)[:, :, None] & inside(x, width)[:, None]
         return 1 - box.astype(jnp.float32)
 
-    return Mix('cutmix', probability, per, keep)
+    return Mix('cutmix', probability, per, own_share)
 
 
 def _check(alpha: float, probability: float, per: str):
@@ -116,7 +116,7 @@ def mix_batch(mixes: list[Mix], key: jax.Array, images: jax.Array, labels: jax.A
     kept, start = jnp.ones((count, 1, 1)), 0.0
     for mix, mix_key in zip(mixes, keys):
         happens = (start <= chance) & (chance < start + mix.probability)
-        kept = jnp.where(happens, mix.keep(mix_key, count, height, width), kept)
+        kept = jnp.where(happens, mix.own_share(mix_key, count, height, width), kept)
         start += mix.probability
     weight = jnp.broadcast_to(kept.mean((1, 2)), labels.shape)
     mixed = kept[..., None] * images + (1 - kept[..., None]) * images[partner]

@@ -124,8 +124,8 @@ def summarise(session: Session, progress: Progress, scored: Mapping[str, Scored]
 
 def _test_logits(session: Session, scored: Mapping[str, Scored]) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield (checkpoint, name of the images, logits) of all tests."""
-    for checkpoint, (_, _, logits) in scored.items():
-        yield from ((checkpoint, name, logits[name]) for name in session.tests)
+    for checkpoint, tested in scored.items():
+        yield from ((checkpoint, name, tested.logits[name]) for name in session.tests)
 
 
 def log(session: Session, progress: Progress, scored: Mapping[str, Scored], workdir: Path, logger):

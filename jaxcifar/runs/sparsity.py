@@ -52,8 +52,8 @@ def record(session: Session, workdir: Path, scored: Mapping[str, Scored], result
     if 'ternary' not in member_views(session.config):
         return
     rows: list[tuple] = []
-    for checkpoint, ((params, *_), *_) in scored.items():
-        counts = zeros(session.config, session.population, params)
+    for checkpoint, tested in scored.items():
+        counts = zeros(session.config, session.population, tested.weights.params)
         for member, layers in zip(results['members'], counts):
             for layer, (size, count) in layers.items():
                 rows.append((member['name'], checkpoint, layer, size, f'{count / size:.6g}'))
