@@ -71,11 +71,11 @@ def test_one_draw_chooses_between_mixes():
 def test_targets_average_what_both_labels_say():
     logits = jax.random.normal(jax.random.key(0), (8, 5))
     first, second, weight = LABELS % 5, (LABELS + 1) % 5, np.linspace(0, 1, 8, dtype=np.float32)
-    loss = Targets(first, second, weight).mean(lambda y: cross_entropy(logits, y, 0.1))
+    loss = Targets(first, second, weight).mixed(lambda y: cross_entropy(logits, y, 0.1))
     soft = weight[:, None] * np.eye(5)[first] + (1 - weight[:, None]) * np.eye(5)[second]
     soft = 0.9 * soft + 0.1 / 5
     np.testing.assert_allclose(loss, -(soft * jax.nn.log_softmax(logits)).sum(1), rtol=1e-5)
-    assert Targets(first).mean(lambda y: y) is first
+    assert Targets(first).mixed(lambda y: y) is first
 
 
 def test_erased_boxes_are_torchvisions():
