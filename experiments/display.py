@@ -5,6 +5,7 @@ import threading
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from experiments.sweep import Sweep
 
@@ -46,7 +47,7 @@ class Display:
             if self._live is not None:
                 shown = Table('run', 'state', box=None)
                 for row in self._states.items():
-                    shown.add_row(*row)
+                    shown.add_row(*map(Text, row))
                 self._live.update(shown)
 
     def _print(self, line: str):

@@ -9,7 +9,6 @@ a network on two CPU cores, and seed 1 first.
 experiments/mutual_table.py:short takes about half an hour on two CPU cores; it says what it shortens.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,8 @@ import numpy as np
 from experiments.run import Run, Sweep
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.machine.errors import lookup
+from jaxcifar.machine.files import write_arrays
+from jaxcifar.runs.resolve import data_root
 
 SEEDS = (1, 2, 3)
 ALONE = 'independent'
@@ -91,10 +92,12 @@ def small_cifar10(images: int = IMAGES) -> Path:
     path = Path('runs') / f'cifar10-16x16-{images}.npz'
     # Made once, and shared by all runs and by other tables.
     if not path.exists():
-        data = load_dataset('cifar10', os.environ.get('JAXCIFAR_DATA', 'data'))
+        data = load_dataset('cifar10', data_root())
         path.parent.mkdir(exist_ok=True)
         x_train, x_test = halved(np.asarray(data.x_train)[:images]), halved(np.asarray(data.x_test))
-        np.savez(path, x_train=x_train, y_train=data.y_train[:images], x_test=x_test, y_test=data.y_test)
+        labels = {'y_train': data.y_train[:images], 'y_test': data.y_test}
+        # Whole or not at all: another table may be making the same file.
+        write_arrays(path, {'x_train': x_train, 'x_test': x_test, **labels})
     return path
 
 

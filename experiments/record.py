@@ -10,6 +10,7 @@ Appends to experiments/results, each row with the command that gives its numbers
 
 import csv
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,8 @@ LONG_TAIL_COLUMNS = ('date', 'commit', 'device', 'dataset', 'images_sha256', 'sp
                      'epochs', 'weights', 'member', 'loss', *SCORES, 'temperature', 'nll_calibrated',
                      'ece_calibrated', 'area_balanced', 'area_worst', 'seconds', 'command')  # fmt: skip
 
-FOLDERS = ('workdir', 'init_from', 'resume_from', 'compile_cache')  # flags that name folders
+LOCAL = ('compile_cache', 'data.root', 'root')  # flags that name folders of a machine
+FOLDERS = ('workdir', 'init_from', 'resume_from', *LOCAL)  # flags that name folders
 
 
 class Finished(NamedTuple):
@@ -67,7 +69,7 @@ def read(workdir: Path) -> Finished:
     with open(workdir / 'timing.csv') as file:
         timing = list(csv.DictReader(file))
     session = run['sessions'][0]
-    return Finished(config, found, session, timing, command(session, workdir))
+    return Finished(config, found, session, timing, command(run['sessions'][-1], workdir))
 
 
 def command(session: dict, workdir: Path) -> str:
@@ -77,12 +79,12 @@ def command(session: dict, workdir: Path) -> str:
     `jaxcifar.train`.
     """
     words = shlex.split(session['command'])
-    starts = (i for i, word in enumerate(words) if word == 'jaxcifar.main' or Path(word).name == 'jaxcifar')
-    start = next(starts, None)
-    if start is None:
+    # Python's own flags come before the program, of which only two are ours.
+    start = next(i for i, word in enumerate([*words, '']) if i and not word.startswith('-'))
+    program, rest = Path(words[start]).name, iter(words[start + 1 :])
+    if program not in ('jaxcifar.main', 'jaxcifar'):
         return shlex.join(Path(word).name for word in words)
-    kept = ['python', '-m', 'jaxcifar.main'] if words[start] == 'jaxcifar.main' else ['jaxcifar']
-    rest = iter(words[start + 1 :])
+    kept = ['python', '-m', 'jaxcifar.main'] if program == 'jaxcifar.main' else ['jaxcifar']
     for word in rest:
         flag, equals, value = word.partition('=')
         field = flag.removeprefix('--').removeprefix('config.')
@@ -93,8 +95,8 @@ def command(session: dict, workdir: Path) -> str:
         if field == 'workdir':
             value = f'runs/{workdir.name}'
         # Runs that this one began from are kept as its neighbours, since that is what the sweep makes them.
-        value = value.replace(f'{workdir.parent}/', 'runs/')
-        if field != 'compile_cache':
+        value = re.sub(rf'(^|\+){re.escape(str(workdir.parent))}/', r'\1runs/', value)
+        if field not in LOCAL:
             kept += [f'{flag}={value}'] if equals else [flag, value]
     return shlex.join(kept)
 

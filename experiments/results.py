@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from jaxcifar.machine.errors import UserError
+
 FOLDER = Path(os.environ.get('JAXCIFAR_RESULTS') or Path(__file__).parent / 'results')
 ON_GPU = Path('/dev/nvidiactl').exists()  # known before jax starts
 clock = time.perf_counter if ON_GPU else time.process_time  # of a process that `pin` has run in
@@ -35,7 +37,7 @@ def write_rows(path: Path, rows: Sequence[dict], columns: Sequence[str] = ()):
     """Append rows to a CSV, which is begun with its columns where it is new or empty.
 
     columns: those of the file, in order, whatever else a row holds, and '' where it lacks one; without, the
-      keys of the first row. Raises `ValueError` where the file has others.
+      keys of the first row. Raises `UserError` where the file has others.
     """
     extra: Literal['ignore', 'raise'] = 'ignore' if columns else 'raise'
     columns = list(columns) or list(rows[0])
@@ -43,7 +45,7 @@ def write_rows(path: Path, rows: Sequence[dict], columns: Sequence[str] = ()):
     if not new:
         with path.open() as file:
             if next(csv.reader(file)) != columns:
-                raise ValueError(f'{path} has other columns than {",".join(columns)}: move it away first')
+                raise UserError(f'{path} has other columns than {",".join(columns)}: move it away first')
     # Appended, so that rows that are there are never rewritten.
     with path.open('a', newline='') as file:
         writer = csv.DictWriter(file, columns, extrasaction=extra, lineterminator='\n')

@@ -23,26 +23,18 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from experiments import record, resources, results, submit
+from experiments import sweep as sweeps
 from experiments.display import Display
 from experiments.resources import whole
-from experiments.sweep import (
-    Run,
-    Sweep,
-    has_ended,
-    is_finished,
-    load,
-    record_results,
-    score,
-    table,
-    take_changes,
-)
+from experiments.sweep import Run, Sweep, has_ended, is_finished, load, record_results, score, take_changes
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
 from jaxcifar.report import tables as report
 
 # What says how much of a GPU's memory a process takes, by its names in older and in newer versions of JAX.
 SHARES = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 'XLA_CLIENT_MEM_FRACTION'
-GPUS = [path.name.removeprefix('nvidia') for path in sorted(Path('/dev').glob('nvidia[0-9]*'))]
+# CUDA counts what it sees from 0, whatever the numbers of the files.
+GPUS = [str(i) for i, _ in enumerate(Path('/dev').glob('nvidia[0-9]*'))]
 
 
 class Runner:
@@ -164,7 +156,7 @@ def write_results(sweep: Sweep, folder: Path):
     """Write FOLDER/results.csv and FOLDER/report of the finished runs, and print the table."""
     workdirs = [folder / run.name for run in sweep.runs if is_finished(run, folder)]
     rows = [{'run': workdir.name, **row} for workdir in workdirs for row in record.rows(workdir)]
-    lines = table(sweep, folder)
+    lines = sweeps.table(sweep, folder)
     (folder / 'results.csv').unlink(missing_ok=True)
     results.write_rows(folder / 'results.csv', rows, ['run', *record.COLUMNS])
     (folder / 'table.md').write_text('\n'.join(lines) + '\n')

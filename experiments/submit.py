@@ -50,7 +50,8 @@ def submit(sweep: Sweep, folder: Path, args: argparse.Namespace):
         return
     if shutil.which('sbatch') is None:
         raise UserError(
-            f'expected sbatch on this machine, got none: on the cluster, bash {place / "submit.sh"} submits'
+            'expected sbatch on this machine, got none: on the cluster, submit with bash '
+            f'{shlex.quote(str(place / "submit.sh"))}'
         )
     # sbatch's own check comes for all jobs before any is in the queue.
     for name in scripts:

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import record
 from jaxcifar.config.fields import get_config
-from jaxcifar.config.members import network_of
+from jaxcifar.config.members import network_of, titled
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError, lookup, unknown
 from jaxcifar.machine.files import read_json, reading, write_json
@@ -126,7 +126,7 @@ def is_finished(run: Run, folder: Path) -> bool:
     if not path.exists():
         return False
     with reading(path):
-        return json.loads(path.read_bytes()) == run.arguments(folder)
+        return _anywhere(json.loads(path.read_bytes())) == _anywhere(run.arguments(folder))
 
 
 def has_ended(run: Run, folder: Path) -> bool:
@@ -134,10 +134,20 @@ def has_ended(run: Run, folder: Path) -> bool:
     workdir, arguments = folder / run.name, run.arguments(folder)
     results, config = workdir / 'results.json', workdir / 'config.json'
     # A session writes its config first and its results last.
-    if not results.exists() or results.stat().st_mtime_ns < config.stat().st_mtime_ns:
+    if not (results.exists() and config.exists() and (workdir / 'run.json').exists()):
+        return False
+    if results.stat().st_mtime_ns < config.stat().st_mtime_ns:
         return False
     command = read_json(workdir / 'run.json')['sessions'][-1]['command']
-    return shlex.split(command)[-len(arguments) :] == arguments
+    return _anywhere(shlex.split(command)[-len(arguments) :]) == _anywhere(arguments)
+
+
+def _anywhere(arguments: list[str]) -> list[str]:
+    """Return a run's arguments with {folder} for the sweep's folder, however that was spelt."""
+    if '--workdir' not in arguments[:-1]:
+        return arguments
+    workdir = Path(arguments[arguments.index('--workdir') + 1])
+    return [re.sub(rf'(?<![\w/.-]){re.escape(str(workdir.parent))}(?=/)', '{folder}', a) for a in arguments]
 
 
 def record_results(run: Run, folder: Path):
@@ -176,7 +186,9 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
         weights = weights_that_count(results)
         of_network: dict[str, list[float]] = {}
         for member in results['members']:
-            network = ' '.join([network_of(member['name']), *filter(None, [member.get('view')])])
+            # Members that differ by design have lines of their own: they are no seeds of one another.
+            kinds = filter(None, (member.get(kind) for kind in ('loss', 'view')))
+            network = titled(network_of(member['name']), kinds, member.get('numbers') or {})
             of_network.setdefault(network, []).append(100 * member[weights]['test']['accuracy'])
         for network, values in of_network.items():
             nodes.setdefault((run.row, network), []).extend(values)
@@ -195,7 +207,7 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
         spread = f' ± {np.std(values, ddof=1):.2f}' if len(values) > 1 else ''
         lowest, highest = min(nodes[row, network]), max(nodes[row, network])
         several = len(nodes[row, network]) > 1
-        base = seeds.get((sweep.baseline, network))
+        base = seeds.get((sweep.baseline, network)) or seeds.get((sweep.baseline, network.split()[0]))
         better = f'{np.mean(values) - np.mean(base):+.2f}' if base and row != sweep.baseline else ''
         together = f'{np.mean(ensembles[row, network]):.2f}' if (row, network) in ensembles else ''
         lines.append(

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.config import saved
-from jaxcifar.machine.command import command_parser, run_command
+from jaxcifar.machine.command import command_line_for, command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading, write_json
 from jaxcifar.report.long_tail import RISKS, rejection_table
@@ -29,7 +29,6 @@ from jaxcifar.runs.metrics import class_groups, log_probabilities, mean_of_proba
 FILE = 'rejection.json'
 PARTS = ('test', 'test_lt')
 TAIL = 20  # training images of a tail class, at most
-CALIBRATE = 'python -m jaxcifar.calibrate --workdir'
 POINTS = np.linspace(0.01, 1, 100)  # coverages at which curves are kept
 
 
@@ -127,7 +126,7 @@ def reject(workdir: Path, samples: int = 1000) -> dict:
     calibration = read_json(workdir / 'calibration.json')
     if calibration is None:
         raise UserError(f'{workdir} has no calibration.json: {_remedy(workdir)}')
-    remedy = f'make it again with {CALIBRATE} {workdir}'
+    remedy = f'make it again with {command_line_for("calibrate", workdir)}'
     with reading(workdir / 'calibration.json', remedy):
         # The chosen weights are first in the file.
         which, report = next(iter(calibration['weights'].items()))
@@ -174,7 +173,7 @@ def _remedy(workdir: Path) -> str:
         return f'rejection is for long tails, and this is a run of split={split}'
     if not (workdir / 'results.json').exists():
         return 'the run is not finished; the end of its training calibrates it'
-    return f'make it with {CALIBRATE} {workdir}'
+    return f'make it with {command_line_for("calibrate", workdir)}'
 
 
 def main():

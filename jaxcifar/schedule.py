@@ -5,7 +5,9 @@ Members with rates of their own have a line each, and so have the parts of a fus
 takes: --config.FIELD=VALUE, or in short jaxcifar schedule CONFIG --FIELD VALUE. Only labels are read.
 """
 
+import copy
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -40,7 +42,12 @@ class Schedule:
     def __init__(self, config: ConfigDict):
         """Count the steps as on one device: the shape of a last, shorter batch may differ on several."""
         self.config, dataset = config, labels_only(config)
-        order = Order(config, make_split(dataset, config).train, config.optimizer.accumulate)
+        # A long tail keeps index files. Those of labels without pixels must not be taken for a data set's.
+        with tempfile.TemporaryDirectory() as root:
+            apart = copy.deepcopy(config)
+            apart.data.root = root
+            split = make_split(dataset, apart)
+        order = Order(config, split.train, config.optimizer.accumulate)
         self.epoch_steps = order.steps_per_epoch
         self.total = config.epochs * self.epoch_steps
         self._rates = jax.jit(jax.vmap(make_learning_rates(config, self.epoch_steps)))

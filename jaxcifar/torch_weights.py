@@ -70,7 +70,7 @@ def _write_workdir(workdir: Path, session: Session, weights: Weights):
     workdirs.record(workdir, config, session.dataset, weights.params)
 
 
-def export_weights(workdir: Path, path: Path, member: int | None = None, checkpoint: str | None = None):
+def export_weights(workdir: Path, path: Path, member: str | int | None = None, checkpoint: str | None = None):
     """Write one member's weights as a state_dict; `checkpoint` is best, last or a step, as in evaluation.
 
     They are those that its network sees: of a ternary one the ternary ones, not the floats behind them.
@@ -82,14 +82,13 @@ def export_weights(workdir: Path, path: Path, member: int | None = None, checkpo
         raise UserError('a state_dict has no temperature: use jaxcifar.export, or --checkpoint best')
     trained = open_trained(workdir, checkpoint)
     # A state_dict holds one network, so that several members need a choice.
-    ids = list(trained.config.member_ids)
-    if member is None and len(ids) == 1:
-        member = ids[0]
-    if member not in ids:
-        raise UserError(
-            f'{workdir} has {", ".join(member_names(trained.config))}: choose by --member, one of {ids}'
-        )
-    state = to_torch(trained.members()[ids.index(member)])
+    ids, names = trained.config.member_ids, member_names(trained.config)
+    chosen = [k for k, name in enumerate(names) if str(member) in (str(ids[k]), name)]
+    if member is None and len(names) == 1:
+        chosen = [0]
+    if not chosen:
+        raise UserError(f'{workdir} has {", ".join(names)}: choose by --member, one of {list(ids)}')
+    state = to_torch(trained.members()[chosen[0]])
     write_atomically(path, lambda file: torch.save(state, file))
 
 
@@ -107,7 +106,7 @@ def main():
     into.add_argument('--optimizer', default='sgd', help='of the training that will go on from it (sgd)')
     out = parser.add_argument_group('out of a workdir')
     out.add_argument('--to', type=Path, metavar='FILE.pth', help='the file to write')
-    out.add_argument('--member', type=int, metavar='K', help='which of several')
+    out.add_argument('--member', metavar='K', help='which of several, by its id or name')
     out.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
     args = parser.parse_args()
     if (args.file is None) == (args.to is None):

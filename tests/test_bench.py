@@ -127,6 +127,21 @@ def test_one_after_another_in_two_passes(bench, monkeypatch, tmp_path):
     for measured in times.values():
         assert len(measured.readings) == 2 * compare.ROUNDS
         assert measured.report['compile_seconds'] == 9  # of the first pass
+    # What the first pass has measured is kept where no time is left for the second.
+    now = [0.0]
+
+    def take(job, group, *_):
+        now[0] += 9
+        for way, times in group.items():
+            times.readings.append({})
+            yield way
+
+    monkeypatch.setattr(compare, 'take_group', take)
+    monkeypatch.setattr(compare.time, 'monotonic', lambda: now[0])
+    late = compare.Plan(3, compare.ROUNDS, compare.SECONDS, until=20)
+    assert [(way, len(times.readings)) for way, times in compare.measure(job, ['a', 'b'], late)] == [
+        ('a', 1), ('b', 1)
+    ]  # fmt: skip
 
 
 def test_a_worker_knows_the_peak_of_its_memory(tmp_path):

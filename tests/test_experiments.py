@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def finished(folder, experiment, coupling, scores, ensemble):
         (workdir / f'{name}.json').write_text(json.dumps(content))
 
 
-def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path):
+def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path, monkeypatch):
     alone, first, second, other = (
         run.Run(name, row, 'c.py', {}) for name, row in
         (('alone', 'alone'), ('a', 'mutual'), ('b', 'mutual'), ('c', 'more'))
@@ -147,7 +148,7 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path):
     finished(tmp_path, second, 'mutual', {'0_x': 0.74, '1_y': 0.67}, 0.78)
     finished(tmp_path, other, 'mutual', {'0_x': 0.70}, 0.7)
     (tmp_path / 'c' / 'kept.json').unlink()  # it was stopped before its numbers were kept
-    lines = run.table(run.Sweep('Title', [alone, first, second, other], 'alone'), tmp_path)
+    lines = sweep.table(run.Sweep('Title', [alone, first, second, other], 'alone'), tmp_path)
     assert lines[4:] == [
         '| alone | x | 2 | 71.00 ± 1.41 | 70.00 to 72.00 | 75.00 |  |',
         '| alone | y | 1 | 60.00 |  | 75.00 |  |',
@@ -157,10 +158,22 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path):
     # Experts that each saw other images are no seeds of one another.
     path = tmp_path / 'alone' / 'results.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | {'own_images': True}))
-    lines = run.table(run.Sweep('Title', [alone]), tmp_path)
+    lines = sweep.table(run.Sweep('Title', [alone]), tmp_path)
     assert lines[4] == '| alone | x | 1 | 71.00 | 70.00 to 72.00 | 75.00 |  |'
     longer = alone._replace(changes={'epochs': 9})
     assert run.is_finished(alone, tmp_path) and not run.is_finished(longer, tmp_path)
+    # The spelling of the folder does not matter.
+    monkeypatch.chdir(tmp_path.parent)
+    assert run.is_finished(alone, Path(tmp_path.name))
+    # Members that differ by design are no seeds of one another, and compare with the plain network.
+    results = json.loads(path.read_text()) | {'own_images': False}
+    for member, view, lr in zip(results['members'], ('ternary', 'ternary', ''), (0.1, 0.2, 0.3)):
+        member |= {'view': view, 'numbers': {'optimizer.lr': lr}}
+    (tmp_path / 'b' / 'results.json').write_text(json.dumps(results))
+    lines = sweep.table(run.Sweep('Title', [first, second], 'mutual'), tmp_path)
+    assert '| mutual | x ternary lr=0.1 | 1 | 70.00 |  | 75.00 |  |' in lines
+    lines = sweep.table(run.Sweep('Title', [first, second._replace(row='b')], 'mutual'), tmp_path)
+    assert '| b | x ternary lr=0.1 | 1 | 70.00 |  | 75.00 | -1.00 |' in lines
 
 
 @pytest.mark.parametrize(('argument', 'epochs', 'nodes'), [
@@ -279,7 +292,13 @@ def test_a_kept_command_names_no_folder_of_this_machine(tmp_path):
     words += f' --init_from {tmp_path}/a'
     kept = 'jaxcifar train quickstart --epochs 3 --workdir=runs/fused --init_from runs/a'
     assert record.command({'command': words}, workdir) == kept
-    assert record.command({'command': f'/usr/bin/python3 {tmp_path}/mine.py'}, workdir) == 'python3 mine.py'
+    words = f'/usr/bin/python3 {tmp_path}/mine.py --like jaxcifar.main --in {tmp_path}/jaxcifar --lr 3'
+    assert record.command({'command': words}, workdir).startswith('python3 mine.py --like jaxcifar.main')
+    words = (
+        'python3 -m jaxcifar.main --workdir q --config.init_from=../experts+./a --config.data.root=/home/me'
+    )
+    kept = 'python -m jaxcifar.main --workdir runs/q --config.init_from=../experts+runs/a'
+    assert record.command({'command': words}, Path('q')) == kept
 
 
 def test_zeros_of_each_layer_are_kept(monkeypatch, tmp_path):

@@ -170,7 +170,7 @@ def test_a_packed_file_that_is_not_whole_is_refused(packed_path, tmp_path):
         broken.write_bytes(start + header + rest)
         with pytest.raises(UserError, match=f'damaged: what it says of its tensors .*{words}'):
             jaxcifar.load(broken)
-    with pytest.raises(UserError, match='no kernel is ternary'):
+    with pytest.raises(UserError, match=r'no kernel of .* is ternary'):
         packed_file.write(tmp_path / 'dense', {}, build('resnet8', 4).init((0, 0)))
 
 
@@ -202,11 +202,17 @@ def test_a_release_is_a_function_in_one_line(workdir, dataset, small_npz, tmp_pa
     assert [m['value'] for m in result['metrics']] == pytest.approx(expected, abs=1e-4)
     assert card.startswith('# resnet8 for small.npz\n')
     assert f'Test accuracy {100 * results["mean"]["best"]["accuracy"]:.2f} ± ' in card
+    mine = tmp_path / 'mine'
+    mine.mkdir()
+    for name, text in ('thesis.tex', ''), ('SHA256SUMS', 'e3b0  thesis.tex\n\n'):
+        (mine / name).write_text(text)
     for words, call in {
         r'expected a member of .* \(all, 0_resnet8.*\), got 7': lambda: jaxcifar.load(folder, 7),
         'got .*absent: no such path': lambda: jaxcifar.load(tmp_path / 'absent'),
         r'expected images as uint8 \[B,8,8,3\], got float32': lambda: model(dataset.x_test / np.float32(255)),
         'holds other files': lambda: export.export(workdir, 'release', workdir),
+        r'holds other files \(SHA256SUMS\)': lambda: export.export(workdir, 'release', mine),
+        'got the file .*thesis': lambda: export.export(workdir, 'release', mine / 'thesis.tex'),
         '--bits is not for': lambda: export.export(workdir, 'release', bits=2),
         "unknown format 'onix'": lambda: export.export(workdir, 'onix'),
     }.items():

@@ -182,7 +182,7 @@ def test_without_slurm_only_the_scripts_are_written(submit, monkeypatch, capsys)
     assert 'in one turn 240 GPU hours in all' in capsys.readouterr().out
     assert '#SBATCH --gres' not in (folder / 'slurm' / 'results.sbatch').read_text()
     monkeypatch.setenv('PATH', str(folder))
-    with pytest.raises(UserError, match=r'expected sbatch .*, got none: on the cluster, bash .*submit\.sh'):
+    with pytest.raises(UserError, match=r'expected sbatch .*: on the cluster, submit with bash .*submit\.sh'):
         submit()
 
 
@@ -248,7 +248,7 @@ def test_paths_and_values_are_quoted_wherever_a_shell_reads_them(pack, tmp_path,
 
 def test_a_local_dry_run_lists_the_commands_and_makes_nothing(submit, tmp_path, monkeypatch, capsys):
     folder = tmp_path / 'runs'
-    with pytest.raises(UserError, match=r'expected sbatch .*, got none: on the cluster, bash .*submit\.sh'):
+    with pytest.raises(UserError, match=r'expected sbatch .*: on the cluster, submit with bash .*submit\.sh'):
         monkeypatch.setenv('PATH', str(tmp_path))
         submit()
     capsys.readouterr()

@@ -98,6 +98,10 @@ def measure(job: Job, ways: list[str], plan: Plan) -> Iterator[tuple[str, Measur
                 going = {way: measured[way] for way in group if not measured[way].failed}
                 if start + longest > plan.until:
                     print(f'no time is left for {", ".join(going)}', flush=True)
+                    # What earlier passes have measured is kept.
+                    yield from [(way, times) for way, times in going.items() if times.readings]
+                    for way in group:
+                        measured[way].failed = measured[way].failed or 'no time was left'
                     continue
                 for way in take_group(job, going, Path(folder), plan):
                     if number == plan.passes - 1 or measured[way].failed:

@@ -15,6 +15,8 @@ import numpy as np
 
 from experiments import results
 from experiments.bench.turns import Turn, clock, take_turns
+from jaxcifar.config import saved
+from jaxcifar.config.fields import get_config
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.engine.quantize import dequantize, twn
 from jaxcifar.export.classifier import Classifier
@@ -38,6 +40,7 @@ def member(network: str, form: str) -> Portable:
         'image_size': 32,
         'mean': mean,
         'std': std,
+        'config': saved.to_dict(get_config()),
     }
     variables = build(network, 10).init((0, 0))
     # Norms and biases stay float32.

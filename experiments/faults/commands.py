@@ -24,8 +24,8 @@ OF_PATHS = (
     'report {run} {path}',
     'calibrate --workdir {path}',
     'reject --workdir {path}',
-    'torch_weights {path}',
-    'torch_weights --workdir {path} out.pth',
+    'torch_weights {path} --workdir new',
+    'torch_weights --workdir {path} --to out.pth',
     'preview --config {path}',
 )
 OF_WORDS = (
@@ -45,8 +45,8 @@ OF_WORDS = (
     'export --workdir {run} --format onnx --bits {word}',
     'export --workdir {run} --format release --checkpoint {word}',
     'reject --workdir {tail} --samples {word}',
-    'torch_weights --workdir {run} out.pth --member {word}',
-    'torch_weights {run} --network {word}',
+    'torch_weights --workdir {run} --to out.pth --member {word}',
+    'torch_weights {run} --workdir new --network {word}',
     'preview --config base --{word}',
     'preview --config base:{word}',
     'schedule {word}',

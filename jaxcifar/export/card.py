@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 import jaxcifar
 from jaxcifar.config import saved
+from jaxcifar.config.members import alone, member_names
 from jaxcifar.config.values import flatten
 from jaxcifar.export import hub
 from jaxcifar.formats.portable import HEAD, FusedHead, Portable
@@ -35,9 +36,12 @@ def make_card(
 ) -> dict:
     """Return the card of members of a run and the `files` that they went to, as `write` describes them."""
     # The sources: config.json, run.json and results.json of the workdir.
-    config = saved.load(workdir / 'config.json')
-    fields, results = flatten(saved.to_dict(config)), _results(workdir)
+    config, results = saved.load(workdir / 'config.json'), _results(workdir)
     names = [member.about['name'] for member in members]
+    # One of several members is described as the run of it alone.
+    several = member_names(config)
+    own = alone(config, several.index(names[0])) if len(names) < len(several) else config
+    fields = flatten(saved.to_dict(own))
     with reading(workdir / 'results.json', 'delete it, and continue the run to have it made again'):
         # Older results do not say how many images a member saw.
         counts = {m['name']: m.get('train_images') for m in results['members']} if results else {}

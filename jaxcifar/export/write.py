@@ -177,10 +177,13 @@ def export(
 
 def _check_free(folder: Path):
     """Raise `UserError` where there is anything but an export."""
-    # An export lists its own files, so that only those are ever deleted.
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f'expected a folder for the export, got the file {folder}: choose a new --output')
+    # An export lists its own files, its card among them, so that only those are ever deleted.
     sums = folder / SUMS
-    names = [line.split()[-1] for line in sums.read_text().split('\n') if line] if sums.exists() else []
-    others = {path.name for path in folder.glob('*')} - {SUMS, *names}
+    lines = sums.read_text(errors='replace').splitlines() if sums.is_file() else []
+    listed = {line.split()[-1] for line in lines if line.strip()}
+    others = {path.name for path in folder.glob('*')} - ({SUMS, *listed} if CARD in listed else set())
     if others:
         raise UserError(f'{folder} holds other files ({sorted(others)[0]}): choose a new --output')
 

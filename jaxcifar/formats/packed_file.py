@@ -87,7 +87,8 @@ def write(path: Path, about: dict, variables: dict, how: str = 'trits', rest: st
             tensors.append([name, leaf.shape, rest])
     if not any(kind == how for _, _, kind, *_ in tensors):
         raise UserError(
-            'no kernel is ternary: this run has another view; use --format safetensors or release'
+            f'no kernel of {about.get("name", "this network")} is ternary: use --format safetensors or '
+            'release, or --member of one that is'
         )
     # Tensors have no offsets: their order, shapes and kinds say where each one lies.
     header = {'about': about, 'rest': rest, 'folded': fold, 'tensors': tensors}

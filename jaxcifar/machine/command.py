@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import inspect
 import io
 import os
 import re
@@ -138,7 +139,22 @@ def run_words(main: Callable):
     """Call `run_command` for a main that takes the command line's words; --help prints its file's text."""
     if not asked_for_help(sys.modules['__main__'].__doc__):
         restart_in_huge_pages()  # what is measured is a step as it is in training
-        run_command(lambda: main(*sys.argv[1:]))
+        run_command(lambda: _call(main, sys.argv[1:]))
+
+
+def _call(main: Callable, words: list[str]):
+    """Call `main` with words; `UserError` for too many of them, and where one should be a number."""
+    try:
+        inspect.signature(main).bind(*words)
+    except TypeError:
+        wanted = ' '.join(inspect.signature(main).parameters)
+        raise UserError(f'expected at most the words {wanted}, got {" ".join(words)}: see --help') from None
+    try:
+        main(*words)
+    except ValueError as error:
+        if not str(error).startswith(('invalid literal for int()', 'could not convert string to float')):
+            raise
+        raise UserError(f'expected a number, got {str(error).rpartition(": ")[2]}: see --help') from None
 
 
 def _hook(fault):

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jaxcifar.config import saved
 from jaxcifar.config.fields import get_config
 from jaxcifar.data.cifar import CIFAR
-from jaxcifar.data.datasets import Dataset
+from jaxcifar.data.datasets import Dataset, without_images
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import Weights
 from jaxcifar.formats import foreign, portable
@@ -25,7 +25,7 @@ from jaxcifar.formats.portable import FusedHead, Portable
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import reading
-from jaxcifar.models import build
+from jaxcifar.models import build, has_choice
 from jaxcifar.runs import resolve, shipped_networks, workdirs
 from jaxcifar.runs.released import portable_head, portable_member
 from jaxcifar.runs.session import Session, load_images, prepare
@@ -171,7 +171,7 @@ class TrainedExport(Trained):
         super().__init__(path, portable.config_of(path, self._members))
         self.config.dataset = dataset or self.config.dataset
         about = self._members[0].about
-        self.described = _without_images(self.config.dataset, *(about[name] for name in portable.OF_DATA))
+        self.described = without_images(self.config.dataset, *(about[name] for name in portable.OF_DATA))
 
     def restore(self, population: Population) -> Restored:
         weights = assemble(population, *portable.dense(self._members), self._head and self._head.params)
@@ -205,9 +205,13 @@ class TrainedFile(Trained):
         changes: Mapping | None = None,
     ):
         weights = foreign.read(path)
-        if network is None:
-            network, options = weights.network()
-        options, classes = dict(options or {}), weights.classes() or 10
+        network, found = (network, {}) if network else weights.network()
+        classes = weights.classes() or 10
+        # Stems of the same shapes, as MobileNetV2's, are told apart by the data set alone.
+        if (dataset or '').startswith('imagenet:') and has_choice(network, 'stem'):
+            shapes, large = build(network, classes, **found).shapes(), {**found, 'stem': 'imagenet'}
+            found = large if build(network, classes, **large).shapes() == shapes else found
+        options = {**found, **(options or {})}
         self._variables = weights.fit(build(network, classes, **options).shapes(), network)
         dataset = dataset or BY_CLASSES.get(classes)
         if dataset is None:
@@ -230,7 +234,7 @@ class TrainedFile(Trained):
             return self.with_images().dataset
         # CIFAR's numbers are known, so that naming classes needs no download.
         names, mean, std = CIFAR[self.config.dataset]
-        return _without_images(self.config.dataset, names.split(), 32, mean, std)
+        return without_images(self.config.dataset, names.split(), 32, mean, std)
 
     def restore(self, population: Population) -> Restored:
         weights = assemble(population, [self._variables['params']], [self._variables['batch_stats']])
@@ -243,8 +247,3 @@ class TrainedFile(Trained):
                 'name another --dataset'
             )
         return dataset
-
-
-def _without_images(name: str, classes, image_size: int, mean, std) -> Dataset:
-    images, labels = np.empty((0, image_size, image_size, 3), np.uint8), np.empty(0, int)
-    return Dataset(name, images, labels, images, labels, tuple(classes), tuple(mean), tuple(std))

@@ -11,13 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import jax
-import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
 from jaxcifar.config.values import flatten
-from jaxcifar.data.datasets import Dataset, is_streamed
+from jaxcifar.data.datasets import Dataset, is_streamed, without_images
 from jaxcifar.data.splits import Split
 from jaxcifar.data.vision import READING
 from jaxcifar.formats.portable import check_data
@@ -57,11 +56,8 @@ def described(workdir: Path) -> Dataset:
     with reading(path):
         check_data(about)
         # No image is needed for a network, and so the data may be gone.
-        shape = 0, about['image_size'], about['image_size'], 3
-        images, labels = np.empty(shape, np.uint8), np.empty(0, int)
-        mean, std = (tuple(map(float, about[name])) for name in ('mean', 'std'))
-        classes = tuple(map(str, about['classes']))
-    return Dataset(about['name'], images, labels, images, labels, classes, mean, std)
+        mean, std = (map(float, about[name]) for name in ('mean', 'std'))
+        return without_images(about['name'], map(str, about['classes']), about['image_size'], mean, std)
 
 
 def as_begun(workdir: Path, session: Session, remedy: str = 'choose a new --workdir') -> Session:
@@ -118,11 +114,18 @@ def check_same_images(workdir: Path, other: Path):
     """Raise `UserError` where two runs are known to have been tested on different images."""
     places = [place for place in (workdir, other) if place.is_dir()]  # a file of weights has no images
     sums = {(read_json(place / DATASET) or {}).get('sha256') for place in places} - {None}
-    if len(sums) > 1:
+    configs = [read_json(place / CONFIG) or {} for place in places]
+    if len(sums) > 1 or len({_test_images(config) for config in configs}) > 1:
         raise UserError(
             f'expected a run on the images of {workdir}, got {other}, which was tested on others: '
             'name one of the same data set, or leave it out'
         )
+
+
+def _test_images(config: dict) -> tuple:
+    """Return what decides which test images a config has: only six-part long tails leave some out."""
+    tail = config.get('long_tail') if config.get('split') == 'long_tail' else None
+    return (tail.get('imbalance'), tail.get('seed')) if isinstance(tail, dict) else ()
 
 
 def _refuse_unless(same: bool, path: Path, what: str):
