@@ -18,6 +18,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -33,6 +34,8 @@ from experiments.gpu_steps import STEPS
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import Preempted, UserError, lookup
 
+NATIVE = re.compile(r'[IWEF]\d{4} |\d{4}-\d\d-\d\d .*: [IWEF] |===|external/')  # lines of XLA's C++
+LAST_LINES = 15  # of a log that are shown where a step fails
 SAVE_SECONDS = 30  # between asking a step to leave and making it
 KEPT = ('config.json', 'results.json', 'run.json', 'metrics.csv', 'timing.csv', 'dataset.json',
         'calibration.json', 'row.json')  # of a run, in the archive  # fmt: skip
@@ -73,8 +76,11 @@ class Loan:
             if status is None:
                 raise Preempted(f'{name} was stopped in time; the same command goes on there')
             if status:
-                lines = (self.logs / f'{name}.log').read_text(errors='replace').strip().splitlines()
-                raise UserError(f'{name} failed with exit status {status}: {(lines or [""])[-1][:200]}')
+                lines = (self.logs / f'{name}.log').read_text(errors='replace').splitlines()
+                # What XLA's C++ says after a fault must not hide it.
+                said = [line for line in lines if line.strip() and not NATIVE.match(line)][-LAST_LINES:]
+                print(*said, sep='\n', flush=True)
+                raise UserError(f'{name} failed with exit status {status}: {(said or [""])[-1][:200]}')
         row = {**results.here(self.device), 'step': name, 'seconds': f'{time.monotonic() - start:.0f}'}
         results.append('on_gpu', [row])
         self.pack()  # the row of the last step is in the archive, too
@@ -82,6 +88,9 @@ class Loan:
     def _run(self, name: str, words: list[str], until: float) -> int | None:
         """Return a command's exit status; None where it had to leave at `until`."""
         environment = {'JAXCIFAR_DATA': str(self.data), 'JAXCIFAR_RESULTS': str(results.FOLDER)}
+        # What one step has compiled and tuned serves the next; a benchmark's workers have their own.
+        cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(self.workdir / 'compiled')
+        environment |= {'JAX_COMPILATION_CACHE_DIR': cache}
         with open(self.logs / f'{name}.log', 'ab') as log:
             # In a group, so that what the command starts can be asked to leave with it.
             process = subprocess.Popen(
@@ -95,14 +104,14 @@ class Loan:
             return process.poll()
         finally:
             end(process)
-            self.pack()
+            self.pack(anyway=True)
 
-    def pack(self):
-        """Write OUT/on_gpu.zip anew where a row has come since it was written."""
+    def pack(self, anyway: bool = False):
+        """Write OUT/on_gpu.zip anew where a row has come since it was written, or anyway."""
         # The archive is replaced, never changed: whenever the machine is taken back, it is whole.
         rows = sorted(results.FOLDER.glob('*.csv'))
         newest = max((path.stat().st_mtime for path in rows), default=0.0)
-        if newest <= self._packed:
+        if newest <= self._packed and not anyway:
             return
         # Small files only: a loan gives few megabytes back.
         files = [*rows, *self.logs.glob('*.log')]

@@ -17,8 +17,10 @@ from jaxcifar.evaluate import evaluate, improve_on
 from jaxcifar.export.write import export
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.profile import Compiled
 from jaxcifar.machine.versions import git_commit
 from jaxcifar.predict import predict
+from jaxcifar.runs.console import Clock
 from jaxcifar.runs.first_batch import visible
 from tests.conftest import small_config
 from tests.processes import finish
@@ -235,6 +237,24 @@ def test_nothing_is_fetched_from_the_devices_within_an_epoch(loader, config, tmp
         train(config, tmp_path / str(batch))
         counts.append(len(fetches))
     assert counts[0] == counts[1] > 0
+
+
+def test_the_seconds_of_an_epoch_end_when_its_last_step_does(config, tmp_path, monkeypatch):
+    step, stop, states, ended = Compiled.__call__, Clock.stop, [], []
+
+    def take(compiled, state, batch):
+        states[:] = [step(compiled, state, batch)]
+        return states[0]
+
+    def end(clock):
+        ended.append(all(leaf.is_ready() for leaf in jax.tree.leaves(states[0][0].sums)))
+        return stop(clock)
+
+    monkeypatch.setattr(Compiled, '__call__', take)
+    monkeypatch.setattr(Clock, 'stop', end)
+    config.network, config.epochs = 'resnet20', 2
+    train(config, tmp_path)
+    assert ended == [True, True]
 
 
 def test_test_set_selection_is_said_in_every_log(config, tmp_path, capsys):

@@ -58,11 +58,15 @@ def start_up(names: list[str]):
 
 def chosen_ways(patterns: str) -> list[str]:
     """Return the ways that one of these names or patterns, joined by commas, fits."""
-    wanted = patterns.split(',')
-    ways = [way for way in compare.WAYS if any(fnmatchcase(way, pattern) for pattern in wanted)]
-    if not ways:
-        raise UserError(f'expected ways of {", ".join(compare.WAYS)}, or patterns as torch*; got {patterns}')
-    return ways
+    ways: dict[str, None] = {}
+    for pattern in patterns.split(','):
+        fitting = [way for way in compare.WAYS if fnmatchcase(way, pattern)]
+        if not fitting:
+            raise UserError(
+                f'expected ways of {", ".join(compare.WAYS)}, or patterns as torch*; got {pattern}'
+            )
+        ways |= dict.fromkeys(fitting)
+    return list(ways)
 
 
 def parse() -> argparse.Namespace:

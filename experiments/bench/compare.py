@@ -47,6 +47,7 @@ def torch_ways() -> dict[str, tuple[str, dict[str, Any]]]:
 
 ON_GPU_ALONE: dict[str, dict[str, Any]] = {
     '16 a call': {'steps_per_call': 16},
+    'recorded 1 a call': {'recorded': True, 'steps_per_call': 1},
     'recorded': {'recorded': True},
     'recorded 16 a call': {'recorded': True, 'steps_per_call': 16},
 }
@@ -123,6 +124,9 @@ def take_group(job: Job, group: dict[str, Measured], folder: Path, plan: Plan) -
             try:  # before the next is started, which would slow its compiler
                 measured.report = worker.answer() | measured.report
             except WorkerError as error:
+                if limit is not None and limit < PATIENCE and worker.is_late:
+                    print(f'no time is left for {way}', flush=True)  # no fault of its own
+                    continue
                 measured.failed = str(error)
                 yield way
             else:
@@ -153,7 +157,10 @@ def rows_of(job: Job, ways: list[str], plan: Plan) -> list[dict[str, str]]:
     print(f'{job.network}, batch {job.batch} …', flush=True)
     common = {**job.here, 'jax': version('jax'), 'torch': version('torch')}
     common |= {'network': job.network, 'batch': job.batch}
-    flops = float('nan')
+    # An image's FLOPs are those of a row that is there, until one of ours says them.
+    known_rows = (row for row in rows if row['share_of_peak'] and row['images_per_second'])
+    flops = next((job.batch * job.peak * float(row['share_of_peak']) / float(row['images_per_second'])
+                  for row in known_rows), float('nan'))  # fmt: skip
     for way, measured in measure(job, missing, plan):
         flops = measured.report.get('flops', flops)  # ours come first, and know it for all
         row = common | to_row(way, measured, flops / job.batch, job.peak)

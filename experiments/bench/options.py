@@ -61,6 +61,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         'deterministic, autotuned': {'xla_gpu_exclude_nondeterministic_ops': 'True'},
         'convolutions in fusions': {'xla_gpu_experimental_enable_conv_fusion': 'True'},
         'convolutions recorded': {'xla_gpu_enable_command_buffer': f'{RECORDED},CONVOLUTION'},
+        '1 step a call, all recorded': {'steps_per_call': 1, **ALL},
+        'all recorded, unrolled': {**ALL, 'xla_gpu_command_buffer_unroll_loops': 'True'},
         'all recorded': ALL,
         'all recorded, concurrent': CONCURRENT,
         '4 members, all recorded, concurrent': {'members': 4, **CONCURRENT},

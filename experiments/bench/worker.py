@@ -53,7 +53,7 @@ class Worker:
     """
 
     def __init__(self, make: str, folder: Path, limit: float | None = None, **arguments):
-        self._limit = limit
+        self._limit, self.is_late = limit, False
         # A GPU's memory is taken as it is needed, so that the peak tells what was.
         environment = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **memory.huge_page_environment()}
         environment |= {'JAX_COMPILATION_CACHE_DIR': f'{folder}/xla'}
@@ -77,6 +77,7 @@ class Worker:
         """Return what it says next; first of all, when the Step is built, its report."""
         if not select.select([self._process.stdout], [], [], self._limit)[0]:
             self._process.kill()
+            self.is_late = True
             raise WorkerError(f'no answer in {self._limit:.0f} s')
         line = self._process.stdout.readline()  # type: ignore[union-attr]
         if not line:
