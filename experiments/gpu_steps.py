@@ -17,6 +17,7 @@ class Step(NamedTuple):
     data: str = ''  # the data set that it cannot do without
     least: int = 30  # seconds that it is worth to begin with
     most: int = 600  # seconds after which it is asked to leave
+    flags: str = ''  # XLA_FLAGS of the command
 
 
 TRAIN = 'jaxcifar.main --workdir {workdir}/'
@@ -120,6 +121,14 @@ STEPS = {
         table('long_tail_table', 'long_tail', ':steps', f'{SMALL} --config.members=1 --config.seed=1')
         + ' --config.schedule.warmup_steps=1 --config.long_tail.imbalance=2',
         data='cifar100',
+    ),
+    'resume': Step(
+        'a run that is killed ends bit for bit as an undisturbed one, by deterministic operations',
+        'experiments.soak 6 0 1.5',
+        'experiments.soak 1 0 1',
+        least=90,
+        most=200,
+        flags='--xla_gpu_deterministic_ops=true',
     ),
     'autotuned': Step(
         "PyTorch's max-autotune beside our step",

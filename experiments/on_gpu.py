@@ -91,6 +91,8 @@ class Loan:
         # What one step has compiled and tuned serves the next; a benchmark's workers have their own.
         cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(self.workdir / 'compiled')
         environment |= {'JAX_COMPILATION_CACHE_DIR': cache}
+        if STEPS[name].flags:
+            environment['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {STEPS[name].flags}'
         with open(self.logs / f'{name}.log', 'ab') as log:
             # In a group, so that what the command starts can be asked to leave with it.
             process = subprocess.Popen(
