@@ -4,9 +4,10 @@
 
 Trains configs/speedrun.py:MARK with so many seeds, each in a process of its own, and prints the mean test
 accuracy of the last epoch with its standard error, the seconds of training without and with compilation,
-and those of the whole process. Fields of the config may be changed. The runs share compiled programs,
-but for the step, which holds its seed as a constant. Finished runs are not repeated, and one that was stopped begins anew, for its seconds to be
-those of one process. Each run is a row of experiments/results/speedrun_seeds.csv as soon as it has ended.
+and those of the whole process. Fields of the config may be changed. The runs share compiled programs, but
+for the step, which holds its seed as a constant. Finished runs are not repeated, and one that was stopped
+begins anew, for its seconds to be those of one process. Each run is a row of
+experiments/results/speedrun_seeds.csv as soon as it has ended.
 """
 
 import csv
