@@ -74,7 +74,7 @@ class Loan:
             status = self._run(name, shlex.split(command), until)
             # Stopped, not failed: a training has saved, and rows that exist are kept.
             if status is None:
-                raise Preempted(f'{name} was stopped in time; the same command goes on there')
+                raise Preempted(f'{name} was stopped in time; the same command continues there')
             if status:
                 lines = (self.logs / f'{name}.log').read_text(errors='replace').splitlines()
                 # What XLA's C++ says after a fault must not hide it.

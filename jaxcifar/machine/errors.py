@@ -44,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Preempted(Exception):
-    """Report that SIGTERM came and the state is saved: the same command goes on from here."""
+    """Report that SIGTERM came and the state is saved: the same command resumes from here."""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
