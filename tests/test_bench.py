@@ -168,3 +168,13 @@ def test_the_picture_is_of_the_newest_rows_of_this_machine():
         [*rows, row('a', 'ours', 5, 'elsewhere')], {'device': 'cpu', 'machine': 'here'}
     )
     assert [[r['value'] for r in group] for group in groups] == [[4, 2], [3]]
+
+
+def test_packed_weights_are_timed_and_take_a_byte_for_five():
+    from experiments.bench import packed
+
+    sizes = {}
+    for form in ('float32', 'trits'):
+        turn, sizes[form] = packed.prepare('resnet8', form, 1)
+        assert all(value > 0 for value in turn().values())
+    assert sizes['trits']['weight_bytes'] < sizes['float32']['weight_bytes'] / 8

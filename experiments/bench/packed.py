@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from configs import single
 from experiments import results
 from experiments.bench.turns import Turn, clock, take_turns
 from jaxcifar.config import saved
-from jaxcifar.config.fields import get_config
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.engine.quantize import dequantize, twn
 from jaxcifar.export.classifier import Classifier
@@ -24,6 +24,7 @@ from jaxcifar.formats import packed
 from jaxcifar.formats.portable import Portable
 from jaxcifar.machine.command import run_words
 from jaxcifar.models import build
+from jaxcifar.runs.resolve import finalize
 
 ROUNDS = 3
 
@@ -40,7 +41,7 @@ def member(network: str, form: str) -> Portable:
         'image_size': 32,
         'mean': mean,
         'std': std,
-        'config': saved.to_dict(get_config()),
+        'config': saved.to_dict(finalize(single.get_config(f'{network},cifar10'))),
     }
     variables = build(network, 10).init((0, 0))
     # Norms and biases stay float32.
