@@ -80,10 +80,8 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
             # Evaluate, where an epoch is over. If SIGTERM comes before the end, none of it has happened.
             validated: dict[str, np.ndarray] = {}
             if progress.pending:
-                # The epoch's last steps may still be in flight: its seconds end when they do.
-                sums = jax.device_get(state.sums)
-                seconds, rate = _log_time(clock, progress, logger)
-                row = _training_means(session, keeper, sums, progress)
+                seconds, rate = _log_time(clock, state, progress, logger)
+                row = _training_means(session, keeper, state, progress)
                 validated = _validate(session, evaluation, state, progress, clock)
                 logger.write(progress.epoch, progress.step, 'train', row)
                 row |= _choose(session, keeper, state, progress, validated, logger, console, clock)
@@ -142,11 +140,13 @@ def _make_step(session: Session, state: TrainState, say: Callable, poll: Callabl
     return Compiled(make_step(session, state), say, polled, session.config.steps_per_call > 1)
 
 
-def _training_means(session: Session, keeper: Keeper, sums: dict, progress: Progress) -> dict:
+def _training_means(session: Session, keeper: Keeper, state: TrainState, progress: Progress) -> dict:
     """Return {column: [K]} of the epoch that is over: means over its images, and the last learning rate.
 
-    sums: since its start, all that leaves the devices. Raises `UserError` where a loss is not finite.
+    Raises `UserError` where a loss is not finite.
     """
+    # The only numbers of an epoch that leave the devices: sums since its start.
+    sums = jax.device_get(state.sums)
     if progress.lr is None:
         # The rate of the epoch's last step, since `step` counts steps that are over.
         rates = session.learning_rates(progress.step - 1)
@@ -156,11 +156,13 @@ def _training_means(session: Session, keeper: Keeper, sums: dict, progress: Prog
     return {**means, 'lr': progress.lr}
 
 
-def _log_time(clock: Clock, progress: Progress, logger) -> tuple[float, float]:
+def _log_time(clock: Clock, state: TrainState, progress: Progress, logger) -> tuple[float, float]:
     """Return (seconds, images a second) of the epoch that is over, and write them down.
 
     There are none where only an evaluation was left to do.
     """
+    # The last steps may still be in flight: the epoch's seconds end when they do.
+    jax.block_until_ready(state.sums)
     seconds, rate = clock.stop()
     if seconds:
         logger.write_timing(progress.epoch, progress.step, seconds, rate, clock.waits())

@@ -10,7 +10,7 @@ and shapes are torchvision's, which the layers of `jaxcifar.models` carry with `
 
 from pathlib import Path
 
-from jaxcifar.config.members import member_names
+from jaxcifar.config.members import answers_to, member_names
 from jaxcifar.engine.state import Weights, init_state
 from jaxcifar.formats.state_dict import to_torch
 from jaxcifar.machine import process
@@ -82,12 +82,11 @@ def export_weights(workdir: Path, path: Path, member: str | int | None = None, c
         raise UserError('a state_dict has no temperature: use jaxcifar.export, or --checkpoint best')
     trained = open_trained(workdir, checkpoint)
     # A state_dict holds one network, so that several members need a choice.
-    ids, names = trained.config.member_ids, member_names(trained.config)
-    chosen = [k for k, name in enumerate(names) if str(member) in (str(ids[k]), name)]
-    if member is None and len(names) == 1:
-        chosen = [0]
-    if not chosen:
-        raise UserError(f'{workdir} has {", ".join(names)}: choose by --member, one of {list(ids)}')
+    names = member_names(trained.config)
+    chosen = [k for k, name in enumerate(names) if member is None or answers_to(name, member)]
+    if len(chosen) != 1:
+        ids = list(trained.config.member_ids)
+        raise UserError(f'{workdir} has {", ".join(names)}: choose by --member, one of {ids}')
     state = to_torch(trained.members()[chosen[0]])
     write_atomically(path, lambda file: torch.save(state, file))
 

@@ -92,17 +92,19 @@ def measure(job: Job, ways: list[str], plan: Plan) -> Iterator[tuple[str, Measur
     """Yield each way and its times when its last turn is over, but for those that no time is left for."""
     measured = {way: Measured() for way in ways}
     groups, longest = [ways] if TOGETHER else [[way] for way in ways], 0.0
+    ended: set[str] = set()  # those that no time was left for
     with tempfile.TemporaryDirectory() as folder:
         for number in range(plan.passes):
             for group in groups:
                 start = time.monotonic()
-                going = {way: measured[way] for way in group if not measured[way].failed}
+                going = {w: measured[w] for w in group if w not in ended and not measured[w].failed}
+                if not going:
+                    continue
                 if start + longest > plan.until:
                     print(f'no time is left for {", ".join(going)}', flush=True)
                     # What earlier passes have measured is kept.
                     yield from [(way, times) for way, times in going.items() if times.readings]
-                    for way in group:
-                        measured[way].failed = measured[way].failed or 'no time was left'
+                    ended.update(going)
                     continue
                 for way in take_group(job, going, Path(folder), plan):
                     if number == plan.passes - 1 or measured[way].failed:

@@ -68,6 +68,11 @@ def member_names(config: ConfigDict) -> list[str]:
     return [f'{i}_{name}' for i, name in zip(config.member_ids, member_networks(config))]
 
 
+def answers_to(name: str, asked: str | int | None) -> bool:
+    """Return whether a member called `name` is meant by its name or its id: 0_resnet18 by 0."""
+    return str(asked) in (name, name.partition('_')[0])
+
+
 def network_of(name: str) -> str:
     """Return the network of a member called so: resnet32 of 0_resnet32, '' of another name."""
     return name.partition('_')[2]

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxcifar.config.members import answers_to
 from jaxcifar.engine.fusion import NAME
 from jaxcifar.engine.head import append_fused_logits
 from jaxcifar.export.images import read_pictures
@@ -116,8 +117,7 @@ def choose(trained: Trained, member: str | int | None = None) -> tuple[list[Port
     if member in (None, 'all'):
         return members, head
     names = [m.about['name'] for m in members]
-    # '0_resnet18' answers to its name and to its id, 0.
-    chosen = [m for m, name in zip(members, names) if str(member) in (name, name.split('_')[0])]
+    chosen = [m for m, name in zip(members, names) if answers_to(name, member)]
     if not chosen:
         raise UserError(f'expected a member of {trained.path} (all, {", ".join(names)}), got {show(member)}')
     return chosen, None

@@ -23,7 +23,8 @@ from jaxcifar.runs.checkpoint import Checkpoints
 
 CALIBRATED = 'calibrated'
 
-USE_LAST = 'put them back, or use the last weights (--checkpoint last; in init_from, RUN@last)'
+USE_LAST = 'use the last weights (--checkpoint last; in init_from, RUN@last)'
+PUT_BACK = f'put them back, or {USE_LAST}'
 
 
 class BestWeights:
@@ -57,7 +58,7 @@ class BestWeights:
         stamps = [s for s in self.steps(member) if s <= upto]
         if not stamps:
             before = '' if upto == math.inf else f' of step {upto} or before'
-            raise UserError(f'{self.folder / member} holds no {self.folder.name} weights{before}', USE_LAST)
+            raise UserError(f'{self.folder / member} holds no {self.folder.name} weights{before}', PUT_BACK)
         path = self._file(member, stamps[-1])
         try:
             with path.open('rb') as file:  # which numpy leaves open where it is damaged
@@ -66,7 +67,7 @@ class BestWeights:
                 raise ValueError(f'it has no {needed}')
         except Exception as error:  # zip, zlib and numpy each have their own
             reason = ' '.join(str(error).split())
-            raise UserError(f'{path} is damaged ({reason})', USE_LAST) from None
+            raise UserError(f'{path} is damaged ({reason})', PUT_BACK) from None
         return tree, stamps[-1]
 
     def steps(self, member: str) -> list[int]:
@@ -131,7 +132,7 @@ def default_checkpoint(config: ConfigDict) -> str:
 def load_best(config: ConfigDict, population: Population, workdir: Path, upto: int):
     """Return (`Weights`, steps [K]) of every member's best weights not after step `upto`."""
     if config.data.validation == 'none':
-        raise UserError('data.validation=none chose no best weights', USE_LAST.partition(', or ')[2])
+        raise UserError('data.validation=none chose no best weights', USE_LAST)
     hosts.wait('best weights')  # the first has written them
     return _load_files(config, population, BestWeights(workdir), upto)
 
@@ -170,5 +171,5 @@ def _check_shapes(path: Path, variables: dict, shapes):
         raise UserError(
             f'{path} holds weights of another network: expected {name} {expected.get(name)}, '
             f'got {given.get(name)}',
-            USE_LAST,
+            PUT_BACK,
         )
