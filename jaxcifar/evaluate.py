@@ -46,6 +46,8 @@ def evaluate(
     trained.config.eval.flip = trained.config.eval.flip or flip
     evaluation = Evaluation(trained.with_images())
     images, session = evaluation.images(split), evaluation.session
+    if posthoc_tau and trained.others:
+        raise UserError(f'--posthoc-tau takes the classes of the training images, got --dataset {dataset}')
     # The logits, with temperatures and priors applied.
     restored = trained.restore(session.population)
     logits = restored.calibrate(evaluation.logits(restored.weights, split))
@@ -56,10 +58,11 @@ def evaluate(
         'workdir': str(path),
         'step': restored.steps,
         'split': split,
+        'dataset': session.dataset.name,
         'images': len(images.labels),
         'flip': session.config.eval.flip,
         'posthoc_tau': posthoc_tau,
-        'selected_on': session.config.data.validation,
+        'selected_on': trained.selected_on,
         **evaluation.scores(logits, split),
     }
 
@@ -111,8 +114,12 @@ def rounded(tree):
 def evaluate_all(folders: list[Path], baseline: Path | None = None, **options) -> list[dict]:
     """Return what `evaluate` does of each folder; of several, those that cannot be are named on stderr."""
     found = []
-    if baseline and options.get('split', 'test') != 'test':
-        raise UserError(f'--baseline compares test images, got --split {options["split"]}: leave one out')
+    for flag in ('split', 'dataset'):
+        value = options.get(flag)
+        if baseline and value not in (None, 'test'):
+            raise UserError(
+                f"--baseline compares the runs' own test images, got --{flag} {value}: leave one out"
+            )
     for folder in folders:
         try:
             scores = evaluate(folder, **options)
@@ -134,16 +141,16 @@ def evaluate_all(folders: list[Path], baseline: Path | None = None, **options) -
     return found
 
 
-def headline(scores: dict, checkpoint: str | None) -> str:
-    """Return what was evaluated in one line; checkpoint is the one that was asked for."""
+def headline(scores: dict) -> str:
+    """Return what was evaluated in one line."""
     steps = scores['step']
     several = isinstance(steps, list) and len(set(steps)) > 1
     step = steps[0] if isinstance(steps, list) else steps
     when = '' if step is None else f', weights of steps {steps}' if several else f', weights of step {step}'
     how = ', flipped too' * scores['flip'] + f', τ={scores["posthoc_tau"]:g}' * bool(scores['posthoc_tau'])
-    is_chosen = checkpoint in (None, 'best', 'calibrated') and scores['selected_on'] != 'none'
-    chosen = f', chosen on {scores["selected_on"]}' if is_chosen else ''
-    return f'{scores["workdir"]}: {scores["images"]:,} {scores["split"]} images{when}{chosen}{how}'
+    chosen = f', chosen on {scores["selected_on"]}' if scores['selected_on'] != 'none' else ''
+    images = f'{scores["images"]:,} {scores["split"]} images of {scores["dataset"]}'
+    return f'{scores["workdir"]}: {images}{when}{chosen}{how}'
 
 
 def _parser():
@@ -161,7 +168,7 @@ def _parser():
     parser.add_argument('--posthoc-tau', type=float, default=0.0, help=tau)
     better = 'a finished run of independent networks: how much better each member is on the test images'
     parser.add_argument('--baseline', type=Path, help=better)
-    here = 'of others than runs: where their images are here, as --config.dataset (npz:FILE)'
+    here = 'other images, as --config.dataset; a file or a folder of test images alone will do'
     parser.add_argument('--dataset', help=here)
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write a row for each member of each run')
     parser.add_argument('--json', action='store_true', help='print JSON; of several runs a list')
@@ -179,7 +186,7 @@ def main():
     if as_json:
         print(json.dumps(rounded(found if len(folders) > 1 else found[0]), indent=2))
         return
-    print(*(headline(scores, args['checkpoint']) for scores in found), '', sep='\n')
+    print(*(headline(scores) for scores in found), '', sep='\n')
     print_scores(rows)
     for scores in (s for s in found if 'fusion' in s):
         print(f'{scores["workdir"]}: the learned rule {verdict(scores["fusion"])}')

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import jaxcifar
 from jaxcifar.engine.population import Population, make_mesh
@@ -128,6 +129,46 @@ def test_a_packed_file_evaluates_to_the_last_bit(packing, workdir, small_npz, tm
     assert (small / '0_resnet8.packed').stat().st_size < (folder / '0_resnet8.packed').stat().st_size
     for exact, near in zip(expected, evaluate(small, None, 'test', flip=False, dataset=data)['members']):
         assert near['nll'] == pytest.approx(exact['nll'], abs=0.01) and near['nll'] != exact['nll']
+
+
+def test_test_images_alone_are_enough_to_evaluate(packed_path, workdir, dataset, tmp_path, capsys):
+    """Of other data sets than the run's, in a file or in folders of some of the classes."""
+    x, y = dataset.x_test, dataset.y_test
+    np.savez(tmp_path / 'new.npz', x_test=x, y_test=y, classes=dataset.classes)  # the networks' are numbers
+    for at, label in [(i, label) for i, label in enumerate(y) if label < 3]:
+        folder = tmp_path / 'new' / 'test' / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[at]).save(folder / f'{at}.png')
+    expected = evaluate(workdir)['members']
+    for path, members in ((workdir, expected), (packed_path.parent, expected[1:])):
+        found = evaluate(path, dataset=f'npz:{tmp_path}/new.npz')
+        assert found['images'] == 40 and found['dataset'] == f'npz:{tmp_path}/new.npz'
+        for ours, theirs in zip(found['members'], members, strict=True):
+            assert ours['nll'] == pytest.approx(theirs['nll'], abs=1e-5)
+    labels = jaxcifar.load(workdir, 0).logits(x)[0].argmax(-1)
+    for place in ('new', 'new/test'):
+        found = evaluate(workdir, dataset=f'folder:{tmp_path}/{place}')
+        assert found['images'] == (y < 3).sum() and found['selected_on'] == 'holdout'
+        assert found['members'][0]['accuracy'] == pytest.approx((labels == y)[y < 3].mean())
+    assert 'images of 30 files used' in capsys.readouterr().err
+    with pytest.raises(UserError, match='takes the classes of the training images'):
+        evaluate(workdir, dataset=f'npz:{tmp_path}/new.npz', posthoc_tau=1.0)
+    faults = [
+        ({'y_test': y + 1}, 'labels from 0 to 3, got 1 to 4'),
+        ({'classes': ['a', 'a']}, 'expected a name for each class, got a 2 times'),
+        ({'x_test': x[:, :4, :4]}, 'expected 4 classes of 8 pixels, got 4 classes of 4'),
+    ]
+    for wrong, text in faults:
+        np.savez(tmp_path / 'wrong.npz', **{'x_test': x, 'y_test': y, **wrong})
+        with pytest.raises(UserError, match=text):
+            evaluate(workdir, dataset=f'npz:{tmp_path}/wrong.npz')
+
+
+def test_weights_that_nothing_chose_are_not_called_chosen(workdir, tmp_path, small_npz):
+    folder = export.export(workdir, 'safetensors', tmp_path / 'last', checkpoint='last')
+    assert evaluate(workdir)['selected_on'] == 'holdout'
+    assert evaluate(workdir, 'last')['selected_on'] == 'none'
+    assert evaluate(folder, dataset=f'npz:{small_npz}')['selected_on'] == 'none'
 
 
 def test_packed_weights_stay_packed_in_memory(packed_path, workdir, dataset):
@@ -295,6 +336,9 @@ def test_a_network_that_comes_along_answers_by_its_name(tmp_path, monkeypatch):
     np.savez('others.npz', x_train=images, y_train=labels, x_test=images, y_test=labels)
     scores = evaluate(Path(name), dataset='npz:others.npz')
     assert scores['workdir'] == name and scores['members'][0]['accuracy'] == 0.1
+    np.savez('alone.npz', x_test=images, y_test=labels, classes=model.classes[::-1])
+    with pytest.raises(UserError, match=r'classes: expected airplane, .*, got truck, '):
+        evaluate(Path(name), dataset='npz:alone.npz')
     # What the user has made comes first, and a path is never a name.
     Path(name).mkdir()
     assert shipped_networks.folder_of(Path(name)) == Path(name)

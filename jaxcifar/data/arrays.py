@@ -28,15 +28,20 @@ def check_arrays(arrays: dict[str, np.ndarray], classes: tuple[str, ...]):
     count = len(classes) or int(present[-1]) + 1
     hint = '; subtract 1 from all labels' if present[0] == 1 else ''
     for part in ('train', 'test'):
-        low, high = arrays[f'y_{part}'].min(), arrays[f'y_{part}'].max()
-        if low < 0 or high >= count:
-            raise ValueError(f'y_{part}: expected labels from 0 to {count - 1}, got {low} to {high}{hint}')
+        check_labels_known(arrays, part, count, hint)
     if len(present) < count:
         absent = next((i for i, label in enumerate(present) if i != label), len(present))
         name = f'{absent} ({classes[absent]})' if classes else f'{absent}'
         raise ValueError(f'y_train: expected each class of 0 to {count - 1}, got no image of {name}{hint}')
     if count < 2:
         raise ValueError(f'expected at least 2 classes, got {count}')
+
+
+def check_labels_known(arrays: dict[str, np.ndarray], part: str, count: int, hint: str = ''):
+    """Raise ValueError unless the labels of a part are from 0 to `count` - 1."""
+    low, high = arrays[f'y_{part}'].min(), arrays[f'y_{part}'].max()
+    if low < 0 or high >= count:
+        raise ValueError(f'y_{part}: expected labels from 0 to {count - 1}, got {low} to {high}{hint}')
 
 
 def class_names(classes: np.ndarray) -> tuple[str, ...]:

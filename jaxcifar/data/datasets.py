@@ -153,7 +153,7 @@ def _cifar(name: str, root: Path, image_size: int) -> Dataset:
 
 def _npz(name: str, root: Path, image_size: int) -> Dataset:
     """Read the user's own x_train, y_train and, if there, x_test, y_test and classes."""
-    path = _path(name)
+    path = local_path(name)
     try:
         arrays, others = read_npz(path)
         notes = (f'{path}: not used: {", ".join(others)}',) if others else ()
@@ -172,7 +172,7 @@ def _npz(name: str, root: Path, image_size: int) -> Dataset:
 
 def _folder(name: str, root: Path, image_size: int) -> Dataset:
     """Read PATH/train/<class>/* with PATH/test and PATH/val, or a single tree that is parted."""
-    path = _path(name)
+    path = local_path(name)
     try:
         layout, listings = list_parts(path)
         arrays, notes = {}, [layout.line]
@@ -192,7 +192,7 @@ def _folder(name: str, root: Path, image_size: int) -> Dataset:
 
 def _stream(name: str, root: Path, image_size: int) -> Dataset:
     """List the same folders and read nothing; with ImageNet's statistics."""
-    path = _path(name)
+    path = local_path(name)
     try:
         layout, listings = list_parts(path)
         files = {p: ImageFiles.of(x.folder, x.paths, x.labels, image_size) for p, x in listings.items()}
@@ -213,7 +213,8 @@ def _stream(name: str, root: Path, image_size: int) -> Dataset:
     )  # fmt: skip
 
 
-def _path(name: str) -> Path:
+def local_path(name: str) -> Path:
+    """Return the path in the name of a data set, kind:PATH."""
     return Path(os.path.expanduser(name.partition(':')[2]))  # Path's own raises for an unknown ~user
 
 

@@ -85,6 +85,20 @@ def find_layout(path: Path) -> Layout:
     return Layout(train, classes, val, test, _line(path, here, train, val, test))
 
 
+def find_test(path: Path, classes: tuple[str, ...]) -> tuple[Path, tuple[str, ...]] | None:
+    """Return the folder whose subfolders are test images of some of the `classes`, and which these are.
+
+    It is PATH/test or PATH itself; None where there is a training part, or folders of any other name.
+    """
+    here = folders(path) if path.is_dir() else []
+    if here and 'train' not in map(_part, here):
+        for folder in (path, *(_inner(p) for p in here if _part(p) == 'test')):
+            names = tuple(p.name for p in folders(folder))
+            if names and set(names) <= set(classes):
+                return folder, names
+    return None
+
+
 def _single_tree(path: Path, here: list[Path], named: list[Path]) -> Layout:
     """Take the folders for classes, but for parts without labels."""
     # A folder of images to be predicted often lies beside the classes. It is not one of them.

@@ -23,8 +23,10 @@ class Unusable(ValueError):
     """Report a whole file whose contents are no data set."""
 
 
-def read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_npz(path: Path, needed: str = 'train') -> tuple[dict[str, np.ndarray], list[str]]:
     """Read a data set's arrays from an .npz file: ({key of KEYS: array}, the names of the others).
+
+    needed: the part, train or test, that must be there.
 
     Raises ValueError with one line for a file that is missing, damaged, or of other keys.
     """
@@ -34,7 +36,7 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
                 'expected a file, got a folder' if path.is_dir() else 'expected a file, got a device'
             )
         with path.open('rb') as raw:
-            return _arrays(np.load(raw, allow_pickle=False))
+            return _arrays(np.load(raw, allow_pickle=False), needed)
     except FileNotFoundError:
         raise ValueError('no such file') from None
     except Unusable:
@@ -47,13 +49,14 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         raise ValueError(f'not a whole .npz file ({text[:LONGEST]})') from error
 
 
-def _arrays(file) -> tuple[dict[str, np.ndarray], list[str]]:
+def _arrays(file, needed: str) -> tuple[dict[str, np.ndarray], list[str]]:
     if isinstance(file, np.ndarray):
         raise Unusable('not a whole .npz file but one array: write x_train, y_train and others with np.savez')
     others = sorted(set(file.files) - set(KEYS))
-    if missing := [key for key in KEYS[:2] if key not in file.files]:
+    wanted = f'x_{needed}', f'y_{needed}'
+    if missing := [key for key in wanted if key not in file.files]:
         got = (', '.join(file.files) or 'nothing')[:LONGEST]
-        raise Unusable(f'{" and ".join(missing)} is missing: expected x_train and y_train, got {got}')
+        raise Unusable(f'{" and ".join(missing)} is missing: expected {" and ".join(wanted)}, got {got}')
     return {key: _array(file, key) for key in KEYS if key in file.files}, others
 
 

@@ -84,7 +84,9 @@ def evaluation_images(dataset, split: Split) -> dict[str, Images]:
             return Images(images, labels, np.arange(len(labels)), split.class_counts)
         return Images(images[rows], labels[rows], rows, split.class_counts)
 
-    images = {name: take(dataset.x_train, dataset.y_train, rows) for name, rows in train.items()}
+    # Test images may come without any to train on.
+    given = {name: rows for name, rows in train.items() if len(rows)}
+    images = {name: take(dataset.x_train, dataset.y_train, rows) for name, rows in given.items()}
     if split.own_validation:
         images['validation'] = take(dataset.x_val, dataset.y_val)
     # A long tail has a test part of its own, without the images that chose its weights.

@@ -21,7 +21,6 @@ from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.machine.files import write_bytes, write_json, write_text
 from jaxcifar.runs.released import released
 from jaxcifar.runs.trained import TrainedRun, open_trained
-from jaxcifar.runs.weights import default_checkpoint
 
 IMAGES = 16  # of noise, that a file is tried with
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}  # of logits up to 1; of larger ones relative to the largest
@@ -141,7 +140,7 @@ def export(
     trained = open_trained(workdir, checkpoint)
     if not isinstance(trained, TrainedRun):
         raise UserError(f'expected the workdir of a run to export, got {workdir}: it is an export already')
-    config, checkpoint = trained.config, checkpoint or default_checkpoint(trained.config)
+    config, checkpoint = trained.config, trained.checkpoint
     members, head = choose(trained, member)
     head = head if kind == 'release' else None
     folder = (output or workdir / 'exports' / kind).resolve()

@@ -5,31 +5,25 @@ their number, and a run's own evaluation takes as many.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
 from jaxcifar.config.fields import get_config
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.data.datasets import Dataset, without_images
 from jaxcifar.engine.population import Population
-from jaxcifar.engine.state import Weights
 from jaxcifar.formats import foreign, portable
 from jaxcifar.formats.portable import FusedHead, Portable
-from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import reading
 from jaxcifar.models import build, has_choice
 from jaxcifar.runs import resolve, shipped_networks, workdirs
-from jaxcifar.runs.released import portable_head, portable_member
-from jaxcifar.runs.session import Session, load_images, prepare
-from jaxcifar.runs.weights import CALIBRATED, assemble, load_temperatures, load_weights
+from jaxcifar.runs.networks import Restored, Trained
+from jaxcifar.runs.session import Session
+from jaxcifar.runs.weights import CALIBRATED, assemble, default_checkpoint, load_temperatures, load_weights
 
 BY_CLASSES = {len(names.split()): name for name, (names, *_) in CIFAR.items()}
 
@@ -39,8 +33,10 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
 
     path: a workdir, a folder or a file of `jaxcifar.export`, a file of PyTorch or safetensors, or the name of
       a network that comes with the package.
-    checkpoint: of a run, as for `load_weights`. dataset: where the images are here, of networks whose
-    config does not say it. Raises `UserError` where there is nothing of the kind.
+    checkpoint: of a run, as for `load_weights`.
+    dataset: the name of other images to evaluate, or where those of the training are on this machine.
+
+    Raises `UserError` where there is nothing of the kind.
     """
     path = shipped_networks.find(path, 'a run, an export, a file of weights')
     # As of a shell's variable that is not set: the default would pass for what was asked for.
@@ -48,106 +44,30 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
         if value == '':
             raise UserError(f'{flag} must not be empty: leave it out for the default')
     if path.is_dir() and not portable.is_portable(path):
-        if dataset:
-            raise UserError(f'--dataset is not for runs: the config of {path} names its data set')
-        return TrainedRun(path, checkpoint)
+        return TrainedRun(path, checkpoint, dataset)
     if checkpoint:
         raise UserError(f'{path} holds one set of weights: leave out --checkpoint {checkpoint}')
     return TrainedExport(path, dataset) if portable.is_portable(path) else TrainedFile(path, dataset)
 
 
-class Restored(NamedTuple):
-    """Hold weights on the devices, and what belongs to them.
-
-    steps: the step, or one a member, None where it is not known; temperatures: [K], what logits are to be
-    divided by.
-    """
-
-    weights: Weights
-    steps: int | list[int] | None
-    temperatures: np.ndarray
-
-    def calibrate(self, logits: np.ndarray) -> np.ndarray:
-        """Return logits [K,N,C] divided by the temperatures; a fused prediction behind them has none."""
-        factors = np.ones(len(logits))
-        factors[: len(self.temperatures)] = self.temperatures
-        return logits / factors[:, None, None]
+def _short(dataset: str) -> str:
+    """Return what a data set is called wherever it lies: cifar10 of npz:/data/cifar10.npz."""
+    return Path(dataset.partition(':')[2] or dataset).stem
 
 
-class Trained:
-    """Hold trained networks that are ready to be put on devices.
-
-    Attributes:
-      config: of all of them together, for all devices.
-      described: classes, image_size, mean and std, in a data set without images.
-    """
-
-    described: Dataset
-
-    def __init__(self, path: Path, config: ConfigDict):
-        self.path, self.config = path, config
-        # A run's number of devices is of the machine where it was trained.
-        config.devices = None
-
-    @cached_property
-    def session(self) -> Session:
-        """Return the networks without any images."""
-        return self._prepare(self.described)
-
-    def with_images(self) -> Session:
-        """Return the session with the images of the config; `UserError` where they are not the networks'."""
-        data = self.config.data
-        data.root = data.root or resolve.data_root()
-        return self._prepare(self._accept(load_images(self.config)))
-
-    def restore(self, population: Population) -> Restored:
-        """Return the weights for a population of these networks."""
-        raise NotImplementedError
-
-    def members(self, shown: bool = True) -> list[dict]:
-        """Return K members' {'params': …, 'batch_stats': …} on the host.
-
-        shown: as the networks see them, instead of what these are made of.
-        """
-        return self._on_host(self.restore(self.session.population).weights, shown)
-
-    def portables(self) -> tuple[list[Portable], FusedHead | None]:
-        """Return the members as others get them, and the head of a fused run."""
-        weights, _, temperatures = self.restore(self.session.population)
-        trees = enumerate(self._on_host(weights, shown=True))
-        members = [portable_member(self.config, k, self.described, variables) for k, variables in trees]
-        if self.calibrated:
-            for member, temperature in zip(members, temperatures):
-                member.about['temperature'] = float(temperature)
-        # A head takes features of all members, so that it leaves with all or not at all.
-        if weights.head is None:
-            return members, None
-        return members, portable_head(self.config, members, hosts.fetch(weights.head))
-
-    calibrated = False  # whether the temperatures belong to the weights
-
-    def _accept(self, dataset: Dataset) -> Dataset:
-        """Return the data set as these networks see it; `UserError` where it is of another kind."""
-        return dataset
-
-    def _prepare(self, dataset: Dataset) -> Session:
-        with reading(self.path / workdirs.CONFIG):  # names of what there is not, in a config that was changed
-            return prepare(self.config, dataset)
-
-    def _on_host(self, weights: Weights, shown: bool) -> list[dict]:
-        population = self.session.population
-        # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
-        params = jax.jit(population.show)(weights.params) if shown else weights.params
-        trees = population.disassemble(tuple(zip(params, weights.stats)))
-        return [{'params': params, 'batch_stats': stats} for params, stats in trees]
+def _described(cifar: str) -> Dataset:
+    """Return CIFAR-10 or CIFAR-100 without images: its numbers are known, so that nothing is downloaded."""
+    names, mean, std = CIFAR[cifar]
+    return without_images(cifar, names.split(), 32, mean, std)
 
 
 class TrainedRun(Trained):
     """Open the networks of a workdir."""
 
-    def __init__(self, path: Path, checkpoint: str | None):
-        super().__init__(path, saved.load(path / workdirs.CONFIG))
-        self.checkpoint, self.calibrated = checkpoint, checkpoint == CALIBRATED
+    def __init__(self, path: Path, checkpoint: str | None, others: str | None):
+        super().__init__(path, saved.load(path / workdirs.CONFIG), others)
+        self.checkpoint = checkpoint or default_checkpoint(self.config)
+        self.calibrated = checkpoint == CALIBRATED
 
     @cached_property
     def described(self) -> Dataset:  # type: ignore[override]
@@ -155,8 +75,13 @@ class TrainedRun(Trained):
             return workdirs.described(self.path)
 
     def with_images(self) -> Session:
-        # Scores on other images than the run's would mean nothing.
-        return workdirs.as_begun(self.path, super().with_images())
+        session = super().with_images()
+        # Files that have changed since would pass for the run's own images.
+        return session if self.others else workdirs.as_begun(self.path, session)
+
+    def _accept(self, dataset: Dataset) -> Dataset:
+        # The run's own images are compared by their sums.
+        return super()._accept(dataset) if self.others else dataset
 
     def restore(self, population: Population) -> Restored:
         weights, steps = load_weights(self.config, population, self.path, self.checkpoint)
@@ -168,9 +93,12 @@ class TrainedExport(Trained):
 
     def __init__(self, path: Path, dataset: str | None):
         self._members, self._head = portable.read(path), portable.read_head(path)
-        super().__init__(path, portable.config_of(path, self._members))
-        self.config.dataset = dataset or self.config.dataset
-        about = self._members[0].about
+        config, about = portable.config_of(path, self._members), self._members[0].about
+        # Exports name the data set of the training, but not where it lies on this machine.
+        known = dataset is None or _short(dataset) == _short(config.dataset)
+        config.dataset = (dataset or config.dataset) if known else config.dataset
+        super().__init__(path, config, None if known else dataset)
+        self.checkpoint = about.get('checkpoint', 'best')
         self.described = without_images(self.config.dataset, *(about[name] for name in portable.OF_DATA))
 
     def restore(self, population: Population) -> Restored:
@@ -181,13 +109,6 @@ class TrainedExport(Trained):
 
     def portables(self) -> tuple[list[Portable], FusedHead | None]:
         return self._members, self._head
-
-    def _accept(self, dataset: Dataset) -> Dataset:
-        here, there = (f'{d.num_classes} classes of {d.image_size} pixels' for d in (dataset, self.described))
-        if here != there:
-            raise UserError(f'expected {there}, got {here} of {dataset.name}: name another --dataset')
-        # Networks expect the normalisation of their training, whatever these images have.
-        return replace(dataset, mean=self.described.mean, std=self.described.std)
 
 
 class TrainedFile(Trained):
@@ -225,16 +146,18 @@ class TrainedFile(Trained):
         config.data.validation = 'none'  # nothing was chosen: `last` is what evaluation takes
         config.log.tensorboard = False
         config.update_from_flattened_dict(dict(changes or {}))
-        super().__init__(path, resolve.finalize(config))
+        super().__init__(path, resolve.finalize(config), dataset)
         self.classes = classes
 
     @cached_property
     def described(self) -> Dataset:  # type: ignore[override]
         if self.config.dataset not in CIFAR:
             return self.with_images().dataset
-        # CIFAR's numbers are known, so that naming classes needs no download.
-        names, mean, std = CIFAR[self.config.dataset]
-        return without_images(self.config.dataset, names.split(), 32, mean, std)
+        return _described(self.config.dataset)
+
+    def _alike(self) -> Dataset | None:
+        name = BY_CLASSES.get(self.classes)
+        return _described(name) if name else None
 
     def restore(self, population: Population) -> Restored:
         weights = assemble(population, [self._variables['params']], [self._variables['batch_stats']])

@@ -22,6 +22,7 @@ from jaxcifar.machine.files import write_arrays
 from jaxcifar.runs.checkpoint import Checkpoints
 
 CALIBRATED = 'calibrated'
+CHOSEN = 'best', CALIBRATED  # names of weights that held-out images chose
 
 USE_LAST = 'use the last weights (--checkpoint last; in init_from, RUN@last)'
 PUT_BACK = f'put them back, or {USE_LAST}'

@@ -1,0 +1,132 @@
+"""Hold trained networks, wherever they come from, ready to be put on devices."""
+
+import copy
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcifar.data.datasets import Dataset
+from jaxcifar.engine.population import Population
+from jaxcifar.engine.state import Weights
+from jaxcifar.formats.portable import FusedHead, Portable
+from jaxcifar.machine import hosts
+from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import reading
+from jaxcifar.runs import resolve, workdirs
+from jaxcifar.runs.released import portable_head, portable_member
+from jaxcifar.runs.session import Session, load_images, prepare
+from jaxcifar.runs.weights import CHOSEN
+
+
+class Restored(NamedTuple):
+    """Hold weights on the devices, and what belongs to them.
+
+    steps: the step, or one a member, None where it is not known; temperatures: [K], what logits are to be
+    divided by.
+    """
+
+    weights: Weights
+    steps: int | list[int] | None
+    temperatures: np.ndarray
+
+    def calibrate(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits [K,N,C] divided by the temperatures; a fused prediction behind them has none."""
+        factors = np.ones(len(logits))
+        factors[: len(self.temperatures)] = self.temperatures
+        return logits / factors[:, None, None]
+
+
+class Trained:
+    """Hold trained networks that are ready to be put on devices.
+
+    Attributes:
+      config: of all of them together, for all devices.
+      described: classes, image_size, mean and std, in a data set without images.
+      others: the name of a data set that is not the config's, whose images are evaluated; None without.
+      checkpoint: the name of the weights.
+      calibrated: whether the temperatures belong to the weights.
+    """
+
+    described: Dataset
+    checkpoint = 'last'
+    calibrated = False
+
+    def __init__(self, path: Path, config: ConfigDict, others: str | None):
+        self.path, self.config, self.others = path, config, others
+        # A run's number of devices is of the machine where it was trained.
+        config.devices = None
+
+    @property
+    def selected_on(self) -> str:
+        """Return the images that chose these weights, as data.validation names them; 'none' of others."""
+        return self.config.data.validation if self.checkpoint in CHOSEN else 'none'
+
+    @cached_property
+    def session(self) -> Session:
+        """Return the networks without any images."""
+        return self._prepare(self.config, self.described)
+
+    def with_images(self) -> Session:
+        """Return the session with the images to evaluate; `UserError` where they are not the networks'."""
+        config = copy.deepcopy(self.config)
+        config.data.root = config.data.root or resolve.data_root()
+        if self.others:
+            config.dataset = self.others
+            # The split of the training parts other images.
+            config.split, config.data.validation = 'shared', 'none'
+        dataset = load_images(config, self._alike() if self.others else None)
+        return self._prepare(config, self._accept(dataset))
+
+    def _alike(self) -> Dataset | None:
+        """Return what tells the classes and the normalisation of test images that come alone."""
+        return self.described
+
+    def restore(self, population: Population) -> Restored:
+        """Return the weights for a population of these networks."""
+        raise NotImplementedError
+
+    def members(self, shown: bool = True) -> list[dict]:
+        """Return K members' {'params': …, 'batch_stats': …} on the host.
+
+        shown: as the networks see them, instead of what these are made of.
+        """
+        return self._on_host(self.restore(self.session.population).weights, shown)
+
+    def portables(self) -> tuple[list[Portable], FusedHead | None]:
+        """Return the members as others get them, and the head of a fused run."""
+        weights, _, temperatures = self.restore(self.session.population)
+        trees = enumerate(self._on_host(weights, shown=True))
+        members = [portable_member(self.config, k, self.described, variables) for k, variables in trees]
+        if self.calibrated:
+            for member, temperature in zip(members, temperatures):
+                member.about['temperature'] = float(temperature)
+        for member in members:
+            member.about['checkpoint'] = self.checkpoint
+        # A head takes features of all members, so that it leaves with all or not at all.
+        if weights.head is None:
+            return members, None
+        return members, portable_head(self.config, members, hosts.fetch(weights.head))
+
+    def _accept(self, dataset: Dataset) -> Dataset:
+        """Return the data set as these networks see it; `UserError` where it is of another kind."""
+        here, there = (f'{d.num_classes} classes of {d.image_size} pixels' for d in (dataset, self.described))
+        if here != there:
+            raise UserError(f'expected {there}, got {here} of {dataset.name}: name another --dataset')
+        # Networks expect the normalisation of their training, whatever these images have.
+        return replace(dataset, mean=self.described.mean, std=self.described.std)
+
+    def _prepare(self, config: ConfigDict, dataset: Dataset) -> Session:
+        with reading(self.path / workdirs.CONFIG):  # names of what there is not, in a config that was changed
+            return prepare(config, dataset)
+
+    def _on_host(self, weights: Weights, shown: bool) -> list[dict]:
+        population = self.session.population
+        # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
+        params = jax.jit(population.show)(weights.params) if shown else weights.params
+        trees = population.disassemble(tuple(zip(params, weights.stats)))
+        return [{'params': params, 'batch_stats': stats} for params, stats in trees]
