@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from jaxcifar.machine import compiler, memory
 from jaxcifar.machine.profile import count_flops
 from jaxcifar.models import build
+from jaxcifar.models.convolution import convolve
 
 
 def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
@@ -81,6 +83,14 @@ def test_flops_are_those_of_products_and_convolutions():
     assert forward / 2 == pytest.approx(2 * 555_422_720 + 2 * 512 * 10, rel=1e-3)  # multiplications, twice
     backward = count(jax.grad(lambda v, x: network.apply(v, x, False)[0][0].sum()), shapes, x)
     assert backward == pytest.approx(3 * forward, rel=0.01)  # but for the first layer's images
+
+    # Members side by side do the work of members in turns, whatever zeros their one kernel has.
+    members, kernels = jnp.zeros((4, 2, 8, 8, 16)), jnp.zeros((4, 3, 3, 16, 16))
+    each = partial(convolve, stride=1, padding=((1, 1), (1, 1)))
+    for form in (lambda f: f, lambda f: jax.grad(lambda x, k: f(x, k).sum(), (0, 1))):
+        in_turns = count(form(lambda x, k: jnp.stack([*map(each, x, k)])), members, kernels)
+        for way in ('dense', 'grouped'):
+            assert in_turns == count(form(jax.vmap(partial(each, members_as=way))), members, kernels)
 
     def product(a):
         return a @ a

@@ -1,5 +1,6 @@
 """Choose the compiler's options by kind of device, as measured (`experiments.bench.options`)."""
 
+import re
 from functools import cache
 
 import jax
@@ -36,6 +37,17 @@ def knows(name: str, value: str) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def block_diagonal(count: int):
+    """Return a scope for a product whose kernel has so many blocks, and zeros elsewhere."""
+    return jax.named_scope(f'blocks_of_{count}')
+
+
+def blocks_of(name_stack: str) -> int:
+    """Return the number of blocks that `block_diagonal` gave to an operation, 1 of all others."""
+    found = re.search(r'\bblocks_of_(\d+)', name_stack)
+    return int(found[1]) if found else 1
 
 
 def describe() -> str:

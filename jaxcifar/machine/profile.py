@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxcifar.machine import hosts, status
+from jaxcifar.machine.compiler import blocks_of
 from jaxcifar.machine.errors import UserError
 
 AHEAD = 4  # steps that the host may be ahead of the devices
@@ -148,9 +149,9 @@ def count_flops(jaxpr: Jaxpr) -> float:
     """Return FLOPs of all products and convolutions on all devices, two for a multiplication and a sum.
 
     XLA's own count knows nothing of what a GPU's libraries do. Of forms for several platforms, the dearest
-    counts.
+    counts. Products with the zeros of a block-diagonal kernel are no work, and do not count.
     """
-    return float(sum(_flops(eqn) for eqn in jaxpr.eqns))
+    return float(sum(_flops(eqn) / blocks_of(str(eqn.source_info.name_stack)) for eqn in jaxpr.eqns))
 
 
 def _flops(eqn) -> float:

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcifar.machine.compiler import block_diagonal
 from jaxcifar.models.winograd import convolve_3x3
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
@@ -78,7 +79,8 @@ def _block_diagonal(alone, x, kernel):
     blocks = jnp.where(own, jnp.moveaxis(kernel, 0, 2)[..., None, :], jnp.zeros((), kernel.dtype))
     # Members move beside the channels: [B,H,W,K·C].
     wide = jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], count * inputs)
-    y = alone(wide, blocks.reshape(height, width, count * inputs, count * outputs))
+    with block_diagonal(count):
+        y = alone(wide, blocks.reshape(height, width, count * inputs, count * outputs))
     return jnp.moveaxis(y.reshape(*y.shape[:3], count, outputs), 3, 0)
 
 
