@@ -32,7 +32,7 @@ from jaxcifar.runs.weights import load_weights
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from jaxcifar.report.runs import Run
+    from jaxcifar.report.run_files import RunFiles
 
 FOLDER = 'pictures'
 NAMES = 'curves', 'sweep', 'confusion', 'per_class', 'mistakes', 'first_batch'
@@ -97,7 +97,7 @@ class Judged(NamedTuple):
     accuracy: float
 
 
-def judge(logits: np.ndarray, labels: np.ndarray, run: 'Run') -> Judged:
+def judge(logits: np.ndarray, labels: np.ndarray, run: 'RunFiles') -> Judged:
     """Return what the logits of a run, [K,N,C] or [K+1,N,C] with a fused prediction, say of labels [N]."""
     log_p = log_probabilities(logits)
     shares = np.stack([confusion(p.argmax(1), labels, logits.shape[-1]) for p in log_p])
@@ -118,10 +118,10 @@ def _recipes(
     session: Session, workdir: Path, logits: np.ndarray
 ) -> Iterator[tuple[str, Callable[[], 'Figure']]]:
     """Yield (name, what draws it) of the pictures of a run."""
-    from jaxcifar.report import figures, predictions, runs
+    from jaxcifar.report import figures, predictions, run_files
 
     # Of the whole run, and of its numbers.
-    (run,) = runs.load([workdir])
+    (run,) = run_files.load([workdir])
     yield 'curves', lambda: figures.draw_run(run)
     if run.results and (numbers := run.numbers()):
         yield 'sweep', lambda: predictions.draw_sweep(numbers, _scores(run))
@@ -157,14 +157,14 @@ def _recipes(
         )
 
 
-def _dots(run: 'Run', judged: Judged) -> dict[str, np.ndarray]:
+def _dots(run: 'RunFiles', judged: Judged) -> dict[str, np.ndarray]:
     """Return the recalls to draw beside the joint ones: of each member that differs, or of all as one."""
     if run.differ and len(run.members) <= DOTS:
         return dict(zip(run.titles(), judged.recalls))
     return {'each member': judged.recalls} if len(run.members) > 1 else {}
 
 
-def _scores(run: 'Run') -> dict[str, np.ndarray]:
+def _scores(run: 'RunFiles') -> dict[str, np.ndarray]:
     """Return the members' accuracies, [K] each, on the images that chose their weights and on the test."""
     held_out = run.held_out()
     held = {} if held_out is None else {run.watched: held_out}

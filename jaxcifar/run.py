@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
 from jaxcifar.machine.text import percent
-from jaxcifar.report import runs
+from jaxcifar.report import run_files
 from jaxcifar.report.history import History, read_history
 from jaxcifar.runs.ending import are_replicates, chosen
 
@@ -23,7 +23,7 @@ class Run(dict):
     def __init__(self, workdir: str | Path, results: dict | None = None):
         """Open a workdir; its files are read when they are asked for, and results where none are given."""
         self.workdir = Path(workdir)
-        self.results: dict = runs.load([self.workdir])[0].results if results is None else results
+        self.results: dict = run_files.load([self.workdir])[0].results if results is None else results
         # Whoever indexes what training returned goes on doing so.
         super().__init__(self.results)
 

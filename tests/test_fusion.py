@@ -32,7 +32,7 @@ from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
 from jaxcifar.models import build
 from jaxcifar.report import tables as report
-from jaxcifar.report.runs import load
+from jaxcifar.report.run_files import load
 from jaxcifar.runs import fusion_log, results
 from jaxcifar.runs.evaluation import Scored
 from jaxcifar.runs.init_from import begin_from, warn_of_seen

@@ -13,7 +13,7 @@ from experiments.faults.damages import places, replaced
 from jaxcifar.machine.errors import UserError
 from jaxcifar.report import __main__ as report_command
 from jaxcifar.report.figures import draw_comparison
-from jaxcifar.report.runs import load
+from jaxcifar.report.run_files import load
 from jaxcifar.report.scores import score_rows
 from jaxcifar.report.tables import report
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxcifar.machine.text import spread
-from jaxcifar.report.runs import FUSED, NONE, Run, show, to_float
+from jaxcifar.report.run_files import FUSED, NONE, RunFiles, show, to_float
 
 # The pictures of a run that a report shows, and their headings. Curves it draws itself.
 DRAWN = {
@@ -17,7 +17,7 @@ LARGEST = 2 << 20  # bytes of a picture that is taken into the page
 PNG = b'\x89PNG\r\n\x1a\n'
 
 
-def drawn(run: Run) -> dict[str, bytes]:
+def drawn(run: RunFiles) -> dict[str, bytes]:
     """Return the PNG files of a finished run's folder `pictures`, by their headings."""
     found = {}
     # Those of a run that goes on are of weights before these.
@@ -28,7 +28,7 @@ def drawn(run: Run) -> dict[str, bytes]:
     return found
 
 
-def class_table(run: Run) -> list[list[str]]:
+def class_table(run: RunFiles) -> list[list[str]]:
     """Return a row for each class: its images, and its accuracy by the members and by all together."""
     checkpoint = 'best' if any(row['checkpoint'] == 'best' for row in run.classes) else 'last'
     rows = [r for r in run.classes if (r['checkpoint'], r['split']) == (checkpoint, 'test')]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from jaxcifar.report.runs import FUSED, Run, show
+from jaxcifar.report.run_files import FUSED, RunFiles, show
 
 Picture = dict[str, bytes]  # theme -> PNG
 # Okabe and Ito's colours without black and yellow, which vanish on a dark and on a light page.
@@ -94,7 +94,7 @@ def label(panels: Sequence[Axes], titles: Sequence[str]):
             ax.text(0.5, 0.5, 'nothing yet', ha='center', va='center', transform=ax.transAxes)
 
 
-def draw_run(run: Run) -> Figure:
+def draw_run(run: RunFiles) -> Figure:
     """Draw loss, accuracy and learning rate of one run: the mean of members that are alike, or each."""
     figure = Figure(figsize=(12, 3.3), layout='constrained')
     panels = figure.subplots(1, 3)
@@ -123,7 +123,7 @@ def _spread_out(ax: Axes):
         ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_means(run: Run, panels: Sequence[Axes]):
+def _draw_means(run: RunFiles, panels: Sequence[Axes]):
     """Draw a colour for each split in both panels, solid for members and dashed for a fused prediction."""
     loss, accuracy, rate = panels
     for split, colour in zip(('train_batch', 'train', run.watched), (COLOURS[4], *COLOURS)):
@@ -136,7 +136,7 @@ def _draw_means(run: Run, panels: Sequence[Axes]):
     draw(rate, *run.curve('train', 'lr'), color=COLOURS[2], label='learning rate')
 
 
-def _draw_each(run: Run, panels: Sequence[Axes]):
+def _draw_each(run: RunFiles, panels: Sequence[Axes]):
     """Draw a colour for each member, which differ: solid for the images that choose, dotted for training."""
     lines = [('train', STYLES[2], 1.2), (run.watched, STYLES[0], 1.6)]
     for ax, field, factor in zip(panels, ('loss', 'accuracy', 'lr'), (1, 100, 1)):
@@ -150,7 +150,7 @@ def _draw_each(run: Run, panels: Sequence[Axes]):
                 draw(ax, epochs, factor * values, color=mpl.rcParams['text.color'], ls=style, lw=width + 0.6)
 
 
-def _legend(run: Run) -> list[Line2D]:
+def _legend(run: RunFiles) -> list[Line2D]:
     """Return what stands for the members, the fused prediction, and the two kinds of images."""
     ink = mpl.rcParams['text.color']
     lines = [
@@ -164,7 +164,7 @@ def _legend(run: Run) -> list[Line2D]:
     return lines + [Line2D([], [], color=ink, ls=style, lw=1, label=name) for name, style in styles]
 
 
-def member_colours(run: Run) -> list:
+def member_colours(run: RunFiles) -> list:
     """Return a colour for each member: from dark to light where they differ in a number, by its size."""
     return colours(len(run.members), next(iter(run.numbers().values()), None))
 
@@ -180,7 +180,7 @@ def colours(count: int, numbers: Sequence[float] | None = None) -> list:
     return [mpl.colormaps['viridis'](np.interp(i, (0, max(1, count - 1)), ends)) for i in order]
 
 
-def draw_comparison(runs: Sequence[Run]) -> Figure:
+def draw_comparison(runs: Sequence[RunFiles]) -> Figure:
     """Draw the accuracy of all runs on the split that each of them watches, or else in training."""
     figure = Figure(figsize=(12, max(4, 0.24 * len(runs) + 1)), layout='constrained')
     whole, end = figure.subplots(1, 2)

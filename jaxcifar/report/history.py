@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.machine.errors import UserError
-from jaxcifar.report.runs import read_csv, reads, rows_of, to_float
+from jaxcifar.report.run_files import read_csv, reads, rows_of, to_float
 
 ABOUT = ('epoch', 'step', 'member', 'split', 'checkpoint')  # columns that say what a row is about
 History = dict[str, dict[str, np.ndarray]]

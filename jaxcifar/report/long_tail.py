@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jaxcifar.report.figures import COLOURS, STYLES, Picture, add_legend, draw, label, render
 from jaxcifar.report.page import Table
-from jaxcifar.report.runs import NONE, Run, show
+from jaxcifar.report.run_files import NONE, RunFiles, show
 
 RISKS = ('error', 'balanced', 'worst')  # of jaxcifar.reject
 GROUPS = ('many', 'medium', 'few', 'head', 'tail')
@@ -23,7 +23,7 @@ class Section(NamedTuple):
     picture: Picture
 
 
-def sections(run: Run) -> list[Section]:
+def sections(run: RunFiles) -> list[Section]:
     """Return the sections of a run with a long tail; none of others."""
     # Each section has a source of its own, and is left out until that is there.
     found = []
@@ -40,7 +40,7 @@ def sections(run: Run) -> list[Section]:
     return found
 
 
-def group_table(run: Run) -> Table:
+def group_table(run: RunFiles) -> Table:
     """Return a row for each weights, test images and member, and for the ensemble; recalls in percent."""
     head = ['weights', 'images', 'member', *(f'{g.replace("_", " ")} %' for g in ('accuracy', *run.groups()))]
     rows = []
@@ -91,7 +91,7 @@ def rejection_table(found: dict) -> list[list[str]]:
     return rows
 
 
-def draw_groups(run: Run) -> Figure:
+def draw_groups(run: RunFiles) -> Figure:
     """Draw the recall of each group of classes over the epochs, a line for each member."""
     groups = [g for g in ('mean_recall', *GROUPS[:3]) if g in run.groups()]
     figure = Figure(figsize=(12, 3.3), layout='constrained')
@@ -107,7 +107,7 @@ def draw_groups(run: Run) -> Figure:
     return figure
 
 
-def draw_reliability(run: Run) -> Figure:
+def draw_reliability(run: RunFiles) -> Figure:
     """Draw accuracy over confidence of each member and of their mean, before and after calibration."""
     report = next(iter(run.calibration['weights'].values()))
     members = [*zip(run.titles(), report['members']), ('mean', report['mean'])]
@@ -143,7 +143,7 @@ def _draw_bins(ax: Axes, bins: dict, **line):
     ax.plot(*points, marker='o', ms=3, lw=1.2, **line)
 
 
-def draw_rejection(run: Run) -> Figure:
+def draw_rejection(run: RunFiles) -> Figure:
     """Draw balanced and worst-group error over coverage, a line for each rule and set of images."""
     figure = Figure(figsize=(12, 3.6), layout='constrained')
     panels = figure.subplots(1, 2, sharey=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxcifar.machine import text
 from jaxcifar.report.page import Table
-from jaxcifar.report.runs import FUSED, NONE, UNITS, Run, show
+from jaxcifar.report.run_files import FUSED, NONE, UNITS, RunFiles, show
 
 
 def spread(values: Sequence | np.ndarray, field: str = 'accuracy') -> str:
@@ -24,7 +24,7 @@ def spread(values: Sequence | np.ndarray, field: str = 'accuracy') -> str:
 Columns = dict[tuple[str, str], np.ndarray]  # (weights or split, field) -> the members' values [K]
 
 
-def member_table(run: Run) -> Table:
+def member_table(run: RunFiles) -> Table:
     """Return the numbers behind a row of the summary: a row per member, their mean and the ensemble."""
     # The scores: columns of numbers, and rows of members and of what they predict together.
     columns = _member_columns(run)
@@ -46,7 +46,7 @@ def member_table(run: Run) -> Table:
     return [['member', *head], *rows] if head else []
 
 
-def _member_columns(run: Run) -> Columns:
+def _member_columns(run: RunFiles) -> Columns:
     """Return the test scores of a finished run, or else the newest of training; without empty columns."""
     columns: Columns
     if run.results:
@@ -59,7 +59,7 @@ def _member_columns(run: Run) -> Columns:
     return {key: v for key, v in columns.items() if len(v) and not np.isnan(v).all()}
 
 
-def _member_rows(run: Run, columns: Columns) -> Table:
+def _member_rows(run: RunFiles, columns: Columns) -> Table:
     """Return a row for each member and, of several, their mean."""
     # A run that goes on has its members' names in metrics.csv alone.
     names = [m['name'] for m in run.results.get('members', [])] or run.members
@@ -73,7 +73,7 @@ def _member_rows(run: Run, columns: Columns) -> Table:
     return rows
 
 
-def _joint_rows(run: Run, columns: Columns) -> Table:
+def _joint_rows(run: RunFiles, columns: Columns) -> Table:
     """Return rows of what the members predict together: their ensemble, and a fused prediction."""
     rows = []
     # While a run goes on nobody has averaged its members.
@@ -86,7 +86,7 @@ def _joint_rows(run: Run, columns: Columns) -> Table:
     return rows
 
 
-def session_table(run: Run) -> Table:
+def session_table(run: RunFiles) -> Table:
     """Return where the numbers come from: a row per session."""
     keys = ['started', 'commit', 'devices', 'command', 'packages']
     rows = []

@@ -8,7 +8,7 @@ import numpy as np
 from jaxcifar.machine.files import write_csv
 from jaxcifar.machine.text import print_table
 from jaxcifar.report.history import read_history
-from jaxcifar.report.runs import GROUPS, UNITS
+from jaxcifar.report.run_files import GROUPS, UNITS
 
 # A column, its heading, and the field whose unit it has. Accuracies are in percent on the terminal alone.
 SHOWN = {

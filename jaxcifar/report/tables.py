@@ -15,7 +15,7 @@ from jaxcifar.report import page as report_page
 from jaxcifar.report.figures import Picture, draw_comparison, draw_run, render
 from jaxcifar.report.members import member_table, session_table, spread
 from jaxcifar.report.page import ON_TEST, UNFINISHED, Table
-from jaxcifar.report.runs import NONE, Run, load, reads, show, to_float
+from jaxcifar.report.run_files import NONE, RunFiles, load, reads, show, to_float
 
 SELECTION = {
     'holdout': 'best on hold-out',
@@ -32,7 +32,7 @@ SUMMARY = (
 )
 
 
-def summary(runs: list[Run]) -> Table:
+def summary(runs: list[RunFiles]) -> Table:
     """Return the main table: a row per run."""
     table = [SUMMARY.split(', ')]
     for run in runs:
@@ -64,7 +64,7 @@ def summary(runs: list[Run]) -> Table:
     return table
 
 
-def notes(runs: list[Run]) -> list[str]:
+def notes(runs: list[RunFiles]) -> list[str]:
     """Return what a reader must know to read the summary right."""
     found = [
         'last: test accuracy of the weights after the last epoch. selected: of the weights of the '
@@ -109,7 +109,7 @@ def notes(runs: list[Run]) -> list[str]:
     return found
 
 
-def differences(runs: list[Run]) -> Table:
+def differences(runs: list[RunFiles]) -> Table:
     """Return the settings that are not the same in all runs; empty when there are none."""
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     values = {key: [show(run.config.get(key)) for run in runs] for key in keys}
@@ -122,7 +122,7 @@ def differences(runs: list[Run]) -> Table:
     return [list(row) for row in zip(*table)] if len(runs) >= len(values) else table
 
 
-def section(run: Run) -> report_page.Section:
+def section(run: RunFiles) -> report_page.Section:
     """Return what the page has of one run."""
     return report_page.Section(
         number=run.number,

@@ -18,8 +18,8 @@ from jaxcifar.machine.errors import Interrupted, Preempted, UserError
 from jaxcifar.runs import ending
 from jaxcifar.runs.keeper import Keeper
 from jaxcifar.runs.progress import Progress
-from jaxcifar.runs.resume import source_of
 from jaxcifar.runs.session import Session
+from jaxcifar.runs.sources import split_checkpoint
 
 # Groups of fields that leave every number of a run as it is.
 SILENT = ('resume_from', 'data.root', 'log', 'profile', 'compile_cache', 'steps_per_call', 'checkpoint')
@@ -34,7 +34,7 @@ def changes(session: Session, workdir: Path, progress: Progress) -> list[str]:
     config = session.config
     if not progress.step:
         return []
-    other = source_of(config)[0] if config.resume_from else workdir
+    other = split_checkpoint(config.resume_from)[0] if config.resume_from else workdir
     source = workdir if (workdir / 'config.json').exists() else other
     try:
         old = saved.load(source / 'config.json')

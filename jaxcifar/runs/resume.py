@@ -44,7 +44,7 @@ def prepare_run(config: ConfigDict, workdir: Path) -> Session:
     session = prepare(config)
     check_batch(config, session.mesh)
     if config.resume_from:
-        session = workdirs.with_split_of(source_of(config)[0], session)
+        session = workdirs.with_split_of(split_checkpoint(config.resume_from)[0], session)
     session = workdirs.as_begun(workdir, session)
     check_run_fits(session)
     check_images(config, session.order.own)
@@ -164,7 +164,7 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
     """
     config = session.config
     # Find the other run and the checkpoint to take.
-    source, step = source_of(config)
+    source, step = split_checkpoint(config.resume_from)
     if not (source / 'checkpoints').is_dir():
         raise UserError(f'resume_from: expected a workdir with checkpoints, got {source}')
     before = saved.load(source / 'config.json')
@@ -205,11 +205,6 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
         return state, meta
     # Scores of another view, or of weights that are gone, would never be beaten fairly.
     return state, {**meta, 'selection': Selection.start(config.members).to_json()}
-
-
-def source_of(config: ConfigDict) -> tuple[Path, str]:
-    """Return the workdir and the step of config.resume_from, '' for its newest."""
-    return split_checkpoint(config.resume_from)
 
 
 def _copy_best(source: Path, workdir: Path, config: ConfigDict, step: int):

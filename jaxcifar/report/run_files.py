@@ -34,8 +34,8 @@ COLUMNS = {
 
 
 @dataclass
-class Run:
-    """Hold the content of a run folder; `results` is empty until the run is finished."""
+class RunFiles:
+    """Hold what the files of a run say; `results` is empty until the run is finished."""
 
     number: int
     folder: Path
@@ -199,7 +199,7 @@ def reads(folder: Path):
     return reading(folder, 'restore its .json and .csv files, or leave the run out')
 
 
-def load(dirs: Sequence[str | Path]) -> list[Run]:
+def load(dirs: Sequence[str | Path]) -> list[RunFiles]:
     """Return the runs in these folders; one line on stderr names each that is none."""
     # A folder given twice is one run.
     folders = list(dict.fromkeys(Path(d).resolve() for d in dirs))
@@ -207,7 +207,7 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
     if len(missing) == len(folders):
         given = ', '.join(map(str, folders)) or 'none'
         raise UserError(f'expected the folder of a run, got {given}: there is no metrics.csv')
-    leaves, runs = [f.name for f in folders], list[Run]()
+    leaves, runs = [f.name for f in folders], list[RunFiles]()
     for folder in folders:
         if folder in missing:
             print(f'left out: {folder} is not a run folder: it has no metrics.csv', file=sys.stderr)
@@ -218,7 +218,7 @@ def load(dirs: Sequence[str | Path]) -> list[Run]:
         json_files = [read_json(folder / f'{n}.json', {}) for n in names]
         with reads(folder):
             runs.append(
-                Run(
+                RunFiles(
                     number=len(runs) + 1,
                     folder=folder,
                     name=f'{folder.parent.name}/{folder.name}' if twice else folder.name,
