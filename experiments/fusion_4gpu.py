@@ -10,7 +10,7 @@ first its experts, and the networks to compare with: one trained on the same 49,
     experiments/fusion_4gpu.py:all                                                   all sixteen pairs
     experiments/fusion_4gpu.py:resnet18+wideresnet28_10,multiplicative+concatenation that grid
     experiments/fusion_4gpu.py:strong                                                … the recipe beside
-    experiments/fusion_4gpu.py:short                                                 half an hour on a CPU
+    experiments/fusion_4gpu.py:short                                                 an hour on a CPU
 
 Words join by commas.
 """

@@ -8,7 +8,7 @@ experiments/long_tail_table.py:steps has the recipe of the repository OpenLT, wh
 schedule of Cao et al. 2019, a hundredth of the learning rate after 160 epochs and again after 180, with
 Nesterov momentum. OpenLT's trainer keeps the epoch that is best on the test images; ours keeps the last.
 experiments/long_tail_table.py:strong adds AutoAugment and Cutout for 400 epochs; public: 50.3 and more.
-experiments/long_tail_table.py:short takes less than an hour on two CPU cores; it says what it shortens.
+experiments/long_tail_table.py:short has 8 epochs of ResNet-20; it says what it shortens.
 """
 
 from typing import Any

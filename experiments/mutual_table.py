@@ -4,7 +4,7 @@ Zhang et al. 2018, table 2, and the seed of this project: ResNet-32 on CIFAR-100
 nodes, and beside a WRN-28-2; 200 epochs of all 50,000 images, three seeds, the last epoch. Public, one
 run each: 71.19 alone, 72.12, 72.64, 73.21; mixed 72.86 and 76.49, WRN-28-2 alone 75.58.
 
-experiments/mutual_table.py:resnet20 has a smaller network, 60 epochs, alone and with 2 and 4 nodes: 1.4 hours
+experiments/mutual_table.py:resnet20 has a smaller network, 60 epochs, alone and with 2 and 4 nodes: two hours
 a network on two CPU cores, and seed 1 first.
 experiments/mutual_table.py:short takes about half an hour on two CPU cores; it says what it shortens.
 """

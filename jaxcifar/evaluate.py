@@ -9,6 +9,7 @@ weights' epoch. --csv writes the same rows into a file, --json prints all number
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,18 +37,19 @@ def evaluate(
     flip: bool = False,
     posthoc_tau: float = 0.0,
     dataset: str | None = None,
+    test_images: str | None = None,
 ) -> dict:
     """Return what `--json` prints, but not rounded, and without a comparison with a baseline."""
     if not math.isfinite(posthoc_tau):
         raise UserError(f'--posthoc-tau must be a finite number, got {posthoc_tau}')
+    if test_images is not None:
+        _check_alone(test_images, {'split': split != 'test', 'posthoc-tau': posthoc_tau})
     # What is evaluated: networks, images, and the weights on the devices.
     trained = open_trained(path, checkpoint, dataset)
     # The flag can only add to what the run's config says.
     trained.config.eval.flip = trained.config.eval.flip or flip
-    evaluation = Evaluation(trained.with_images())
+    evaluation = Evaluation(trained.with_test_images(test_images) if test_images else trained.with_images())
     images, session = evaluation.images(split), evaluation.session
-    if posthoc_tau and trained.others:
-        raise UserError(f'--posthoc-tau takes the classes of the training images, got --dataset {dataset}')
     # The logits, with temperatures and priors applied.
     restored = trained.restore(session.population)
     logits = restored.calibrate(evaluation.logits(restored.weights, split))
@@ -58,13 +60,23 @@ def evaluate(
         'workdir': str(path),
         'step': restored.steps,
         'split': split,
-        'dataset': session.dataset.name,
+        'test_images': test_images,
         'images': len(images.labels),
         'flip': session.config.eval.flip,
         'posthoc_tau': posthoc_tau,
         'selected_on': trained.selected_on,
         **evaluation.scores(logits, split),
     }
+
+
+def _check_alone(test_images: str, flags: Mapping):
+    """Raise `UserError` where --test-images comes with what other images than those are needed for."""
+    if not test_images:
+        raise UserError('--test-images must not be empty: leave it out for those of the data set')
+    if given := [flag for flag, is_given in flags.items() if is_given]:
+        raise UserError(
+            f'--{given[0]} goes with the images of the data set, got --test-images: leave one out'
+        )
 
 
 def log_priors_to_take(session: Session) -> np.ndarray:
@@ -114,12 +126,10 @@ def rounded(tree):
 def evaluate_all(folders: list[Path], baseline: Path | None = None, **options) -> list[dict]:
     """Return what `evaluate` does of each folder; of several, those that cannot be are named on stderr."""
     found = []
-    for flag in ('split', 'dataset'):
-        value = options.get(flag)
-        if baseline and value not in (None, 'test'):
-            raise UserError(
-                f"--baseline compares the runs' own test images, got --{flag} {value}: leave one out"
-            )
+    if baseline and options.get('split', 'test') != 'test':
+        raise UserError(f'--baseline compares test images, got --split {options["split"]}: leave one out')
+    if options.get('test_images') is not None:
+        _check_alone(options['test_images'], {'baseline': baseline})
     for folder in folders:
         try:
             scores = evaluate(folder, **options)
@@ -149,7 +159,8 @@ def headline(scores: dict) -> str:
     when = '' if step is None else f', weights of steps {steps}' if several else f', weights of step {step}'
     how = ', flipped too' * scores['flip'] + f', τ={scores["posthoc_tau"]:g}' * bool(scores['posthoc_tau'])
     chosen = f', chosen on {scores["selected_on"]}' if scores['selected_on'] != 'none' else ''
-    images = f'{scores["images"]:,} {scores["split"]} images of {scores["dataset"]}'
+    others = f' of {scores["test_images"]}' if scores['test_images'] else ''
+    images = f'{scores["images"]:,} {scores["split"]} images{others}'
     return f'{scores["workdir"]}: {images}{when}{chosen}{how}'
 
 
@@ -168,8 +179,10 @@ def _parser():
     parser.add_argument('--posthoc-tau', type=float, default=0.0, help=tau)
     better = 'a finished run of independent networks: how much better each member is on the test images'
     parser.add_argument('--baseline', type=Path, help=better)
-    here = 'other images, as --config.dataset; a file or a folder of test images alone will do'
+    here = 'of others than runs: where their images are here, as --config.dataset (npz:FILE)'
     parser.add_argument('--dataset', help=here)
+    own = 'evaluate these instead: npz:FILE of x_test and y_test, folder:DIR of test/<class>/* or <class>/*'
+    parser.add_argument('--test-images', metavar='NAME', help=own)
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write a row for each member of each run')
     parser.add_argument('--json', action='store_true', help='print JSON; of several runs a list')
     return parser

@@ -131,37 +131,44 @@ def test_a_packed_file_evaluates_to_the_last_bit(packing, workdir, small_npz, tm
         assert near['nll'] == pytest.approx(exact['nll'], abs=0.01) and near['nll'] != exact['nll']
 
 
-def test_test_images_alone_are_enough_to_evaluate(packed_path, workdir, dataset, tmp_path, capsys):
-    """Of other data sets than the run's, in a file or in folders of some of the classes."""
+def test_other_test_images_are_scored(packed_path, workdir, dataset, tmp_path):
+    """From a file, and from folders of some of the classes."""
     x, y = dataset.x_test, dataset.y_test
-    np.savez(tmp_path / 'new.npz', x_test=x, y_test=y, classes=dataset.classes)  # the networks' are numbers
+
+    def write(name, **changes):
+        np.savez(tmp_path / f'{name}.npz', **{'x_test': x, 'y_test': y, **changes})
+        return f'npz:{tmp_path}/{name}.npz'
+
     for at, label in [(i, label) for i, label in enumerate(y) if label < 3]:
-        folder = tmp_path / 'new' / 'test' / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(x[at]).save(folder / f'{at}.png')
+        (tmp_path / 'new' / 'test' / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[at]).save(tmp_path / 'new' / 'test' / str(label) / f'{at}.png')
+    # The same images and weights give the same numbers, whatever training part lies beside.
     expected = evaluate(workdir)['members']
-    for path, members in ((workdir, expected), (packed_path.parent, expected[1:])):
-        found = evaluate(path, dataset=f'npz:{tmp_path}/new.npz')
-        assert found['images'] == 40 and found['dataset'] == f'npz:{tmp_path}/new.npz'
-        for ours, theirs in zip(found['members'], members, strict=True):
-            assert ours['nll'] == pytest.approx(theirs['nll'], abs=1e-5)
+    for place in (write('new'), write('named', classes=[*'abcd'], x_train=0)):
+        for path, members in ((workdir, expected), (packed_path.parent, expected[1:])):
+            found = evaluate(path, test_images=place)
+            assert found['images'] == 40 and found['test_images'] == place
+            for ours, theirs in zip(found['members'], members, strict=True):
+                assert ours['nll'] == pytest.approx(theirs['nll'], abs=1e-5)
     labels = jaxcifar.load(workdir, 0).logits(x)[0].argmax(-1)
-    for place in ('new', 'new/test'):
-        found = evaluate(workdir, dataset=f'folder:{tmp_path}/{place}')
+    for folder in ('new', 'new/test'):
+        found = evaluate(workdir, test_images=f'folder:{tmp_path}/{folder}')
         assert found['images'] == (y < 3).sum() and found['selected_on'] == 'holdout'
         assert found['members'][0]['accuracy'] == pytest.approx((labels == y)[y < 3].mean())
-    assert 'images of 30 files used' in capsys.readouterr().err
-    with pytest.raises(UserError, match='takes the classes of the training images'):
-        evaluate(workdir, dataset=f'npz:{tmp_path}/new.npz', posthoc_tau=1.0)
     faults = [
-        ({'y_test': y + 1}, 'labels from 0 to 3, got 1 to 4'),
-        ({'classes': ['a', 'a']}, 'expected a name for each class, got a 2 times'),
-        ({'x_test': x[:, :4, :4]}, 'expected 4 classes of 8 pixels, got 4 classes of 4'),
+        (write('y', y_test=y + 1), {}, 'labels from 0 to 3, got 1 to 4; subtract 1'),
+        (write('c', classes=['a', 'b', 'c']), {}, 'expected 4 classes of 8 pixels, got 3 classes of 8'),
+        (write('x', x_test=x[:, :4, :4]), {}, 'expected 4 classes of 8 pixels, got 4 classes of 4'),
+        (f'npz:{tmp_path}/none.npz', {}, 'no such file'),
+        (f'folder:{tmp_path}', {}, 'expected folders of the classes 0, 1, 2, 3, got '),
+        ('stream:here', {}, 'expected npz:FILE, folder:DIR or one of digits, cifar10, cifar100'),
+        ('', {}, '--test-images must not be empty'),
+        (write('new'), {'posthoc_tau': 1.0}, '--posthoc-tau goes with the images of the data set'),
+        (write('new'), {'split': 'train'}, '--split goes with the images of the data set'),
     ]
-    for wrong, text in faults:
-        np.savez(tmp_path / 'wrong.npz', **{'x_test': x, 'y_test': y, **wrong})
+    for place, options, text in faults:
         with pytest.raises(UserError, match=text):
-            evaluate(workdir, dataset=f'npz:{tmp_path}/wrong.npz')
+            evaluate(workdir, test_images=place, **options)
 
 
 def test_weights_that_nothing_chose_are_not_called_chosen(workdir, tmp_path, small_npz):
@@ -336,9 +343,16 @@ def test_a_network_that_comes_along_answers_by_its_name(tmp_path, monkeypatch):
     np.savez('others.npz', x_train=images, y_train=labels, x_test=images, y_test=labels)
     scores = evaluate(Path(name), dataset='npz:others.npz')
     assert scores['workdir'] == name and scores['members'][0]['accuracy'] == 0.1
-    np.savez('alone.npz', x_test=images, y_test=labels, classes=model.classes[::-1])
-    with pytest.raises(UserError, match=r'classes: expected airplane, .*, got truck, '):
-        evaluate(Path(name), dataset='npz:alone.npz')
+    # Labels of other classes, or in another order, would give numbers that mean nothing.
+    parts = {'x_train': images, 'y_train': labels, 'x_test': images, 'y_test': labels}
+    np.savez('others.npz', **parts, classes=model.classes[::-1])
+    for place in (
+        {'dataset': 'npz:others.npz'},
+        {'test_images': 'npz:others.npz'},
+        {'test_images': 'digits'},
+    ):
+        with pytest.raises(UserError, match=r'expected airplane as class 0, got (truck|0)'):
+            evaluate(Path(name), **place)
     # What the user has made comes first, and a path is never a name.
     Path(name).mkdir()
     assert shipped_networks.folder_of(Path(name)) == Path(name)

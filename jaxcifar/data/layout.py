@@ -85,18 +85,24 @@ def find_layout(path: Path) -> Layout:
     return Layout(train, classes, val, test, _line(path, here, train, val, test))
 
 
-def find_test(path: Path, classes: tuple[str, ...]) -> tuple[Path, tuple[str, ...]] | None:
+def find_test(path: Path, classes: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
     """Return the folder whose subfolders are test images of some of the `classes`, and which these are.
 
-    It is PATH/test or PATH itself; None where there is a training part, or folders of any other name.
+    It is PATH/test, or PATH itself. Raises OSError for no such folder, ValueError for other names.
     """
-    here = folders(path) if path.is_dir() else []
-    if here and 'train' not in map(_part, here):
-        for folder in (path, *(_inner(p) for p in here if _part(p) == 'test')):
-            names = tuple(p.name for p in folders(folder))
-            if names and set(names) <= set(classes):
-                return folder, names
-    return None
+    here = folders(path)
+    # A part's folder may have the name of a class: CIFAR-100 has trains.
+    is_tree = {p.name for p in here} <= set(classes)
+    test = None if is_tree else _only([_inner(p) for p in here if _part(p) == 'test'], 'test')
+    names = tuple(p.name for p in folders(test or path))
+    if not names:
+        raise ValueError(f'{test or path} has no class folders')
+    if unknown := [name for name in names if name not in classes]:
+        alike = lookalikes([*classes, *unknown])
+        remedy = f': rename it {alike[0][0]}' if alike else ''
+        known = ', '.join(classes[:10]) + (', …' if len(classes) > 10 else '')
+        raise ValueError(f'expected folders of the classes {known}, got {unknown[0]}{remedy}')
+    return test or path, names
 
 
 def _single_tree(path: Path, here: list[Path], named: list[Path]) -> Layout:

@@ -23,10 +23,12 @@ class Unusable(ValueError):
     """Report a whole file whose contents are no data set."""
 
 
-def read_npz(path: Path, needed: str = 'train') -> tuple[dict[str, np.ndarray], list[str]]:
+def read_npz(
+    path: Path, parts: tuple[str, ...] = ('train', 'test')
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """Read a data set's arrays from an .npz file: ({key of KEYS: array}, the names of the others).
 
-    needed: the part, train or test, that must be there.
+    parts: those that are read; the first must be there.
 
     Raises ValueError with one line for a file that is missing, damaged, or of other keys.
     """
@@ -36,7 +38,7 @@ def read_npz(path: Path, needed: str = 'train') -> tuple[dict[str, np.ndarray], 
                 'expected a file, got a folder' if path.is_dir() else 'expected a file, got a device'
             )
         with path.open('rb') as raw:
-            return _arrays(np.load(raw, allow_pickle=False), needed)
+            return _arrays(np.load(raw, allow_pickle=False), parts)
     except FileNotFoundError:
         raise ValueError('no such file') from None
     except Unusable:
@@ -49,15 +51,16 @@ def read_npz(path: Path, needed: str = 'train') -> tuple[dict[str, np.ndarray], 
         raise ValueError(f'not a whole .npz file ({text[:LONGEST]})') from error
 
 
-def _arrays(file, needed: str) -> tuple[dict[str, np.ndarray], list[str]]:
+def _arrays(file, parts: tuple[str, ...]) -> tuple[dict[str, np.ndarray], list[str]]:
     if isinstance(file, np.ndarray):
         raise Unusable('not a whole .npz file but one array: write x_train, y_train and others with np.savez')
     others = sorted(set(file.files) - set(KEYS))
-    wanted = f'x_{needed}', f'y_{needed}'
+    wanted = f'x_{parts[0]}', f'y_{parts[0]}'
     if missing := [key for key in wanted if key not in file.files]:
         got = (', '.join(file.files) or 'nothing')[:LONGEST]
         raise Unusable(f'{" and ".join(missing)} is missing: expected {" and ".join(wanted)}, got {got}')
-    return {key: _array(file, key) for key in KEYS if key in file.files}, others
+    keys = [key for key in KEYS if key[2:] in parts or key == 'classes']
+    return {key: _array(file, key) for key in keys if key in file.files}, others
 
 
 def _array(file, key: str) -> np.ndarray:

@@ -1,72 +1,95 @@
-"""Read test images that come without any to train on, for networks that are trained already."""
+"""Read test images for networks that are trained already: no training part is needed, and none is read."""
 
 import sys
-import zipfile
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from jaxcifar.data.arrays import check_labels_known, check_part, class_names
+from jaxcifar.data.cifar import CIFAR
 from jaxcifar.data.datasets import Dataset, load_dataset, local_path
 from jaxcifar.data.layout import find_test
 from jaxcifar.data.listing import list_images, read_images
 from jaxcifar.data.npz import read_npz
 from jaxcifar.machine.errors import UserError
 
+WHOLE = 'digits', *CIFAR  # data sets whose test part is taken
 
-def load_test_images(name: str, root: str | Path, image_size: int, alike: Dataset) -> Dataset:
-    """Read the data set called `name`, as `load_dataset` does, but without a training part where it has none.
 
-    npz:PATH may hold x_test and y_test alone, and folder:PATH the folders test/<class>/* or <class>/*.
-    Classes, normalisation and the size of image files are then those of `alike`.
+def load_test_images(name: str, root: str | Path, alike: Dataset) -> Dataset:
+    """Read the test images called `name` for networks that were trained on a data set like `alike`.
+
+    npz:FILE holds x_test and y_test; folder:DIR holds test/<class>/* or <class>/*, whose names are those of
+    the classes. Normalisation and the size of image files are those of `alike`. Raises `UserError` where
+    classes or sizes differ from its.
     """
-    kind, _, path = name.partition(':')
-    read = ALONE.get(kind)
+    kind = name.partition(':')[0]
+    if name in WHOLE:
+        dataset = replace(load_dataset(name, root, alike.image_size), mean=alike.mean, std=alike.std)
+    elif kind in ('npz', 'folder'):
+        images, labels, classes = _npz(name) if kind == 'npz' else _folder(name, alike)
+        none = np.empty((0, *images.shape[1:]), np.uint8), np.empty(0, np.int32)
+        classes = classes or tuple(str(i) for i in range(len(alike.classes)))
+        dataset = Dataset(name, *none, images, labels.astype(np.int32), classes, alike.mean, alike.std)
+    else:
+        raise UserError(
+            f'expected npz:FILE, folder:DIR or one of {", ".join(WHOLE)} as test images, got {name}'
+        )
+    check_alike(dataset, alike)
+    hint = '; subtract 1 from all labels' if dataset.y_test.min() == 1 else ''
     try:
-        found = read(local_path(name), alike) if read else None
+        check_labels_known({'y_test': dataset.y_test}, 'test', alike.num_classes, hint)
+    except ValueError as error:
+        raise UserError(f'{name}: {error}') from None
+    return dataset
+
+
+def check_alike(here: Dataset, there: Dataset):
+    """Raise `UserError` unless networks that were trained on `there` can be tested on `here`."""
+    sizes = [f'{d.num_classes} classes of {d.image_size} pixels' for d in (there, here)]
+    if sizes[0] != sizes[1]:
+        raise UserError(f'expected {sizes[0]}, got {sizes[1]} of {here.name}: name other images')
+    # A label is a place in the list of classes. Without names, nothing tells whether the lists agree.
+    if here.classes != there.classes and _is_named(here) and _is_named(there):
+        label = next(i for i, (a, b) in enumerate(zip(there.classes, here.classes)) if a != b)
+        raise UserError(
+            f'{here.name}: expected {there.classes[label]} as class {label}, got {here.classes[label]}',
+            f'name images of the same classes, in the same order ({", ".join(there.classes[:20])})',
+        )
+
+
+def _is_named(dataset: Dataset) -> bool:
+    """Return whether the classes have names: a file of arrays may hold none, and is given numbers."""
+    numbers = tuple(str(i) for i in range(dataset.num_classes))
+    return dataset.classes != numbers or not dataset.name.startswith('npz:')
+
+
+def _npz(name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return (images, labels, names of the classes, () for none) of a file's test part."""
+    path = local_path(name)
+    try:
+        arrays, _ = read_npz(path, ('test',))
+        check_part(arrays, 'test')
+        return arrays['x_test'], arrays['y_test'], class_names(arrays.get('classes', np.array([])))
+    except ValueError as error:
+        raise UserError(
+            f'{path}: {error} (np.savez writes such a file of uint8 x_test [n,H,H,3], integer y_test [n] of '
+            '0 to C-1, and if you like the C class names as classes)'
+        ) from error
+
+
+def _folder(name: str, alike: Dataset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return (images, labels, names of all classes) of folders of some of the classes."""
+    path = local_path(name)
+    try:
+        folder, classes = find_test(path, alike.classes)
+        listing = list_images(folder, classes)
+        images, labels, summary = read_images(listing, alike.image_size)
     except (OSError, ValueError) as error:
-        wanted = f'expected test images of {len(alike.classes)} classes'
-        raise UserError(f'{path}: {error}', wanted) from error
-    if found is None:
-        return load_dataset(name, root, image_size)
-    images, labels = found
-    none = np.empty((0, *images.shape[1:]), np.uint8), np.empty(0, np.int32)
-    return Dataset(name, *none, images, labels.astype(np.int32), alike.classes, alike.mean, alike.std)
-
-
-def _npz(path: Path, alike: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the test part of a file without a training part, None of any other file."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            keys = {Path(name).stem for name in file.namelist()}
-    except (OSError, zipfile.BadZipFile):
-        return None  # the reader of whole data sets says what is wrong with it
-    if 'x_test' not in keys or keys & {'x_train', 'y_train'}:
-        return None
-    arrays, _ = read_npz(path, 'test')
-    check_part(arrays, 'test')
-    check_labels_known(arrays, 'test', len(alike.classes))
-    names = class_names(arrays.get('classes', np.array([])))
-    numbers = tuple(map(str, range(len(alike.classes))))  # of a training without names
-    if names and names != alike.classes != numbers:
-        raise ValueError(f'classes: expected {", ".join(alike.classes)}, got {", ".join(names)}')
-    return arrays['x_test'], arrays['y_test']
-
-
-def _folder(path: Path, alike: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the images of a folder without a training part, None of any other folder."""
-    found = find_test(path, alike.classes)
-    if found is None:
-        return None
-    folder, classes = found
-    images, labels, summary = read_images(list_images(folder, classes), alike.image_size)
-    print(summary, file=sys.stderr)
-    # Folders may be of some classes only, and are numbered among themselves.
-    return images, np.array([alike.classes.index(name) for name in classes])[labels]
-
-
-ALONE: dict[str, Callable[[Path, Dataset], tuple[np.ndarray, np.ndarray] | None]] = {
-    'npz': _npz,
-    'folder': _folder,
-}
+        why = getattr(error, 'strerror', None) or error
+        raise UserError(f'{path}: {why}; expected image files as test/<class>/* or <class>/*') from error
+    if len(labels) < len(listing.paths) or listing.others:
+        print(summary, file=sys.stderr)
+    # Folders may be of some of the classes, and are numbered among themselves.
+    return images, np.array([alike.classes.index(one) for one in classes])[labels], alike.classes

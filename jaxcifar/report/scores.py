@@ -48,7 +48,9 @@ def score_rows(found: dict) -> list[dict]:
 def _row(found: dict, member: str, scores: dict) -> dict:
     """Return a row with the evaluation's name of the loss."""
     named = {'loss' if key == 'nll' else key: value for key, value in scores.items()}
-    return {'run': found['workdir'], 'member': member, 'split': found['split'], **named}
+    where = {'run': found['workdir'], 'member': member, 'split': found['split']}
+    own = {'test_images': found['test_images']} if found.get('test_images') else {}
+    return where | own | named
 
 
 def _training(found: dict, names: list[str]) -> dict[str, dict[str, float]]:
@@ -95,7 +97,8 @@ def _cell(row: dict, column: str) -> str:
 
 def write_scores(path: Path, rows: Sequence[dict]):
     """Write rows as a CSV file; accuracies are shares, and the split is part of the columns' names."""
-    columns = ['run', 'member', *(column for column in SHOWN if any(column in row for row in rows))]
+    words = ['run', 'member', *(['test_images'] if 'test_images' in rows[0] else [])]
+    columns = [*words, *(column for column in SHOWN if any(column in row for row in rows))]
     split = rows[0]['split']
     names = [f'{split}_{name}' if name in ('accuracy', 'loss') else name for name in columns]
     table = [[row.get(name, '') for name in columns] for row in rows]

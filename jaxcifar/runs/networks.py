@@ -1,7 +1,6 @@
 """Hold trained networks, wherever they come from, ready to be put on devices."""
 
 import copy
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcifar.data.datasets import Dataset
+from jaxcifar.data.only_test import load_test_images
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import Weights
 from jaxcifar.formats.portable import FusedHead, Portable
-from jaxcifar.machine import hosts
-from jaxcifar.machine.errors import UserError
+from jaxcifar.machine import hosts, status
 from jaxcifar.machine.files import reading
 from jaxcifar.runs import resolve, workdirs
 from jaxcifar.runs.released import portable_head, portable_member
@@ -47,7 +46,6 @@ class Trained:
     Attributes:
       config: of all of them together, for all devices.
       described: classes, image_size, mean and std, in a data set without images.
-      others: the name of a data set that is not the config's, whose images are evaluated; None without.
       checkpoint: the name of the weights.
       calibrated: whether the temperatures belong to the weights.
     """
@@ -56,8 +54,8 @@ class Trained:
     checkpoint = 'last'
     calibrated = False
 
-    def __init__(self, path: Path, config: ConfigDict, others: str | None):
-        self.path, self.config, self.others = path, config, others
+    def __init__(self, path: Path, config: ConfigDict):
+        self.path, self.config = path, config
         # A run's number of devices is of the machine where it was trained.
         config.devices = None
 
@@ -72,19 +70,19 @@ class Trained:
         return self._prepare(self.config, self.described)
 
     def with_images(self) -> Session:
-        """Return the session with the images to evaluate; `UserError` where they are not the networks'."""
-        config = copy.deepcopy(self.config)
-        config.data.root = config.data.root or resolve.data_root()
-        if self.others:
-            config.dataset = self.others
-            # The split of the training parts other images.
-            config.split, config.data.validation = 'shared', 'none'
-        dataset = load_images(config, self._alike() if self.others else None)
-        return self._prepare(config, self._accept(dataset))
+        """Return the session with the images of the config; `UserError` where they are not the networks'."""
+        data = self.config.data
+        data.root = data.root or resolve.data_root()
+        return self._prepare(self.config, self._accept(load_images(self.config)))
 
-    def _alike(self) -> Dataset | None:
-        """Return what tells the classes and the normalisation of test images that come alone."""
-        return self.described
+    def with_test_images(self, name: str) -> Session:
+        """Return the session with the test images called `name` alone; see `load_test_images`."""
+        config = copy.deepcopy(self.config)
+        # The split of the training parts other images.
+        config.split, config.data.validation = 'shared', 'none'
+        with status.during(f'loading {name}'):
+            dataset = load_test_images(name, config.data.root or resolve.data_root(), self.described)
+        return self._prepare(config, dataset)
 
     def restore(self, population: Population) -> Restored:
         """Return the weights for a population of these networks."""
@@ -114,11 +112,7 @@ class Trained:
 
     def _accept(self, dataset: Dataset) -> Dataset:
         """Return the data set as these networks see it; `UserError` where it is of another kind."""
-        here, there = (f'{d.num_classes} classes of {d.image_size} pixels' for d in (dataset, self.described))
-        if here != there:
-            raise UserError(f'expected {there}, got {here} of {dataset.name}: name another --dataset')
-        # Networks expect the normalisation of their training, whatever these images have.
-        return replace(dataset, mean=self.described.mean, std=self.described.std)
+        return dataset
 
     def _prepare(self, config: ConfigDict, dataset: Dataset) -> Session:
         with reading(self.path / workdirs.CONFIG):  # names of what there is not, in a config that was changed

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from jaxcifar.config.members import member_names
 from jaxcifar.data.datasets import Dataset, load_dataset
 from jaxcifar.data.loader import Order, batches
-from jaxcifar.data.only_test import load_test_images
 from jaxcifar.data.splits import Images, Split, evaluation_images, make_split, train_counts, validation_part
 from jaxcifar.engine.couplings import make_learning_rates, output_names
 from jaxcifar.engine.population import Population, make_mesh
@@ -94,14 +93,10 @@ class Session:
         return validation_part(self.config)
 
 
-def load_images(config: ConfigDict, alike: Dataset | None = None) -> Dataset:
-    """Return the data set that a config names; `UserError` where its images cannot be had.
-
-    alike: what networks were trained on that are only evaluated: a test part of the same classes suffices.
-    """
-    where = config.dataset, config.data.root, config.data.image_size
+def load_images(config: ConfigDict) -> Dataset:
+    """Return the data set that a config names; `UserError` where its images cannot be had."""
     with status.during(f'loading {config.dataset}'):
-        return load_dataset(*where) if alike is None else load_test_images(*where, alike)
+        return load_dataset(config.dataset, config.data.root, config.data.image_size)
 
 
 def prepare(config: ConfigDict, dataset: Dataset | None = None) -> Session:

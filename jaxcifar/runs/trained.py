@@ -5,6 +5,7 @@ their number, and a run's own evaluation takes as many.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jaxcifar.config import saved
 from jaxcifar.config.fields import get_config
 from jaxcifar.data.cifar import CIFAR
 from jaxcifar.data.datasets import Dataset, without_images
+from jaxcifar.data.only_test import check_alike
 from jaxcifar.engine.population import Population
 from jaxcifar.formats import foreign, portable
 from jaxcifar.formats.portable import FusedHead, Portable
@@ -34,7 +36,7 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
     path: a workdir, a folder or a file of `jaxcifar.export`, a file of PyTorch or safetensors, or the name of
       a network that comes with the package.
     checkpoint: of a run, as for `load_weights`.
-    dataset: the name of other images to evaluate, or where those of the training are on this machine.
+    dataset: where the images of the training are here, of networks whose config does not say it.
 
     Raises `UserError` where there is nothing of the kind.
     """
@@ -44,28 +46,19 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
         if value == '':
             raise UserError(f'{flag} must not be empty: leave it out for the default')
     if path.is_dir() and not portable.is_portable(path):
-        return TrainedRun(path, checkpoint, dataset)
+        if dataset:
+            raise UserError(f'--dataset is not for runs: the config of {path} names its data set')
+        return TrainedRun(path, checkpoint)
     if checkpoint:
         raise UserError(f'{path} holds one set of weights: leave out --checkpoint {checkpoint}')
     return TrainedExport(path, dataset) if portable.is_portable(path) else TrainedFile(path, dataset)
 
 
-def _short(dataset: str) -> str:
-    """Return what a data set is called wherever it lies: cifar10 of npz:/data/cifar10.npz."""
-    return Path(dataset.partition(':')[2] or dataset).stem
-
-
-def _described(cifar: str) -> Dataset:
-    """Return CIFAR-10 or CIFAR-100 without images: its numbers are known, so that nothing is downloaded."""
-    names, mean, std = CIFAR[cifar]
-    return without_images(cifar, names.split(), 32, mean, std)
-
-
 class TrainedRun(Trained):
     """Open the networks of a workdir."""
 
-    def __init__(self, path: Path, checkpoint: str | None, others: str | None):
-        super().__init__(path, saved.load(path / workdirs.CONFIG), others)
+    def __init__(self, path: Path, checkpoint: str | None):
+        super().__init__(path, saved.load(path / workdirs.CONFIG))
         self.checkpoint = checkpoint or default_checkpoint(self.config)
         self.calibrated = checkpoint == CALIBRATED
 
@@ -75,13 +68,8 @@ class TrainedRun(Trained):
             return workdirs.described(self.path)
 
     def with_images(self) -> Session:
-        session = super().with_images()
-        # Files that have changed since would pass for the run's own images.
-        return session if self.others else workdirs.as_begun(self.path, session)
-
-    def _accept(self, dataset: Dataset) -> Dataset:
-        # The run's own images are compared by their sums.
-        return super()._accept(dataset) if self.others else dataset
+        # Scores on other images than the run's would pass for its own.
+        return workdirs.as_begun(self.path, super().with_images())
 
     def restore(self, population: Population) -> Restored:
         weights, steps = load_weights(self.config, population, self.path, self.checkpoint)
@@ -93,13 +81,11 @@ class TrainedExport(Trained):
 
     def __init__(self, path: Path, dataset: str | None):
         self._members, self._head = portable.read(path), portable.read_head(path)
-        config, about = portable.config_of(path, self._members), self._members[0].about
-        # Exports name the data set of the training, but not where it lies on this machine.
-        known = dataset is None or _short(dataset) == _short(config.dataset)
-        config.dataset = (dataset or config.dataset) if known else config.dataset
-        super().__init__(path, config, None if known else dataset)
+        super().__init__(path, portable.config_of(path, self._members))
+        about = self._members[0].about
         self.checkpoint = about.get('checkpoint', 'best')
         self.described = without_images(self.config.dataset, *(about[name] for name in portable.OF_DATA))
+        self.config.dataset = dataset or self.config.dataset
 
     def restore(self, population: Population) -> Restored:
         weights = assemble(population, *portable.dense(self._members), self._head and self._head.params)
@@ -109,6 +95,11 @@ class TrainedExport(Trained):
 
     def portables(self) -> tuple[list[Portable], FusedHead | None]:
         return self._members, self._head
+
+    def _accept(self, dataset: Dataset) -> Dataset:
+        check_alike(dataset, self.described)
+        # Networks expect the normalisation of their training, whatever these images have.
+        return replace(dataset, mean=self.described.mean, std=self.described.std)
 
 
 class TrainedFile(Trained):
@@ -134,6 +125,7 @@ class TrainedFile(Trained):
             found = large if build(network, classes, **large).shapes() == shapes else found
         options = {**found, **(options or {})}
         self._variables = weights.fit(build(network, classes, **options).shapes(), network)
+        self._is_told = dataset is not None
         dataset = dataset or BY_CLASSES.get(classes)
         if dataset is None:
             raise UserError(
@@ -146,18 +138,24 @@ class TrainedFile(Trained):
         config.data.validation = 'none'  # nothing was chosen: `last` is what evaluation takes
         config.log.tensorboard = False
         config.update_from_flattened_dict(dict(changes or {}))
-        super().__init__(path, resolve.finalize(config), dataset)
+        super().__init__(path, resolve.finalize(config))
         self.classes = classes
 
     @cached_property
     def described(self) -> Dataset:  # type: ignore[override]
         if self.config.dataset not in CIFAR:
             return self.with_images().dataset
-        return _described(self.config.dataset)
+        # CIFAR's numbers are known, so that naming classes needs no download.
+        names, mean, std = CIFAR[self.config.dataset]
+        return without_images(self.config.dataset, names.split(), 32, mean, std)
 
-    def _alike(self) -> Dataset | None:
-        name = BY_CLASSES.get(self.classes)
-        return _described(name) if name else None
+    def with_test_images(self, name: str) -> Session:
+        if not self._is_told:
+            raise UserError(
+                f'{self.path} does not say the normalisation of its training: name that data set too, as '
+                '--dataset cifar10'
+            )
+        return super().with_test_images(name)
 
     def restore(self, population: Population) -> Restored:
         weights = assemble(population, [self._variables['params']], [self._variables['batch_stats']])
