@@ -18,6 +18,8 @@ import pytest
 
 from configs import base
 from jaxcifar.data.datasets import Dataset
+from jaxcifar.export import write as export
+from jaxcifar.loop import train
 from jaxcifar.models import NETWORKS
 from tests.steps import Linear, Tiny
 
@@ -94,3 +96,20 @@ def tiny_networks(monkeypatch):
 def config(small_npz):
     """`small_config` of the small images."""
     return small_config(small_npz)
+
+
+@pytest.fixture(scope='session')
+def ternary_run(small_npz, tmp_path_factory) -> Path:
+    """The workdir of two ternary members after an epoch."""
+    path = tmp_path_factory.mktemp('ternary') / 'run'
+    config = small_config(small_npz)
+    config.members, config.epochs, config.batch_size = 2, 1, 40  # batches of one size: one compilation
+    config.view = 'ternary'
+    train(config, path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def packed_path(ternary_run) -> Path:
+    """The packed file of the second of them."""
+    return export.export(ternary_run, 'packed', member='1') / '1_resnet8.packed'
