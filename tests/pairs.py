@@ -20,6 +20,12 @@ PAIRS = {
     'resnet50': ('resnet50', IMAGENET, partial(models.resnet50, num_classes=10), 64),
     'densenet121': ('densenet121', IMAGENET, partial(models.densenet121, num_classes=10), 64),
     'mobilenetv2': ('mobilenetv2', IMAGENET, partial(models.mobilenet_v2, num_classes=10, dropout=0), 64),
+    'bottleneck': (
+        'resnet50',
+        {**IMAGENET, 'stages': (2, 1, 1, 1)},
+        partial(models.ResNet, models.resnet.Bottleneck, [2, 1, 1, 1], num_classes=10),
+        64,
+    ),
     'shortcut A': ('resnet8', {'shortcut': 'A'}, partial(small_resnet, 'A'), 16),
     'shortcut B': ('resnet8', {'shortcut': 'B'}, partial(small_resnet, 'B'), 16),
     'preact': (

@@ -20,7 +20,7 @@ from tests.conftest import CACHED
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
-    'network': 'resnet8',
+    'network': 'tiny',
     'devices': 1,
     'epochs': 6,
     'batch_size': 24,
@@ -72,7 +72,7 @@ def started(workdir: Path, npz: Path, *words: str, environment=None, **fields):
     Its command has further `words`.
     """
     fields = SMALL | {'dataset': f'npz:{npz}'} | {k.replace('__', '.'): v for k, v in fields.items()}
-    command = [sys.executable, '-m', 'jaxcifar.main', '--config=configs/base.py', f'--workdir={workdir}']
+    command = [sys.executable, '-m', 'jaxcifar.main', '--config=tests/small.py', f'--workdir={workdir}']
     command += [*(f'--config.{name}={value}' for name, value in fields.items()), *words]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
     process = subprocess.Popen(

@@ -22,6 +22,7 @@ from jaxcifar.loop import train
 from jaxcifar.machine import errors
 from jaxcifar.runs.resolve import finalize
 from tests import pages
+from tests.conftest import small_images
 from tests.pages import PAGES, ROOT
 from tests.test_rooms import ROOMS
 
@@ -242,7 +243,10 @@ def test_the_long_tail_pages_commands_work(run, workshop):
     assert (workshop[0] / 'runs/long_tail/rejection.json').exists()
 
 
-def test_what_the_export_page_loads_is_a_classifier(run, dataset):
+def test_what_the_export_page_loads_is_a_classifier(run, dataset, monkeypatch):
+    (x, y), (x_test, y_test) = small_images(20, 10, 32), small_images(10, 10, 32)
+    arrays = {'x_train': x, 'y_train': y, 'x_test': x_test, 'y_test': y_test}
+    monkeypatch.setattr('jaxcifar.data.datasets.fetch_cifar', lambda name, root: arrays)
     run([pages.in_blocks('first-run')[0], *pages.in_blocks('export')])
     names = {'images': dataset.x_test}
     exec(pages.python('export', 'jaxcifar.load'), names)

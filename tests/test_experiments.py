@@ -42,7 +42,7 @@ def test_a_table_runs_once_skips_what_is_finished_and_names_what_failed(
     small_npz, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(results, 'FOLDER', tmp_path)
-    fields = SMALL | {'dataset': f'npz:{small_npz}'}
+    fields = SMALL | {'dataset': f'npz:{small_npz}', 'network': 'resnet8'}
     (tmp_path / 'sweep.py').write_text(SWEEP.format(fields=fields))
 
     def go(count, *flags):

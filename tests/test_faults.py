@@ -81,8 +81,8 @@ def damaged(reference, small_npz, tmp_path_factory):
     def run(name):
         workdir = shutil.copytree(reference, folder / name)
         DAMAGES[name](workdir / 'checkpoints' / '24')
-        best = workdir / 'best' / '0_resnet8'
-        shutil.copy(best / '20.npz', best / '23.npz')  # of steps that went differently, and were given up
+        saved = next(workdir.glob('best/0_tiny/*.npz'))
+        shutil.copy(saved, saved.with_name('23.npz'))  # of steps that went differently, and were given up
         return workdir, train(workdir, small_npz)
 
     with ThreadPoolExecutor(2) as pool:
@@ -124,7 +124,7 @@ def damaged_config(workdir, reference):
 
 def damaged_best_weights(workdir, reference):
     (workdir / 'results.json').unlink()  # or the run would be finished
-    flip(max(workdir.glob('best/0_resnet8/*'), key=lambda p: int(p.stem)))
+    flip(max(workdir.glob('best/0_tiny/*'), key=lambda p: int(p.stem)))
     return {}
 
 
@@ -159,7 +159,7 @@ REFUSED = {
     another_config: ('batch_size was 24, now 16', 'optimizer.lr was 0.05, now 0.1'),
     other_images: ('images', 'are not those that'),
     damaged_config: ('config.json is not a jaxcifar file',),
-    damaged_best_weights: ('best/0_resnet8/', 'is damaged'),
+    damaged_best_weights: ('best/0_tiny/', 'is damaged'),
     below_a_file: ('below_a_file',),
     no_such_step: ('resume_from', '[20, 24] of'),
     another_population: ('checkpoints/24 was saved with another network',),
@@ -269,7 +269,7 @@ def test_a_disk_that_is_read_only(folder, npz, reference):
 def test_a_diverged_member_is_named_and_not_saved(folder, npz, reference):
     # The weights after step 5 are not finite, the loss that step 5 reports still is.
     result = train(folder, npz, optimizer__lr=2.0, schedule__gamma=3e38, checkpoint__every_steps=1)
-    says = '0_resnet8 diverged: not all numbers are finite at step 5', 'kept checkpoints: [3, 4]'
+    says = '0_tiny diverged: not all numbers are finite at step 5', 'kept checkpoints: [3, 4]'
     assert_says(result, *says)
     leaves = [leaf for step in (3, 4) for leaf in jax.tree.leaves(state(folder, step))]
     assert all(np.isfinite(leaf).all() for leaf in leaves)
@@ -279,7 +279,7 @@ def test_a_diverged_member_is_named_and_not_saved(folder, npz, reference):
 @ahead
 def test_an_infinite_loss_is_no_checkpoint(folder, npz, reference):
     result = train(folder, npz, optimizer__lr=1e20, log__every_steps=1)
-    assert_says(result, '0_resnet8 diverged: not all numbers are finite at step', 'kept checkpoints: []')
+    assert_says(result, '0_tiny diverged: not all numbers are finite at step', 'kept checkpoints: []')
     assert checkpoints(folder) == []
 
 
@@ -290,7 +290,7 @@ def test_too_large_a_batch_says_so_and_may_be_changed(folder, npz, reference):
     folder.mkdir()
     np.savez_compressed(folder / 'many.npz', **arrays)
     gigabytes = 8 << 30, 8 << 30
-    with started(folder / 'run', folder / 'many.npz', batch_size=40_000) as process:
+    with started(folder / 'run', folder / 'many.npz', batch_size=40_000, network='resnet8') as process:
         resource.prlimit(process.pid, resource.RLIMIT_DATA, gigabytes)
         assert_says(outcome(process), 'out of memory', 'half the batch_size', 'optimizer.accumulate=2')
     assert_same(finish(folder / 'run', npz), reference)
@@ -305,7 +305,7 @@ def test_an_interrupt_says_what_is_saved_and_how_to_go_on(folder, npz, reference
     step = checkpoints(folder)[-1]
     assert status == 130 and err.startswith(f'stopped; saved up to step {step}, epoch {step / 4:.3g} of 6')
     command = err.partition(': python -m jaxcifar.main ')[2]
-    assert '--config=configs/base.py' in command and command.endswith(f'--workdir={folder}\n')
+    assert '--config=tests/small.py' in command and command.endswith(f'--workdir={folder}\n')
 
 
 def test_a_deleted_checkpoint_is_said(small_npz, tmp_path, reference):

@@ -14,6 +14,7 @@ from scipy.special import softmax
 import jaxcifar
 from configs import base
 from configs import long_tail as long_tail_config
+from experiments.faults import networks
 from jaxcifar import calibrate, reject
 from jaxcifar.config import saved
 from jaxcifar.data import long_tail
@@ -171,10 +172,11 @@ def run(tail_npz, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('tail')
     c = long_tail_config.get_config()
     c.dataset, c.long_tail.imbalance, c.data.root = f'npz:{tail_npz}', 5.0, str(workdir / 'data')
-    c.network, c.epochs, c.batch_size, c.devices = 'resnet8', 3, 32, 1
+    c.network, c.epochs, c.batch_size, c.devices = 'tiny', 3, 32, 1
     c.optimizer.lr, c.data.drop_last, c.eval.batch_size, c.eval.every_epochs = 0.02, True, 160, 2
-    c.log.pictures = False
-    return workdir, train(c, workdir)
+    c.log.pictures, c.model.shortcut = False, ''
+    with networks.registered():
+        yield workdir, train(c, workdir)
 
 
 def exported(workdir, member, part):
@@ -255,7 +257,7 @@ def test_posthoc_adjustment_subtracts_the_prior(run):
     workdir, _ = run
     calibrated = calibration_of(workdir)['best']['members']
     assert {m['loss'] for m in calibrated} > {'cross_entropy'}  # and others, which are not adjusted again
-    counts = np.bincount(exported(workdir, '0_resnet8', 'train')[1])
+    counts = np.bincount(exported(workdir, '0_tiny', 'train')[1])
     found = evaluate(workdir, 'best', 'test', False, posthoc_tau=1.5)
     for fitted, member in zip(calibrated, found['members']):
         z, labels, _ = exported(workdir, member['name'], 'test')
@@ -303,27 +305,27 @@ def test_the_report_shows_groups_calibration_and_rejection(run, tmp_path, monkey
     workdir, _ = run
     reject.reject(workdir, samples=20)
     text = report([workdir], tmp_path).read_text().replace('<wbr>', '')
-    for words in ('best on val_lt', 'Groups of classes', '0_resnet8 cross_entropy', 'Calibration',
+    for words in ('best on val_lt', 'Groups of classes', '0_tiny cross_entropy', 'Calibration',
                   'Rejection by Chow', '3 head and 1 tail classes', 'not quite balanced'):  # fmt: skip
         assert words in text
     (workdir / 'rejection.json').unlink()
 
 
-def test_the_standard_protocol_has_no_calibration_images(tail_npz, tmp_path, monkeypatch):
+def test_the_standard_protocol_has_no_calibration_images(tiny_networks, tail_npz, tmp_path, monkeypatch):
     loads, shapes = [], []
     load, see = session.load_dataset, evaluation.normalise
     monkeypatch.setattr(session, 'load_dataset', lambda *a: (loads.append(a), load(*a))[1])
     monkeypatch.setattr(evaluation, 'normalise', lambda x, *a: (shapes.append(x.shape), see(x, *a))[1])
     c = long_tail_config.get_config('standard')
     c.dataset, c.long_tail.imbalance, c.data.root = f'npz:{tail_npz}', 5.0, str(tmp_path / 'data')
-    c.network, c.loss, c.epochs, c.batch_size, c.devices = 'resnet8', 'balanced_softmax', 1, 32, 1
-    c.data.drop_last, c.eval.batch_size = True, 160
+    c.network, c.loss, c.epochs, c.batch_size, c.devices = 'tiny', 'balanced_softmax', 1, 32, 1
+    c.data.drop_last, c.eval.batch_size, c.model.shortcut = True, 160, ''
     train(c, tmp_path)
     # Calibration has the images and the compiled networks of the run.
     assert len(loads) == len(shapes) == 1
     (which, report), *others = calibration_of(tmp_path).items()
     assert which == 'last' and not others and report['members'][0]['temperature'] == 1
-    z = np.load(tmp_path / 'outputs/logits/tail_lt_if5_standard/0_resnet8/test.npy')
+    z = np.load(tmp_path / 'outputs/logits/tail_lt_if5_standard/0_tiny/test.npy')
     assert z.shape == (160, 4)
     assert list(reject.reject(tmp_path, samples=2)['parts']) == ['test']
 

@@ -1,5 +1,7 @@
 """The networks: sizes, parity with PyTorch, and what the options of `build` do."""
 
+from functools import cache
+
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,7 @@ FAST_COMPILE = {
 }
 
 
+@cache
 def sizes(name, num_classes=100, **options):
     """(parameters, features D): those that the only dense layer takes in."""
     leaves = jax.tree.leaves(build(name, num_classes, **options).shapes()['params'])
@@ -72,9 +75,9 @@ def test_sizes():
 
 def test_torchs_networks_are_as_large():
     with torch.device('meta'):
-        parameters = {name: make(classes=10).parameters() for name, make in TORCH.items()}
+        parameters = {name: make(classes=100).parameters() for name, make in TORCH.items()}
     torchs = {name: sum(p.numel() for p in parts) for name, parts in parameters.items()}
-    assert torchs == {name: sizes(name, 10)[0] for name in NETWORKS if 'speednet' not in name}
+    assert torchs == {name: sizes(name)[0] for name in NETWORKS if 'speednet' not in name}
 
 
 class Pair:
@@ -148,7 +151,8 @@ def smooth(monkeypatch):
 
 
 # The large ones are made of the same blocks, and take half a minute.
-TRAINED = [p for p in PAIRS if p not in ('small mobile', 'resnet34', 'densenet121')]
+# Blocks that repeat add time to a step, and no other gradients.
+TRAINED = [p for p in PAIRS if p not in ('small mobile', 'resnet18', 'resnet34', 'resnet50', 'densenet121')]
 
 
 @pytest.mark.parametrize('pair', TRAINED)

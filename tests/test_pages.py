@@ -66,16 +66,16 @@ def test_tensorboard_serves_the_scalars_of_metrics_csv(workdir, tmp_path):
 
         def tags():
             with contextlib.suppress(OSError), urlopen(f'{url}/data/plugin/scalars/tags') as answer:
-                return json.load(answer).get('1_resnet8/test')
+                return json.load(answer).get('1_tiny/test')
 
         until(tags, 90)
-        query = urlencode({'run': '1_resnet8/test', 'tag': 'accuracy'})
+        query = urlencode({'run': '1_tiny/test', 'tag': 'accuracy'})
         with urlopen(f'{url}/data/plugin/scalars/scalars?{query}') as answer:
             served = {step: value for _, step, value in json.load(answer)}
         with open(workdir / 'metrics.csv') as file:
             rows = [
                 r for r in csv.DictReader(file)
-                if (r['member'], r['split'], r['checkpoint']) == ('1_resnet8', 'test', 'last')
+                if (r['member'], r['split'], r['checkpoint']) == ('1_tiny', 'test', 'last')
             ]  # fmt: skip
         assert (
             served == {int(r['epoch']): pytest.approx(float(r['accuracy'])) for r in rows}

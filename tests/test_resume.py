@@ -177,8 +177,8 @@ def test_a_new_workdir_starts_from_a_checkpoint_of_another(folder, npz, one, thr
     assert_same(finish(folder, npz, resume_from=f'{one}@20'), one)
 
 
-def test_a_stopped_member_goes_on_at_once_when_it_may(config, tmp_path):
-    config.epochs, config.optimizer.lr = 3, 0.0  # batch statistics move all the same
+def test_a_stopped_member_goes_on_at_once_when_it_may(tiny_networks, config, tmp_path):
+    config.network, config.epochs, config.optimizer.lr = 'tiny', 3, 0.0  # batch statistics move all the same
     config.early_stopping.patience = 1
     assert train_here(config, tmp_path / 'stopped')['epoch'] == 2
     config.early_stopping.patience = 0

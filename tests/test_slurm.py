@@ -23,8 +23,8 @@ def get_sweep(argument):
     fields = {fields}
     further = fields | {{'resume_from': '{folder}/first', 'epochs': 7}}
     return Sweep('Small', [
-        Run('first', 'population', 'configs/base.py', fields),
-        Run('second', 'from it', 'configs/base.py', further, after=('first',)),
+        Run('first', 'population', 'tests/small.py', fields),
+        Run('second', 'from it', 'tests/small.py', further, after=('first',)),
     ], slurm={{'cpus': 1, 'memory': '4G', 'time': '10'}})
 """
 
@@ -79,7 +79,7 @@ def test_a_preempted_job_is_requeued_and_all_ends_as_if_it_had_not_been(
     before, after = ((d / 'metrics.csv').read_text().splitlines() for d in (first, folder / 'second'))
     *before, _ = before  # the chosen weights, at the end
     assert after[: len(before)] == before and after[-1].startswith('7,28,')
-    assert '| from it | resnet8 | 1 | ' in (folder / 'table.md').read_text()
+    assert '| from it | tiny | 1 | ' in (folder / 'table.md').read_text()
     assert (folder / 'results.csv').read_text().count('\nsecond,') == 2
     assert (folder / 'report' / 'report.html').exists()
     assert (tmp_path / 'accuracy.csv').read_text().count('npz:') >= 4
@@ -257,7 +257,7 @@ def test_a_local_dry_run_lists_the_commands_and_makes_nothing(submit, tmp_path, 
     )
     run.main()
     first, second, last = capsys.readouterr().out.splitlines()
-    assert first.startswith('[1/2] first: python -m jaxcifar.main --config configs/base.py --workdir ')
+    assert first.startswith('[1/2] first: python -m jaxcifar.main --config tests/small.py --workdir ')
     assert second.endswith('# after first') and last.startswith('2 of 2 runs to do')
     assert folder.exists() and not (tmp_path / 'no').exists()
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import base
+from experiments.faults import networks
 from jaxcifar import main
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import in_order
@@ -136,18 +137,18 @@ def test_a_broken_image_is_replaced_by_the_next_of_its_class_that_may_be_seen(fo
 def run(folder, tmp_path_factory):
     """(folder of runs, results) of a run in `whole`, as a command line asks for it."""
     runs = tmp_path_factory.mktemp('runs')
-    fields = {'dataset': f'stream:{folder}', 'network': 'resnet8', 'data.image_size': 8, 'devices': 1,
+    fields = {'dataset': f'stream:{folder}', 'network': 'tiny', 'data.image_size': 8, 'devices': 1,
               'epochs': 2, 'batch_size': 16, 'data.validation_size': 8, 'eval.batch_size': 8,
               'optimizer.lr': 0.02, 'checkpoint.every_steps': 1, 'checkpoint.keep': 9,
               'log.tensorboard': False}  # fmt: skip
     argv = ['main', '--config=configs/base.py', f'--workdir={runs / "whole"}']
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, networks.registered():
         argv += [f'--config.{name}={value}' for name, value in fields.items()]
         patch.setattr('sys.argv', argv)  # ml_collections looks there
         config, workdir = main.parse(argv)
         lines: list[str] = []
         patch.setattr('jaxcifar.runs.console.Console.say', lambda self, line: lines.append(line))
-        return config, workdir, train(config, workdir), lines
+        yield config, workdir, train(config, workdir), lines
 
 
 def test_a_run_taken_up_in_mid_epoch_ends_the_same(run, tmp_path, capsys):

@@ -224,7 +224,9 @@ def test_event_files_lay_members_and_splits_over_one_another(run):
 
 
 @pytest.mark.parametrize('loader', ['host', 'device'])
-def test_nothing_is_fetched_from_the_devices_within_an_epoch(loader, config, tmp_path, monkeypatch):
+def test_nothing_is_fetched_from_the_devices_within_an_epoch(
+    loader, config, tmp_path, monkeypatch, tiny_networks
+):
     """Twice the steps, the same number of fetches. (The guard in the loop sees other directions.)"""
     from jax._src.array import ArrayImpl
 
@@ -232,7 +234,7 @@ def test_nothing_is_fetched_from_the_devices_within_an_epoch(loader, config, tmp
     monkeypatch.setattr(ArrayImpl, '_value', property(lambda a: (fetches.append(1), original.fget(a))[1]))
     counts = []
     for batch in (16, 8):
-        config.batch_size, config.epochs, config.data.loader = batch, 1, loader
+        config.network, config.batch_size, config.epochs, config.data.loader = 'tiny', batch, 1, loader
         fetches.clear()
         train(config, tmp_path / str(batch))
         counts.append(len(fetches))
@@ -252,13 +254,13 @@ def test_the_seconds_of_an_epoch_end_when_its_last_step_does(config, tmp_path, m
 
     monkeypatch.setattr(Compiled, '__call__', take)
     monkeypatch.setattr(Clock, 'stop', end)
-    config.network, config.epochs = 'resnet20', 2
+    config.epochs, config.batch_size = 2, 40
     train(config, tmp_path)
     assert ended == [True, True]
 
 
-def test_test_set_selection_is_said_in_every_log(config, tmp_path, capsys):
-    config.data.validation, config.epochs = 'test', 1
+def test_test_set_selection_is_said_in_every_log(tiny_networks, config, tmp_path, capsys):
+    config.network, config.data.validation, config.epochs = 'tiny', 'test', 1
     results = train(config, tmp_path)
     printed = capsys.readouterr().out
     assert 'TEST' in printed and results['selection'] == 'test'
@@ -266,15 +268,15 @@ def test_test_set_selection_is_said_in_every_log(config, tmp_path, capsys):
     assert splits == {'train', 'test'}
 
 
-def test_without_validation_the_last_epoch_counts(config, tmp_path):
-    config.data.validation, config.epochs = 'none', 1
+def test_without_validation_the_last_epoch_counts(tiny_networks, config, tmp_path):
+    config.network, config.data.validation, config.epochs = 'tiny', 'none', 1
     results = train(config, tmp_path)
     assert set(results['mean']) == {'last'} and not (tmp_path / 'best').exists()
     assert evaluate(tmp_path, None, 'test', flip=False)['mean'] == pytest.approx(results['mean']['last'])
 
 
-def test_bfloat16_computes_in_it_and_keeps_float32(config, tmp_path):
-    config.precision, config.epochs = 'bfloat16', 1
+def test_bfloat16_computes_in_it_and_keeps_float32(tiny_networks, config, tmp_path):
+    config.network, config.precision, config.epochs = 'tiny', 'bfloat16', 1
     assert np.isfinite(train(config, tmp_path)['mean']['last']['nll'])
     with np.load(next((tmp_path / 'best').rglob('*.npz'))) as best:
         assert {best[k].dtype for k in best.files} == {np.dtype('float32')}
@@ -315,7 +317,7 @@ def test_wandb_keeps_an_offline_run(small_npz, tmp_path):
     assert set(first) == {4} and set(second) == {8}
     with open(tmp_path / 'metrics.csv') as file:
         rows = [r for r in csv.DictReader(file) if (r['split'], r['checkpoint']) == ('test', 'last')]
-    logged = [run[step]['accuracy/test/0_resnet8'] for run, step in ((first, 4), (second, 8))]
+    logged = [run[step]['accuracy/test/0_tiny'] for run, step in ((first, 4), (second, 8))]
     assert [float(r['accuracy']) for r in rows[:2]] == pytest.approx(logged)
 
 

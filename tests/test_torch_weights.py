@@ -119,10 +119,16 @@ def test_what_does_not_fit_is_said_in_one_line(weights, small_npz, command, tmp_
     assert not (tmp_path / 'x').exists()
 
 
-def test_members_are_chosen(config, command, tmp_path):
-    config.members, config.member_ids, config.epochs = 2, (3, 7), 1
+def test_members_are_chosen(tiny_networks, config, command, tmp_path):
+    config.network, config.batch_size, config.members, config.member_ids, config.epochs = (
+        'tiny',
+        40,
+        2,
+        (3, 7),
+        1,
+    )
     train(config, tmp_path / 'run')
-    with pytest.raises(UserError, match=r'3_resnet8, 7_resnet8: choose by --member'):
+    with pytest.raises(UserError, match=r'3_tiny, 7_tiny: choose by --member'):
         command('--workdir', tmp_path / 'run', '--to', tmp_path / 'out.pth')
     for member in (3, 7):
         command('--workdir', tmp_path / 'run', '--to', tmp_path / f'{member}.pth', '--member', member)
