@@ -20,7 +20,7 @@ from jaxcifar.machine.errors import UserError, parse_argument, suggestions
 from jaxcifar.machine.text import about
 from jaxcifar.models import NETWORKS
 from jaxcifar.reject import reject
-from jaxcifar.runs import trained
+from jaxcifar.runs import networks
 from jaxcifar.runs.resolve import finalize
 from tests.processes import ROOT
 
@@ -117,6 +117,6 @@ def test_rejection_names_a_remedy_only_where_there_is_one(config, tmp_path):
 
 
 def test_an_export_is_not_calibrated_and_its_images_are_not_downloaded(monkeypatch):
-    monkeypatch.setattr(trained, 'load_images', None)
+    monkeypatch.setattr(networks, 'load_images', None)
     with pytest.raises(UserError, match='expected the workdir of a run, got resnet20-ternary, which'):
         calibrate(Path('resnet20-ternary'))
