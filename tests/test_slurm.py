@@ -14,7 +14,7 @@ from experiments.sweep import Run, Sweep
 from jaxcifar.machine.errors import UserError
 from tests import cluster, pages
 from tests.conftest import CACHED
-from tests.processes import SMALL, assert_same, checkpoints, reference
+from tests.processes import SMALL, assert_same, checkpoints, finish
 
 SWEEP = """
 from experiments.run import Run, Sweep
@@ -33,7 +33,8 @@ def get_sweep(argument):
 def submit(small_npz, tmp_path, monkeypatch):
     """Call `experiments.run SWEEP --slurm` with further flags; and where its runs are."""
     folder = tmp_path / 'runs'
-    fields = SMALL | {'dataset': f'npz:{small_npz}'}
+    # A smaller network would have ended before anybody could stop it.
+    fields = SMALL | {'dataset': f'npz:{small_npz}', 'network': 'resnet8'}
     (tmp_path / 'sweep.py').write_text(SWEEP.format(fields=fields, folder=folder))
 
     def call(*flags: str) -> Path:
@@ -51,7 +52,7 @@ def test_a_preempted_job_is_requeued_and_all_ends_as_if_it_had_not_been(
     for name, value in CACHED.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv('JAXCIFAR_RESULTS', str(tmp_path))
-    undisturbed = reference(small_npz)
+    undisturbed = finish(tmp_path / 'undisturbed', small_npz, network='resnet8', data__loader='host')
     with cluster.running(tmp_path / 'cluster') as environment:
         for name in ('PATH', 'SLURM_CONF'):
             monkeypatch.setenv(name, environment[name])
@@ -79,7 +80,7 @@ def test_a_preempted_job_is_requeued_and_all_ends_as_if_it_had_not_been(
     before, after = ((d / 'metrics.csv').read_text().splitlines() for d in (first, folder / 'second'))
     *before, _ = before  # the chosen weights, at the end
     assert after[: len(before)] == before and after[-1].startswith('7,28,')
-    assert '| from it | tiny | 1 | ' in (folder / 'table.md').read_text()
+    assert '| from it | resnet8 | 1 | ' in (folder / 'table.md').read_text()
     assert (folder / 'results.csv').read_text().count('\nsecond,') == 2
     assert (folder / 'report' / 'report.html').exists()
     assert (tmp_path / 'accuracy.csv').read_text().count('npz:') >= 4
