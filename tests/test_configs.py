@@ -65,7 +65,7 @@ def test_resolved_configs_are_as_reviewed(name, monkeypatch):
 
 @pytest.mark.parametrize('name', [*SHIPPED[1:5], 'mutual:strong'])  # others run theirs
 def test_every_shipped_config_runs_shrunk(name, config, tmp_path, tiny_networks):
-    """As shipped but for size: the small images, a small network, two epochs."""
+    """As shipped but for size: the small images, a small network, six epochs."""
     c = shipped(name)
     c.dataset, c.data.validation_size = config.dataset, config.data.validation_size
     c.network, c.model.shortcut = '+'.join(['tiny'] * len(c.network.split('+'))), ''

@@ -175,11 +175,12 @@ def _folder(name: str, root: Path, image_size: int) -> Dataset:
     path = local_path(name)
     try:
         layout, listings = list_parts(path)
-        arrays, notes = {}, [layout.line]
+        arrays, notes = dict[str, np.ndarray](), [layout.line]
         for part, listing in listings.items():
-            arrays[f'x_{part}'], arrays[f'y_{part}'], summary = read_images(listing, image_size)
+            images, labels, summary = read_images(listing, image_size)
+            arrays |= {f'x_{part}': images, f'y_{part}': labels}
             # What is left out is said at once on stderr, by every command; the rest with a run's first lines.
-            is_whole = len(arrays[f'y_{part}']) == len(listing.paths) and not listing.others
+            is_whole = listing.is_whole(len(images))
             notes += [summary] if is_whole else []
             if not is_whole:
                 print(summary, file=sys.stderr)

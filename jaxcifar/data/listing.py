@@ -30,6 +30,10 @@ class Listing(NamedTuple):
     classes: tuple[str, ...]
     others: dict[str, str]
 
+    def is_whole(self, images: int) -> bool:
+        """Return whether nothing was left out of the folder, where so many images were read."""
+        return images == len(self.paths) and not self.others
+
     def summary(self, converted: dict[str, str], unreadable: dict[str, str]) -> str:
         """Say in one line how many files are used, converted and left out, and why.
 

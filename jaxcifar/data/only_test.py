@@ -89,7 +89,7 @@ def _folder(name: str, alike: Dataset) -> tuple[np.ndarray, np.ndarray, tuple[st
     except (OSError, ValueError) as error:
         why = getattr(error, 'strerror', None) or error
         raise UserError(f'{path}: {why}; expected image files as test/<class>/* or <class>/*') from error
-    if len(labels) < len(listing.paths) or listing.others:
+    if not listing.is_whole(len(images)):
         print(summary, file=sys.stderr)
     # Folders may be of some of the classes, and are numbered among themselves.
     return images, np.array([alike.classes.index(one) for one in classes])[labels], alike.classes
