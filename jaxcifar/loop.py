@@ -16,7 +16,7 @@ from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.state import TrainState, eval_weights, new_sums, to_device_layout
 from jaxcifar.machine import hosts, process, status
 from jaxcifar.machine.profile import Compiled, Tracer
-from jaxcifar.runs import ending, results, sparsity, workdirs
+from jaxcifar.runs import ending, results, results_file, sparsity, workdirs
 from jaxcifar.runs.console import Clock, Console
 from jaxcifar.runs.continuation import changes, finished, preempted, told_what_is_kept
 from jaxcifar.runs.evaluation import Evaluation, member_metrics
@@ -236,7 +236,7 @@ def _finish(
     keeper.best.prune(keeper.checkpoints.steps())
     # With results.json the run is over: all else must be on disk before it.
     result['metrics_length'] = logger.flush()
-    results.write(workdir, result)
+    results_file.write(workdir, result)
     console.end([*speed, *session.dataset.complaints(), *ending.lines(result)])
     # What follows can be made again at any time.
     if session.split.class_counts is not None:

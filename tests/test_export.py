@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 
 import jaxcifar
+from jaxcifar.data.only_test import check_alike
 from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.engine.state import init_state
 from jaxcifar.evaluate import evaluate
@@ -45,6 +47,11 @@ def test_other_test_images_are_scored(packed_path, ternary_run, dataset, tmp_pat
             assert found['images'] == 40 and found['test_images'] == place
             for ours, theirs in zip(found['members'], members, strict=True):
                 assert ours['nll'] == pytest.approx(theirs['nll'], abs=1e-5)
+    # Names of folders are in the order of text, and a file has none.
+    folders, file = (replace(dataset, name=name, classes=classes) for name, classes in (
+        ('folder:x', ('1', '11', '2')), ('npz:x', ('11', '2', '1'))))
+    with pytest.raises(UserError, match='npz:x: expected 1 as class 0, got 11'):
+        check_alike(file, folders)
     labels = jaxcifar.load(ternary_run, 0).logits(x)[0].argmax(-1)
     for folder in ('new', 'new/test'):
         found = evaluate(ternary_run, test_images=f'folder:{tmp_path}/{folder}')
@@ -101,6 +108,12 @@ def test_a_release_is_a_function_in_one_line(ternary_run, dataset, small_npz, tm
     assert [m['value'] for m in result['metrics']] == pytest.approx(expected, abs=1e-4)
     assert card.startswith('# resnet8 for small.npz\n')
     assert f'Test accuracy {100 * results["mean"]["best"]["accuracy"]:.2f} ± ' in card
+    with (folder / 'README.md').open('a') as file:
+        file.write('MIT license')
+    jaxcifar.load(folder)
+    with pytest.raises(UserError, match=r'README\.md has been edited: move it away'):
+        export.export(ternary_run, 'release')
+    (folder / 'README.md').unlink()
     mine = tmp_path / 'mine'
     mine.mkdir()
     for name, text in ('thesis.tex', ''), ('SHA256SUMS', 'e3b0  thesis.tex\n\n'):

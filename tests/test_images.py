@@ -224,6 +224,9 @@ def test_images_are_known_by_ending_or_content_and_the_others_counted(tmp_path, 
     palette().save(a / 'y.gif')
     Image.fromarray(GREY.astype(np.uint16) * 257).save(a / 'no_ending', 'PNG')
     (a / '.hidden.png').write_bytes(b'no image')
+    for thumbnails in '@eaDir', '.@__thumb':  # which would be tested on, and trained on as well
+        (a / thumbnails).mkdir()
+        Image.fromarray(RED).save(a / thumbnails / 'small.png')
     (tmp_path / 'stray.png').write_bytes(b'in no class')
     (a / 'dead.png').symlink_to(a / 'nowhere')
     (a / 'notes.txt').write_text('about the images')

@@ -172,6 +172,9 @@ def test_evaluate_and_predict_read_as_the_run_did(run, folder):
     found = evaluate(workdir, 'best', 'test', flip=False)
     assert found['mean'] == pytest.approx(results['mean']['best'])
     assert evaluate(workdir, 'best', 'train', flip=False)['images'] == 40
+    # Files that come alone are cut in the same way.
+    alone = evaluate(workdir, 'best', test_images=f'folder:{folder}/val')
+    assert alone['members'] == found['members'] and alone['images'] == 16
     paths = sorted((folder / 'val').glob('*/*.jpg'))
     paths[0] = paths[1]  # as the evaluation does
     predictions = predict(workdir, paths)

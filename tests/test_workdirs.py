@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxcifar.calibrate import calibrate
+from jaxcifar.config import saved
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.vision import READING
 from jaxcifar.engine.state import init_state
@@ -384,3 +385,16 @@ def test_a_shape_that_is_expected_compiles_before_it_comes():
     for program in single, stacked:
         program(jnp.zeros(()), batch)
     assert single.flops == 4 * stacked.flops > 0
+
+
+def test_a_finished_run_without_checkpoints_keeps_its_best_weights(ternary_run, tmp_path):
+    """They may have been deleted to save space."""
+    run = shutil.copytree(ternary_run, tmp_path / 'run')
+    shutil.rmtree(run / 'checkpoints')
+    assert evaluate(run)['members'] == evaluate(ternary_run)['members']
+    with pytest.raises(UserError, match='checkpoints of .*run are gone: put them back, or use the best'):
+        evaluate(run, 'last')
+    before = {path: path.read_bytes() for path in run.rglob('*.[cn][sp][vz]')}
+    with pytest.raises(UserError, match='finished run whose checkpoints are gone: put them back, or choose'):
+        train(saved.load(run / 'config.json'), run)
+    assert len(before) > 3 and all(path.read_bytes() == data for path, data in before.items())

@@ -33,10 +33,15 @@ class Layout(NamedTuple):
 
 
 def folders(path: Path) -> list[Path]:
-    """List the subfolders that are not hidden, sorted by name."""
+    """List the subfolders that are not a tool's own, sorted by name."""
     with os.scandir(path) as entries:  # a class may hold many files: only their kind is asked for
         names = sorted(entry.name for entry in entries if is_folder(entry))
-    return [path / name for name in names if name[0] != '.' and name.lower() not in IGNORED]
+    return [path / name for name in names if not is_hidden(name)]
+
+
+def is_hidden(folder: str) -> bool:
+    """Return whether a folder of this name is a tool's own: hidden, or with thumbnails and the like."""
+    return folder[0] == '.' or folder.lower() in IGNORED
 
 
 def is_folder(entry: os.DirEntry) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcifar.data.arrays import check_images_fit, check_names
-from jaxcifar.data.layout import PARTS, Layout, find_layout, folders, is_folder, lookalikes
+from jaxcifar.data.layout import PARTS, Layout, find_layout, folders, is_folder, is_hidden, lookalikes
 from jaxcifar.data.vision import centre_square, has_ending, is_image, open_rgb, reason
 from jaxcifar.machine.text import one_line
 
@@ -55,7 +55,7 @@ class Listing(NamedTuple):
 def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
     """List the image files below `folder`/<class>, in the order of torchvision's ImageFolder.
 
-    Hidden files are passed over. Raises OSError for a folder that cannot be read, ValueError for a class
+    Hidden files and folders are passed over. Raises OSError for a folder that cannot be read, ValueError for a class
     without images.
     """
     paths, labels, others = list[str](), list[int](), dict[str, str]()
@@ -83,8 +83,8 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
 def _walk(place: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str], dict[str, str]]]:
     """Yield (folder, its files, {what else is in it: why it is left out}) of a folder and those below.
 
-    Hidden files are passed over, and links are followed but for those back to a folder `above`. Raises
-    OSError: a folder that may not be read is not an empty one.
+    Hidden files and folders are passed over, and links are followed but for those back to a folder `above`.
+    Raises OSError: a folder that may not be read is not an empty one.
     """
     real = os.path.realpath(place)
     if real in above:
@@ -94,7 +94,8 @@ def _walk(place: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str], 
     with os.scandir(place) as entries:
         for entry in entries:
             if is_folder(entry):
-                below.append(entry.path)
+                # Copies of the images in a folder of thumbnails would be trained and tested on as well.
+                below += [] if is_hidden(entry.name) else [entry.path]
             elif entry.name[0] == '.':
                 continue
             # Opening a pipe would wait for somebody to write into it. A dead link is an unreadable image.

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxcifar.data.arrays import check_labels_known, check_part, class_names
 from jaxcifar.data.cifar import CIFAR
-from jaxcifar.data.datasets import Dataset, load_dataset, local_path
+from jaxcifar.data.datasets import Dataset, is_streamed, load_dataset, local_path
+from jaxcifar.data.files import ImageFiles
 from jaxcifar.data.layout import find_test
 from jaxcifar.data.listing import list_images, read_images
 from jaxcifar.data.npz import read_npz
@@ -50,8 +51,10 @@ def check_alike(here: Dataset, there: Dataset):
     sizes = [f'{d.num_classes} classes of {d.image_size} pixels' for d in (there, here)]
     if sizes[0] != sizes[1]:
         raise UserError(f'expected {sizes[0]}, got {sizes[1]} of {here.name}: name other images')
-    # A label is a place in the list of classes. Without names, nothing tells whether the lists agree.
-    if here.classes != there.classes and _is_named(here) and _is_named(there):
+    # A label is a place in the list of classes. Without names, nothing tells whether the lists agree, but
+    # folders of numbers are in the order of text, as 0, 1, 10, 11, 2.
+    named, reordered = _is_named(here) and _is_named(there), {*here.classes} == {*there.classes}
+    if here.classes != there.classes and (named or reordered):
         label = next(i for i, (a, b) in enumerate(zip(there.classes, here.classes)) if a != b)
         raise UserError(
             f'{here.name}: expected {there.classes[label]} as class {label}, got {here.classes[label]}',
@@ -79,17 +82,24 @@ def _npz(name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         ) from error
 
 
-def _folder(name: str, alike: Dataset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def _folder(name: str, alike: Dataset) -> tuple[np.ndarray | ImageFiles, np.ndarray, tuple[str, ...]]:
     """Return (images, labels, names of all classes) of folders of some of the classes."""
     path = local_path(name)
     try:
         folder, classes = find_test(path, alike.classes)
         listing = list_images(folder, classes)
-        images, labels, summary = read_images(listing, alike.image_size)
+        # Folders may be of some of the classes, and are numbered among themselves.
+        numbers = np.array([alike.classes.index(one) for one in classes])
+        listing = listing._replace(labels=numbers[listing.labels], classes=alike.classes)
+        if is_streamed(alike.name):
+            # The network's own test images were cut as streams are, which differs from `read_images`.
+            images = ImageFiles.of(folder, listing.paths, listing.labels, alike.image_size)
+            labels, summary = listing.labels, listing.summary({}, {})
+        else:
+            images, labels, summary = read_images(listing, alike.image_size)
     except (OSError, ValueError) as error:
         why = getattr(error, 'strerror', None) or error
         raise UserError(f'{path}: {why}; expected image files as test/<class>/* or <class>/*') from error
     if not listing.is_whole(len(images)):
         print(summary, file=sys.stderr)
-    # Folders may be of some of the classes, and are numbered among themselves.
-    return images, np.array([alike.classes.index(one) for one in classes])[labels], alike.classes
+    return images, labels, alike.classes

@@ -30,6 +30,7 @@ from jaxcifar.models import Network, build
 
 SUMS = 'SHA256SUMS'  # as of `sha256sum -c`
 CARD = 'card.json'
+README = 'README.md'  # the same for people, who may edit it: it has no sum
 HEAD = f'{fusion.NAME}.safetensors'
 KEY = 'jaxcifar'  # of a file's metadata
 REMEDY = 'export the run again'
@@ -227,8 +228,8 @@ def _read_tensors(path: Path) -> tuple[dict, Any]:
 
 
 def write_sums(folder: Path):
-    """Write SHA256SUMS of the folder's files."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != SUMS)
+    """Write SHA256SUMS of the folder's files, but for those that people may edit."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (SUMS, README))
     text = ''.join(f'{sha256(path)}  {path.name}\n' for path in files)
     write_text(folder / SUMS, text)
 
@@ -241,7 +242,8 @@ def check_sums(folder: Path) -> set[str]:
         elsewhere = [name for _, name in lines if Path(name).name != name]
         if elsewhere:
             raise ValueError(f'{SUMS} names {elsewhere[0]}, which is not in this folder')
-        wrong = [name for digest, name in lines if sha256(folder / name) != digest]
+        # Older exports have a sum of the card for people, too.
+        wrong = [name for digest, name in lines if name != README and sha256(folder / name) != digest]
     except (OSError, ValueError) as error:
         raise UserError(f'{folder} is not whole: {error}') from None
     if wrong:

@@ -1,4 +1,4 @@
-"""Write results.json: what a finished run is worth on the test images, and which weights were chosen how."""
+"""Compute what a finished run is worth on the test images, and say which weights were chosen how."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,29 +22,6 @@ from jaxcifar.runs.metrics import (
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.session import Session
 from jaxcifar.runs.weights import load_best
-
-FILE = 'results.json'
-NEEDED = {'step': int, 'metrics_length': int, 'members': list, 'mean': dict}
-
-
-def read(workdir: Path, step: int) -> dict | None:
-    """Return the results of a run that was over at `step`, None where it was not.
-
-    A damaged file is set aside: the run can write it again.
-    """
-    results = files.read_json_or_set_aside(workdir / FILE, **NEEDED)
-    return results if results is not None and results['step'] == step else None
-
-
-def last_step(workdir: Path) -> int:
-    """Return the step at which the run was over when it last was, 0 where it never was."""
-    results = files.read_json_or_set_aside(workdir / FILE, **NEEDED)
-    return results['step'] if results is not None else 0
-
-
-def write(workdir: Path, results: dict):
-    """Write the results: the last thing that a run does."""
-    files.write_json(workdir / FILE, results)
 
 
 def score(

@@ -16,7 +16,7 @@ from jaxcifar.engine.population import check_batch
 from jaxcifar.engine.state import TrainState, init_state
 from jaxcifar.machine import hosts, status
 from jaxcifar.machine.errors import UserError
-from jaxcifar.runs import results, workdirs
+from jaxcifar.runs import results_file, workdirs
 from jaxcifar.runs.checkpoint import Checkpoints
 from jaxcifar.runs.identical_members import warn_of_identical_members
 from jaxcifar.runs.init_from import begin_from, warn_of_seen
@@ -64,6 +64,12 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
         restored = keeper.checkpoints.restore_newest(state)
     if restored is not None:
         keeper.saved = restored[1]['step'], restored[1]['pending']
+    elif results_file.last_step(workdir) and not keeper.checkpoints.set_aside:
+        # A fresh start would delete the best weights and the tables of a run that is finished.
+        raise UserError(
+            f'{workdir} holds a finished run whose checkpoints are gone',
+            'put them back, or choose a new --workdir',
+        )
     elif config.resume_from:
         restored = take_over(session, state, workdir)
     elif config.init_from:
@@ -76,7 +82,7 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
         _check_clock(progress, session)
         state = with_active(session, state, progress)  # early_stopping may have changed
         # A pending epoch is not evaluated yet, so results.json cannot be about it.
-        result = None if progress.pending else results.read(workdir, progress.step)
+        result = None if progress.pending else results_file.read(workdir, progress.step)
         if result is not None:  # its rows came after the checkpoint
             progress.metrics_length = result['metrics_length']
     # A run that goes on has had this warning when it began.
@@ -150,7 +156,7 @@ def _warn_of_losses(workdir: Path, progress: Progress):
     # The best weights of an epoch come before its checkpoint: one epoch ahead is nothing unusual.
     last = max(stamps, default=0) - progress.epoch_steps
     # results.json also proves a later step where no weights were chosen.
-    if max(last, results.last_step(workdir)) > progress.step:
+    if max(last, results_file.last_step(workdir)) > progress.step:
         where = f'step {progress.step}' if progress.step else 'the beginning'
         print(f'warning: newer checkpoints of {workdir} are missing; going on from {where}', file=sys.stderr)
 

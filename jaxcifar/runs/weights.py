@@ -19,11 +19,13 @@ from jaxcifar.engine.views import is_scale
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import write_arrays
+from jaxcifar.runs import results_file
 from jaxcifar.runs.checkpoint import Checkpoints
 
 CALIBRATED = 'calibrated'
 CHOSEN = 'best', CALIBRATED  # names of weights that held-out images chose
 
+USE_BEST = 'use the best weights (--checkpoint best; in init_from, RUN@best)'
 USE_LAST = 'use the last weights (--checkpoint last; in init_from, RUN@last)'
 PUT_BACK = f'put them back, or {USE_LAST}'
 
@@ -108,12 +110,16 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
         return _load_files(config, population, BestWeights(workdir, CALIBRATED))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
-        # Best weights without a checkpoint are of a run that was killed before its first save.
         steps = checkpoints.steps()
-        if not steps:
+        # A finished run still has its best weights when its checkpoints are deleted to save space. Best
+        # weights alone are of a run that was killed before its first save: it may choose others yet.
+        ended = 0 if steps else results_file.last_step(workdir)
+        if not steps and not ended:
             raise UserError(f'{workdir} has no checkpoint yet: train it, or wait for its first save')
         if checkpoint == 'best':
-            return load_best(config, population, workdir, steps[-1])
+            return load_best(config, population, workdir, ended or steps[-1])
+        if not steps:
+            raise UserError(f'the checkpoints of {workdir} are gone', f'put them back, or {USE_BEST}')
         if checkpoint != 'last' and checkpoint not in map(str, steps):
             raise UserError(
                 f'expected a checkpoint of {workdir}, best, last or one of {steps}, got {checkpoint!r}'

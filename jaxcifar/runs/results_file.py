@@ -1,0 +1,28 @@
+"""Read and write results.json, the last file that a run writes."""
+
+from pathlib import Path
+
+from jaxcifar.machine import files
+
+FILE = 'results.json'
+NEEDED = {'step': int, 'metrics_length': int, 'members': list, 'mean': dict}
+
+
+def read(workdir: Path, step: int) -> dict | None:
+    """Return the results of a run that was over at `step`, None where it was not.
+
+    A damaged file is set aside: the run can write it again.
+    """
+    results = files.read_json_or_set_aside(workdir / FILE, **NEEDED)
+    return results if results is not None and results['step'] == step else None
+
+
+def last_step(workdir: Path) -> int:
+    """Return the step at which the run was over when it last was, 0 where it never was."""
+    results = files.read_json_or_set_aside(workdir / FILE, **NEEDED)
+    return results['step'] if results is not None else 0
+
+
+def write(workdir: Path, results: dict):
+    """Write the results."""
+    files.write_json(workdir / FILE, results)
