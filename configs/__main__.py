@@ -9,9 +9,7 @@ from jaxcifar.config.fields import FIELDS
 
 MARKS = re.compile(r' *\[(K|resumable|auto[^]]*)\]')
 RUN = 'The run'
-LEGEND = (
-    '[K]: one number, or one a member (`.1,.2`). resumable: may change between a run and its continuation.'
-)
+LEGEND = '[K]: one number, or one per member (`.1,.2`). resumable: may change when a run is continued.'
 
 
 def examples() -> list[str]:
@@ -53,7 +51,7 @@ def page() -> str:
     ]
     lines += ['This page is made by `python -m configs > configs/README.md`.', '', ' · '.join(links)]
     lines += ['', '## The configs', *examples(), '', '## How to read the tables', '', LEGEND]
-    lines += ['auto: filled in after the command line, from what stands behind it.']
+    lines += ['auto: filled in after the command line is read, with the value named after the colon.']
     for name, rows in groups.items():
         lines += ['', f'## {name}', '', '| field | default | what it is | |', '|---|---|---|---|', *rows]
     return '\n'.join(lines) + '\n'

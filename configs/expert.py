@@ -3,8 +3,8 @@
     python -m jaxcifar.main --config configs/expert.py:resnet18,strong --workdir runs/experts
     python -m jaxcifar.main --config configs/expert.py:resnet18,strong,pool --workdir runs/pool
 
-The argument is a network, a split and a recipe, those that are wanted, joined by commas; the recipe is
-the network's, so name it there. --config.member_ids=2 trains the third expert alone.
+The argument is a network, a split and a recipe, each optional, joined by commas. The recipe depends on the
+network, so name the network here. --config.member_ids=2 trains the third expert alone.
 
 Splits: overlap (four experts of 22,000: 16,000 shared and 6,000 of their own), disjoint (25 classes
 each), and one network as baseline: pool (the 40,000 that the four have seen), pool_fusion (the 49,000

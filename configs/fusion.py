@@ -3,9 +3,9 @@
     python -m jaxcifar.main --config configs/fusion.py:resnet18,multiplicative --workdir runs/fusion \
         --config.init_from=runs/experts
 
-The argument is a network, a rule and strong, those that are wanted, joined by commas. Experts come from
-a run of configs/expert.py (WORKDIR, WORKDIR@last), from several joined by +, or from four PyTorch files
-a.pth+b.pth+c.pth+d.pth; without init_from all begins fresh.
+The argument is a network, a rule and strong, each optional, joined by commas. The experts come from a run
+of configs/expert.py (WORKDIR, WORKDIR@last), from several joined by +, or from four PyTorch files
+a.pth+b.pth+c.pth+d.pth. Without init_from they start untrained.
 
 Rules: multiplicative, multiplicativeAddition, TransformerBase, concatenation; each has its augmentation,
 smoothing (of the argument's rule, whatever --config.fusion.rule says) and, with the number of features,

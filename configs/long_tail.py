@@ -3,9 +3,9 @@
     python -m jaxcifar.main --config configs/long_tail.py --workdir runs/long_tail
 
 CIFAR-100-LT with imbalance 100 in six parts (8,677 to train on, chosen on val_lt), ResNet-32, 256 epochs.
-`long_tail.py:standard` is the field's protocol, on which published numbers stand: all 10,847 images, the
-whole balanced test set, the last epoch. `:cifar10` is CIFAR-10-LT. `:strong` is three with balanced softmax,
-AutoAugment and Cutout, 400 epochs. Words join: `:strong,standard`.
+`long_tail.py:standard` is the standard protocol, which published numbers use: all 10,847 images, the whole
+balanced test set, the last epoch. `:cifar10` is CIFAR-10-LT. `:strong` trains three networks with balanced
+softmax, AutoAugment and Cutout for 400 epochs. Words can be joined: `:strong,standard`.
 """
 
 from collections.abc import Iterable

@@ -12,8 +12,8 @@ images (--config.data.validation=none, 781 steps an epoch): one network alone 71
 three 72.6, four 73.2; ResNet-32 with WRN-28-2 72.9 and 76.5 (alone 75.6). With the default, 10 % of the
 images are held out, choose each node's best weights, and are missed in training.
 
-strong: 300 epochs, every node its own random view of each image, temperature 3, and the moving average
-of the weights is what is evaluated. The best public mean of online distillation is 75.8 %.
+strong: 300 epochs, separate augmentation of each image for every node, temperature 3, and evaluation of
+the weights' moving average. The best public mean of online distillation is 75.8 %.
 """
 
 from collections.abc import Iterable

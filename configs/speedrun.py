@@ -1,4 +1,4 @@
-"""CIFAR-10 to a mark as fast as it goes, chosen by nothing but the last epoch.
+"""CIFAR-10 to a target accuracy as fast as possible; the last epoch counts.
 
     python -m jaxcifar.main --config configs/speedrun.py:94 --workdir runs/speedrun
 

@@ -148,7 +148,7 @@ def go(loan: Loan, names: list[str]) -> list[str]:
         elif step.data and step.data not in loan.sets:
             print(f'[{name}] waits for {step.data}: carry both of its halves', flush=True)
         elif loan.left() < step.least:
-            print(f'[{name}] {max(loan.left(), 0):.0f} s are left, and it takes {step.least}', flush=True)
+            print(f'[{name}] skipped: {max(loan.left(), 0):.0f} s left, it needs {step.least}', flush=True)
         else:
             try:
                 loan.take(name)
@@ -234,7 +234,7 @@ def main():
         failed = rehearse(args, names)
     else:
         failed = go(Loan(args, results.device_kind(), small=False), names)
-    print(f'all that there is lies in {args.out / "on_gpu.zip"}', flush=True)
+    print(f'everything is in {args.out / "on_gpu.zip"}', flush=True)
     if failed:
         raise UserError(f'failed: {", ".join(failed)}; the same command tries them again')
     return None

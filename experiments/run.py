@@ -206,7 +206,7 @@ def list_commands(sweep: Sweep, folder: Path):
         todo += 1
         after = f'  # after {", ".join(run.after)}' if run.after else ''
         print(f'{begin} {shlex.join(["python", "-m", "jaxcifar.main", *run.arguments(folder)])}{after}')
-    print(f'{todo} of {len(sweep.runs)} runs to do in {folder}; the same command without --dry-run does them')
+    print(f'{todo} of {len(sweep.runs)} runs left in {folder}; the same command without --dry-run runs them')
 
 
 def main():

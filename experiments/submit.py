@@ -57,7 +57,7 @@ def submit(sweep: Sweep, folder: Path, args: argparse.Namespace):
     for name in scripts:
         _call(f'{name}.sbatch', place, 'sbatch', '--test-only', f'{name}.sbatch')
     if args.test_only:
-        print('sbatch would take them')
+        print('sbatch would accept them')
         return
     listed = _call('submit.sh', place, 'bash', 'submit.sh').splitlines()
     follow(todo, folder, dict(line.split() for line in listed))

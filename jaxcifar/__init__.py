@@ -10,15 +10,15 @@ refuse_other_modules()
 
 
 def train(config, workdir=None, **fields):
-    """Train, or go on training, in `workdir`, and return the run: train('mutual:resnet32', members=4).
+    """Train or resume a run in `workdir`, and return it: train('mutual:resnet32', members=4).
 
     config: a shipped config's name or a config file, 'quickstart' or 'mine.py:argument', or a `ConfigDict`.
-    workdir: where the run is kept; a new folder of runs/ without it, which a line names.
-    fields: changes by the names that the command line takes without its dashes: lr=.05. A name with a dot is
-      written **{'fusion.dropout': .1}.
+    workdir: where the run is kept; by default a new folder in runs/, whose name is printed.
+    fields: changes, by the same names as on the command line but without dashes: lr=.05. A name with a dot
+      is written **{'fusion.dropout': .1}.
 
     The run has `history`, `results`, `config`, `workdir` and `load()`, and is also the dict of its
-    results.json: see `jaxcifar.run.Run`. Raises `UserError` for what the user can mend.
+    results.json: see `jaxcifar.run.Run`. Raises `UserError` for errors that the user can fix.
     """
     from jaxcifar.config import command_line, recipe, short_form
     from jaxcifar.run import Run
@@ -48,7 +48,7 @@ def open(workdir):
 
 
 def load(path, member=None):
-    """Return trained networks: predict(images) names what is on them; they are also a function of images.
+    """Return trained networks: predict(images) classifies images; they can also be called on arrays.
 
     See `jaxcifar.export.classifier.load`.
     """

@@ -1,12 +1,12 @@
 """Train networks and use them: jaxcifar COMMAND …
 
-  train CONFIG [--FIELD VALUE …]  train, or go on training in --workdir
-  schedule, preview, doctor       the learning rate, the images, and what is wrong here: also of CONFIG
-  evaluate RUN…, report RUN…      numbers on test images, a page about runs
-  pictures RUN                    curves, confusions and mistakes of a run, as its end draws them
-  predict RUN IMAGE…              what is on images
-  export, calibrate, reject RUN   weights for others, temperatures, a rejection curve
-  models, torch_weights           the networks, weights from and to PyTorch
+  train CONFIG [--FIELD VALUE …]  train a run, or continue the one in --workdir
+  schedule, preview, doctor       plot the learning rate, show the images, check for problems; of CONFIG
+  evaluate RUN…, report RUN…      score runs on test images, write a page about runs
+  pictures RUN                    plot curves, confusion matrix and mistakes of a run again
+  predict RUN IMAGE…              classify images
+  export, calibrate, reject RUN   export weights, fit temperatures, compute rejection curves
+  models, torch_weights           list the networks, convert weights from and to PyTorch
 
 Try:
 
@@ -14,7 +14,7 @@ Try:
   jaxcifar evaluate runs/quickstart
   jaxcifar train mutual:resnet32 --members 4 --epochs 30
 
-jaxcifar COMMAND --help says more about one, jaxcifar train --help FIELD about a field.
+jaxcifar COMMAND --help describes one command, jaxcifar train --help FIELD one field.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """Calibrate a long-tail run's members and export their logits: python -m jaxcifar.calibrate RUN
 
-The end of a training run does it too. Members are the chosen weights and, under NAME_last, the last:
+Training does this at its end, too. It uses the chosen weights and, under NAME_last, the last ones:
 WORKDIR/outputs/logits/NAME/MEMBER/PART.npy   float16 [n,C] of z/T, in the order of the part's index file
 WORKDIR/outputs/logits/NAME/MEMBER/PART.npz   their labels and indices
 WORKDIR/calibrated/MEMBER/STEP.npz            the weights with their temperature T

@@ -1,8 +1,8 @@
-"""Say what is here, and what is wrong: python -m jaxcifar.doctor [--config FILE[:ARGUMENT] --workdir FOLDER]
+"""Check this machine for problems: python -m jaxcifar.doctor [--config FILE[:ARGUMENT] --workdir FOLDER]
 
-Prints versions, devices, memory, disk and the data that are found. With a config, and changes to it as for
-jaxcifar.main, it also takes a few steps of that run and says how long all of it will take. Nothing is
-left behind. The exit status is 1 where something is wrong.
+Prints versions, devices, memory, disk space and the data sets found. With a config, and changes to it as
+for jaxcifar.main, it also runs a few steps of that run and estimates how long all of it will take. It
+leaves no files behind. The exit status is 1 if there is a problem.
 """
 
 import os
@@ -72,7 +72,7 @@ class Doctor:
                 "this jax is for CPUs: pip install -c constraints.txt -e '.[cuda]'"
             )  # fmt: skip
             self.fault(f'the driver knows {gpus} NVIDIA GPUs, and jax does not see them: {why}')
-        self.say(f'torch {torch.__version__} reads data only; a build without CUDA is right')
+        self.say(f'torch {torch.__version__} only loads data; its CPU build is enough')
         # Linux counts in kB.
         memory = dict(line.split(':') for line in Path('/proc/meminfo').read_text().splitlines())
         total, free = (int(memory[name].split()[0]) / 1e6 for name in ('MemTotal', 'MemAvailable'))
@@ -200,7 +200,7 @@ def main(argv: list[str]):
     if doctor.faults:
         count = len(doctor.faults)
         raise UserError(f'{count} problem{"s" * (count > 1)} found; {doctor.faults[-1]}')
-    print('nothing is wrong')
+    print('no problems found')
 
 
 if __name__ == '__main__':

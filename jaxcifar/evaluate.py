@@ -1,9 +1,9 @@
 """Evaluate runs' weights: python -m jaxcifar.evaluate RUN…
 
 Prints a table: accuracy, negative log-likelihood (nats), top-5 and calibration error of each member, their
-mean and standard deviation, and of the ensemble (the mean of the members' probabilities). Of a fused run
-also of the fused prediction and of the mean of the logits. Training accuracy and loss are those of the
-weights' epoch. --csv writes the same rows into a file, --json prints all numbers.
+mean and standard deviation, and of the ensemble (the mean of the members' probabilities). A fused run also
+has the fused prediction and the mean of the logits. Training accuracy and loss are from the epoch of the
+weights. --csv writes the same rows to a file, --json prints all numbers.
 """
 
 import json
@@ -177,9 +177,9 @@ def _parser():
     parser.add_argument('--flip', action='store_true', help='average an image and its mirror image')
     tau = 'subtract τ·log π, π the share of each class in training, from the logits of cross entropy (0)'
     parser.add_argument('--posthoc-tau', type=float, default=0.0, help=tau)
-    better = 'a finished run of independent networks: how much better each member is on the test images'
+    better = 'a finished run of independent networks; prints the gain of each member on the test images'
     parser.add_argument('--baseline', type=Path, help=better)
-    here = 'of others than runs: where their images are here, as --config.dataset (npz:FILE)'
+    here = 'for exports and weight files: where the images are, as --config.dataset (npz:FILE)'
     parser.add_argument('--dataset', help=here)
     own = 'evaluate these instead: npz:FILE of x_test and y_test, folder:DIR of test/<class>/* or <class>/*'
     parser.add_argument('--test-images', metavar='NAME', help=own)

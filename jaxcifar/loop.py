@@ -29,9 +29,9 @@ from jaxcifar.runs.session import Session, feed_steps, later_batches, make_step
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict:
-    """Train, or go on training, in `workdir`; returns what its results.json holds.
+    """Train or resume a run in `workdir`; returns the contents of its results.json.
 
-    Raises `UserError` for what the user can mend and `Preempted` when SIGTERM came and all is saved.
+    Raises `UserError` for errors that the user can fix, and `Preempted` when all is saved after a SIGTERM.
     """
     # A wrong config must end before the workdir is made. Only the copy is filled in: what the caller leaves
     # unset, such as member_ids, stays unset for the next call.

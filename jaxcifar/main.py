@@ -1,16 +1,16 @@
-"""Train, or go on training: python -m jaxcifar.main --config CONFIG[:ARGUMENT] --workdir FOLDER
+"""Train a run, or continue it: python -m jaxcifar.main --config CONFIG[:ARGUMENT] --workdir FOLDER
 
 In short: jaxcifar train CONFIG[:ARGUMENT] --FIELD VALUE, as in jaxcifar train quickstart --lr .05
 
-CONFIG is a file, or the name of a shipped config: quickstart is configs/quickstart.py. The same command
-again resumes; a finished run says so. Change a field with --config.FIELD=VALUE, for example
---config.optimizer.lr=.05 or, one number a member, --config.optimizer.lr=.1,.05
---help lists all fields, --help FIELD one of them.
+CONFIG is a file, or the name of a shipped config: quickstart is configs/quickstart.py. Repeating the
+command resumes the run; a finished run says so. Change a field with --config.FIELD=VALUE, for example
+--config.optimizer.lr=.05 or, with one number per member, --config.optimizer.lr=.1,.05
+--help lists all fields, --help FIELD prints one.
 
---verbose adds what XLA was told and what it made of a step.
+--verbose also prints XLA's options, and the compile time and FLOPs of a step.
 
-On several hosts each runs the command, with --coordinator HOST:PORT (of the first) --processes N
---process I (from 0) added; under Slurm's srun without. They must see the same workdir.
+To use several hosts, run the command on each and add --coordinator HOST:PORT (of the first host)
+--processes N --process I (from 0). Slurm's srun needs no such flags. All hosts must share the workdir.
 """
 
 import sys

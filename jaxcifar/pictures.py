@@ -1,12 +1,12 @@
-"""Draw what a run is like into WORKDIR/pictures: python -m jaxcifar.pictures RUN
+"""Draw plots of a run into WORKDIR/pictures: python -m jaxcifar.pictures RUN
 
-The end of a training run does it too, unless log.pictures=False. The weights are the chosen ones.
+Training does this at its end, too, unless log.pictures=False. It uses the chosen weights.
 curves.png       loss, accuracy and learning rate over the epochs
-confusion.png    which class of test images is taken for which
+confusion.png    the confusion matrix of the test images
 per_class.png    the accuracy of each class
-mistakes.png     the test images that are wrong with the highest probability
+mistakes.png     the misclassified test images with the highest confidence
 first_batch.png  the first training batch, as the networks saw it
-sweep.png        accuracy against a number in which members differ, as a learning rate
+sweep.png        accuracy against a number that differs between members, such as the learning rate
 """
 
 from collections.abc import Callable, Iterator

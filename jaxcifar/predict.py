@@ -1,7 +1,7 @@
-"""Name what is on images: python -m jaxcifar.predict RUN IMAGE…
+"""Classify images: python -m jaxcifar.predict RUN IMAGE…
 
-Prints each image's most probable classes with the mean of the members' probabilities, or of a fused run
-with its prediction.
+Prints the most probable classes of each image, by the mean of the members' probabilities or, for a fused
+run, by the fused prediction.
 """
 
 from pathlib import Path
@@ -39,10 +39,10 @@ def main():
     where = 'folder of a run or of jaxcifar.export, a file of PyTorch weights, or '
     parser = command_parser('jaxcifar.predict', __doc__, where + shipped_networks.names(), '--model')
     parser.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
-    here = 'of PyTorch weights: the data set whose classes they tell apart, as --config.dataset'
+    here = 'for PyTorch weights: the data set they were trained on, as --config.dataset'
     parser.add_argument('--dataset', help=here)
     parser.add_argument('--member', help='one of several, by its name or its id (all)')
-    parser.add_argument('--top', type=int, default=3, help='how many classes of each image (3)')
+    parser.add_argument('--top', type=int, default=3, help='how many classes to print per image (3)')
     parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
     args = parser.parse_args()
     print(predict(args.workdir, args.images, args.checkpoint, args.dataset, args.member, args.top))

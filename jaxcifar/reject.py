@@ -6,7 +6,7 @@ images that are answered, the coverage, grows from 0 to 1. Writes WORKDIR/reject
 shows: areas under the risk-coverage curves with 95 % bootstrap intervals. Needs no accelerator.
 
 Risks follow Narasimhan et al. (Learning to reject meets long-tail learning, ICLR 2024): with groups G of
-classes, and images weighing so that classes have the shares that they have in training,
+classes, and images weighted so that each class has its share of the training images,
 
     e_G = P(wrong | answered, class in G)    balanced = mean of e_G    worst = max of e_G
 

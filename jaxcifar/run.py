@@ -24,7 +24,7 @@ class Run(dict):
         """Open a workdir; its files are read when they are asked for, and results where none are given."""
         self.workdir = Path(workdir)
         self.results: dict = run_files.load([self.workdir])[0].results if results is None else results
-        # Whoever indexes what training returned goes on doing so.
+        # Code that indexes the result of `train` as a dict keeps working.
         super().__init__(self.results)
 
     @cached_property

@@ -1,8 +1,8 @@
 """Draw the learning rate before training: python -m jaxcifar.schedule --config CONFIG[:ARGUMENT]
 
 Prints the rate at each quarter of the run, and writes schedule.png into --workdir (the current folder).
-Members with rates of their own have a line each, and so have the parts of a fusion. Takes what training
-takes: --config.FIELD=VALUE, or in short jaxcifar schedule CONFIG --FIELD VALUE. Only labels are read.
+Members with their own rates have a line each, and so do the parts of a fusion. Accepts the same arguments
+as training: --config.FIELD=VALUE, or in short jaxcifar schedule CONFIG --FIELD VALUE. Only reads labels.
 """
 
 import copy
@@ -88,7 +88,7 @@ class Schedule:
         """Return what else decides how far a parameter moves."""
         config, notes = self.config, []
         if len(self.lines) > MOST_LINES:
-            notes.append(f'the table has {MOST_LINES} of {len(self.lines)} lines, the picture all')
+            notes.append(f'the table shows {MOST_LINES} of {len(self.lines)} lines, the picture all of them')
         if config.optimizer.rates:
             notes.append(f'multiplied by parameter path: optimizer.rates={config.optimizer.rates}')
         if config.optimizer.name == 'muon' and config.optimizer.rest != 1:

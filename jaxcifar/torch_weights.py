@@ -1,11 +1,11 @@
-"""Bring PyTorch weights into workdirs, and back out of them.
+"""Convert PyTorch weights to workdirs, and back.
 
     python -m jaxcifar.torch_weights FILE.pth --workdir DIR
     python -m jaxcifar.torch_weights --workdir DIR --to FILE.pth
 
-The first makes a workdir whose checkpoint of step 0 holds the file's weights, to be evaluated, or
-trained on from by --config.resume_from=DIR. The second writes a run's weights as a state_dict. Names
-and shapes are torchvision's, which the layers of `jaxcifar.models` carry with `_` for `.`.
+The first makes a workdir whose checkpoint of step 0 holds the file's weights. You can evaluate it, or
+continue training with --config.resume_from=DIR. The second writes a run's weights as a state_dict. Names
+and shapes are torchvision's; the layers of `jaxcifar.models` have the same names, with `_` for `.`.
 """
 
 from pathlib import Path
@@ -102,7 +102,7 @@ def main():
     into.add_argument('--image_size', type=int, help='of digits and image files (224 of imagenet, or 32)')
     into.add_argument('--stem', help='cifar | imagenet, where the network has the choice (cifar)')
     into.add_argument('--shortcut', help='A | B, where the network has the choice')
-    into.add_argument('--optimizer', default='sgd', help='of the training that will go on from it (sgd)')
+    into.add_argument('--optimizer', default='sgd', help='optimizer of the training to come (sgd)')
     out = parser.add_argument_group('out of a workdir')
     out.add_argument('--to', type=Path, metavar='FILE.pth', help='the file to write')
     out.add_argument('--member', metavar='K', help='which of several, by its id or name')

@@ -78,7 +78,7 @@ def test_a_run_says_which_other_one_it_takes_up(tmp_path):
     own.mkdir(), other.mkdir()
     write_json(other / 'config.json', saved.to_dict(session(epochs=9).config))
     now = session(epochs=9, resume_from=f'{other}@30')
-    assert continuation.changes(now, own, progress(3)) == [f'taken up from {other}@30']
+    assert continuation.changes(now, own, progress(3)) == [f'continued from {other}@30']
     write_json(own / 'config.json', saved.to_dict(now.config))
     assert continuation.changes(now, own, progress(3)) == []  # it is its own by then
 
@@ -93,12 +93,12 @@ def test_more_patience_lets_members_go_on(tmp_path):
         tmp_path, 9, {'early_stopping.patience': 2, 'members': 2}, {'early_stopping.patience': 4},
         patience=[2, 1],
     )  # fmt: skip
-    assert lines[1:] == ['0_resnet20 goes on again: early_stopping has changed']
+    assert lines[1:] == ['0_resnet20 trains again: early_stopping has changed']
 
 
 @pytest.mark.parametrize(('epoch', 'patience', 'why', 'more'), [
-    (8, [0, 0], 'epochs=8 are reached', ' --epochs=16'),
-    (8, [3, 0], 'epochs=8 are reached; early_stopping.patience=3 stopped 0_resnet20 (its best is epoch 4)',
+    (8, [0, 0], 'it reached epochs=8', ' --epochs=16'),
+    (8, [3, 0], 'it reached epochs=8; early_stopping.patience=3 stopped 0_resnet20 (its best is epoch 4)',
      ' --epochs=16'),
     (7, [3, 3], 'early_stopping.patience=3 stopped 0_resnet20 (its best is epoch 4), 1_resnet20 (its best is '
      'epoch 2) by epoch 7 of 8', ' --early_stopping.patience=6'),

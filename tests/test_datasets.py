@@ -120,7 +120,7 @@ def test_what_can_be_converted_is_said_with_the_words_that_do_it(tmp_path):
             assert (
                 f'{key}: expected ' in text and f'got {value.dtype} of shape {value.shape}; convert: ' in text
             )
-            advice = text.partition('convert: ')[2].partition(' (np.savez')[0].partition(', if')[0]
+            advice = text.partition('convert: ')[2].partition(' (create')[0].partition(', if')[0]
             converted = value
             for step in advice.replace(' if channels come first', '').split(', then '):
                 converted = eval(step, {'np': np, key: converted})
@@ -132,7 +132,7 @@ def test_what_can_be_converted_is_said_with_the_words_that_do_it(tmp_path):
 def test_the_keys_of_an_npz_are_named(tmp_path):
     np.savez(tmp_path / 'own.npz', EIGHT, arrays()['y_train'])
     text = message(f'npz:{tmp_path}/own.npz')
-    assert 'x_train and y_train is missing: expected x_train and y_train, got arr_0, arr_1 (np.savez' in text
+    assert 'x_train and y_train are missing: expected x_train and y_train, got arr_0, arr_1 (create' in text
     np.savez(tmp_path / 'own.npz', **arrays(size=8), x_val=EIGHT)
     assert load_dataset(f'npz:{tmp_path}/own.npz', '').notes == (f'{tmp_path}/own.npz: not used: x_val',)
 
@@ -233,7 +233,7 @@ def test_fetched_cifar_is_kept(tmp_path, monkeypatch):
     assert first.classes[0] == 'airplane' and first.mean[0] == 0.4914
     assert os.listdir(tmp_path / 'new' / 'folder') == ['cifar10.npz']
     (tmp_path / 'file').touch()
-    assert 'name another data folder' in message('cifar10', tmp_path / 'file')
+    assert 'choose another data folder' in message('cifar10', tmp_path / 'file')
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def test_archive_is_downloaded_once(tmp_path, official, capsys):
     root = tmp_path / 'root'
     (root / kind.filename).write_bytes(b'half of it')
     got = download.fetch_cifar('cifar10', root)
-    assert 'fetching it anew' in capsys.readouterr().err
+    assert 'fetching it again' in capsys.readouterr().err
     assert got['x_train'].shape == (4, 32, 32, 3) and got['y_test'].tolist() == [3, 1, 4, 1]
     assert got['x_train'][0, 0, 1].tolist() == [1, 1025 % 251, 2049 % 251]
     path.unlink()

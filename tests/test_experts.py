@@ -127,7 +127,7 @@ def test_an_expert_alone_is_the_expert_among_four(small_npz, tiny_networks, tmp_
     assert [m['train_images'] for m in together['members']] == [20, 19, 20, 18]
     start, text = said[0], '\n'.join(said)
     assert '18 to 20 training images each, 2 steps' in start
-    assert 'last epoch is number 2 in a cycle of 2: warm restarts leave the learning rate at 0.05' in text
+    assert 'training ends at epoch 2 of a warm-restart cycle of 2, with a learning rate of 0.05' in text
     epoch, name = min((m['best']['epoch'], m['name']) for m in together['members'])
     assert f'{name} stops at epoch {epoch + 1}; its best is epoch {epoch}, the last warm restart was' in text
     assert 'chosen on fusion_holdout, mean of different members' in text and '±' not in said[-1]

@@ -48,9 +48,11 @@ def test_other_test_images_are_scored(packed_path, ternary_run, dataset, tmp_pat
             for ours, theirs in zip(found['members'], members, strict=True):
                 assert ours['nll'] == pytest.approx(theirs['nll'], abs=1e-5)
     # Names of folders are in the order of text, and a file has none.
-    folders, file = (replace(dataset, name=name, classes=classes) for name, classes in (
-        ('folder:x', ('1', '11', '2')), ('npz:x', ('11', '2', '1'))))
-    with pytest.raises(UserError, match='npz:x: expected 1 as class 0, got 11'):
+    folders, file = (
+        replace(dataset, name=name, classes=classes)
+        for name, classes in (('folder:x', ('1', '11', '2')), ('npz:x', ('11', '2', '1')))
+    )
+    with pytest.raises(UserError, match=r'npz:x: expected 1 as class 0, got 11'):
         check_alike(file, folders)
     labels = jaxcifar.load(ternary_run, 0).logits(x)[0].argmax(-1)
     for folder in ('new', 'new/test'):

@@ -92,7 +92,7 @@ def damaged(reference, small_npz, tmp_path_factory):
 @pytest.mark.parametrize('name', DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(damaged, reference, name):
     workdir, (status, _, err) = damaged[name].result()
-    instead = 'starting from the beginning' if name == 'a file of the only one' else 'going on from step 20'
+    instead = 'starting from the beginning' if name == 'a file of the only one' else 'resuming from step 20'
     assert (status, err.count('\n')) == (0, 1)
     assert err.startswith(f'warning: checkpoint {workdir}/checkpoints/24 is damaged: ')
     assert err.endswith(f'; {instead}\n')
@@ -313,7 +313,7 @@ def test_a_deleted_checkpoint_is_said(small_npz, tmp_path, reference):
     shutil.rmtree(workdir / 'checkpoints' / '24')
     status, _, err = train(workdir, small_npz)
     assert status == 0
-    assert err == f'warning: newer checkpoints of {workdir} are missing; going on from step 20\n'
+    assert err == f'warning: newer checkpoints of {workdir} are missing; resuming from step 20\n'
     assert_same(workdir, reference)
 
 

@@ -110,7 +110,7 @@ def test_hosts_that_do_not_meet_are_a_line(small_npz, tmp_path, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, 'initialize', nobody)
     said = pytest.raises(
-        UserError, match=r'the hosts have not found each other \(deadline exceeded\): give all the same'
+        UserError, match=r'the hosts could not connect \(deadline exceeded\): give all of them the same'
     )
     with said, hosts.joined('nowhere:1', 2, 1):
         pass

@@ -301,7 +301,9 @@ def test_a_strip_is_not_scaled_to_gigabytes(tmp_path):
 
 
 def test_small_classes_are_told_before_training(dataset, config):
-    assert describe(dataset, make_split(dataset, config)) == ['training images per class: 20 in each of 4']
+    assert describe(dataset, make_split(dataset, config)) == [
+        'training images per class: 20 in each of 4 classes'
+    ]
     rows = np.flatnonzero((dataset.y_train > 0) | (np.arange(96) < 8))
     few = make_split(dataset, config)._replace(train=rows)
     assert describe(dataset, few) == [

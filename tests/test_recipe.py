@@ -7,11 +7,11 @@ from jaxcifar.config.command_line import parse
 
 OF_MUTUAL = (
     'network=wideresnet28_10: batch_size=64, epochs=200, model.init=he_dense, optimizer.lr=0.1, '
-    'optimizer.weight_decay=0.0005, schedule.per=epoch stay those of mutual:resnet32 for resnet32'
+    'optimizer.weight_decay=0.0005, schedule.per=epoch keep the values that mutual:resnet32 sets for resnet32'
 )
 OF_DATA = (
-    'dataset=cifar100: batch_size=128, epochs=200, optimizer.lr=0.1, optimizer.weight_decay=0.0005 stay '
-    'those of single for cifar10'
+    'dataset=cifar100: batch_size=128, epochs=200, optimizer.lr=0.1, optimizer.weight_decay=0.0005 keep '
+    'the values that single sets for cifar10'
 )
 
 

@@ -147,7 +147,7 @@ def test_a_finished_run_says_so_and_leaves_all_as_it_is(folder, npz, one, three)
     status, out, err = train(workdir, npz)
     assert (status, err) == (0, '')
     first, *results, last = out.splitlines()
-    assert first == f'{workdir} is finished: epochs=6 are reached' and 'test accuracy' in results[0]
+    assert first == f'{workdir} is finished: it reached epochs=6' and 'test accuracy' in results[0]
     assert last.startswith('to continue it: python -m') and last.endswith(' --config.epochs=12')
     assert contents(workdir, '**/[!.]*') == contents(one, '**/[!.]*')
 

@@ -299,7 +299,7 @@ def test_what_is_more_than_all_memory_is_refused_with_the_numbers(fields, small_
     memory_check.check_run_fits(session)
     with pytest.raises(UserError, match=r'members=9000 and batch_size=40 need at least 0'):
         train(configured(small_npz, members=9000, **fields), tmp_path / 'run')
-    with pytest.raises(UserError, match=r'1,797 images of data\.image_size=4096 are 90 GB'):
+    with pytest.raises(UserError, match=r'1,797 images of data\.image_size=4096 need 90 GB'):
         load_dataset('digits', '', 4096)
     assert list(tmp_path.iterdir()) == []
 
@@ -328,7 +328,7 @@ def test_members_that_nothing_tells_apart_are_said_with_a_remedy_that_helps(
     for i, (alike, remedy, words) in enumerate(pairs):
         result = train(configured(small_npz, **changes, **alike), tmp_path / f'alike{i}')
         (line,) = warnings(capsys)
-        assert line.startswith('warning: 0_linear, 1_linear are one network: ') and words in line
+        assert line.startswith('warning: 0_linear, 1_linear are identical: ') and words in line
         assert result['members'][0]['last'] == result['members'][1]['last']
         result = train(configured(small_npz, **changes, **{**alike, **remedy}), tmp_path / f'differ{i}')
         assert warnings(capsys) == []
@@ -392,7 +392,7 @@ def test_a_finished_run_without_checkpoints_keeps_its_best_weights(ternary_run, 
     run = shutil.copytree(ternary_run, tmp_path / 'run')
     shutil.rmtree(run / 'checkpoints')
     assert evaluate(run)['members'] == evaluate(ternary_run)['members']
-    with pytest.raises(UserError, match='checkpoints of .*run are gone: put them back, or use the best'):
+    with pytest.raises(UserError, match=r'checkpoints of .*run are gone: put them back, or use the best'):
         evaluate(run, 'last')
     before = {path: path.read_bytes() for path in run.rglob('*.[cn][sp][vz]')}
     with pytest.raises(UserError, match='finished run whose checkpoints are gone: put them back, or choose'):

@@ -47,11 +47,11 @@ AUGMENTATIONS = {
 }
 # What needs no flag here, and why.
 NEEDLESS = {
-    'no_wandb': 'log.wandb is disabled unless it is asked for',
+    'no_wandb': 'log.wandb is disabled by default',
     'csv_log': 'WORKDIR/metrics.csv always has these numbers',
-    'log_dir': 'event files always lie in WORKDIR/tensorboard',
-    'resume': 'the same command with the same --workdir resumes; --config.resume_from=WORKDIR goes on from '
-    "another run's state, --config.init_from=FILE begins with weights alone",
+    'log_dir': 'event files are always in WORKDIR/tensorboard',
+    'resume': 'the same command with the same --workdir resumes; --config.resume_from=WORKDIR continues from '
+    "another run's state, --config.init_from=FILE starts from weights alone",
 }
 VALUES = {'none': 'constant', 'imagenet': 'imagenet:FOLDER'}
 

@@ -27,7 +27,7 @@ def stays(name: str, recipe: ConfigDict, config: ConfigDict) -> list[str]:
     tuned = [f for f in before if f in ALWAYS or (f.startswith(TUNED) and before[f] != plain[f])]
     kept = ', '.join(f'{f}={now[f]}' for f in tuned if now[f] == before[f] is not None)
     return [
-        f'{field}={now[field]}: {kept or "no fields"} stay those of {name} for {before[field]}'
+        f'{field}={now[field]}: {kept or "no fields"} keep the values that {name} sets for {before[field]}'
         for field in MADE_FOR
         # A file that sets nothing has no recipe that could be another's.
         if now[field] != before[field] and before != plain

@@ -97,7 +97,7 @@ def load(path: Path) -> ConfigDict:
     try:
         return from_dict(fields)
     except UserError as error:
-        remedy = 'put back the file that was written'
+        remedy = 'restore the original file'
         raise UserError(f'{path} is not a jaxcifar file ({error}): {remedy}') from None
 
 
@@ -119,9 +119,9 @@ def refuse_changes(old: ConfigDict, new: ConfigDict, workdir: Path):
     remedy = 'choose a new --workdir'
     # The remedy depends on what survives the change: the whole state, or only its weights.
     if all(_is_in(field, RECIPE) for field in changed):
-        remedy += f'; --config.resume_from={workdir} goes on there from its state'
+        remedy += f'; --config.resume_from={workdir} continues there from its state'
     elif not any(_is_in(field, SHAPES) for field in changed):
-        remedy += f'; --config.init_from={workdir} begins there with its weights'
+        remedy += f'; --config.init_from={workdir} starts there from its weights'
     listed = '; '.join(f'{field} was {before.get(field)}, now {after.get(field)}' for field in changed)
     raise UserError(f'{workdir} holds a run of another config ({listed}): {remedy}')
 

@@ -146,8 +146,8 @@ def check_images_fit(images: int, size: int):
     needed, there = 3 * images * size**2, memory.total()
     if needed > there:
         raise UserError(
-            f'{images:,} images of data.image_size={size} are {needed / 1e9:,.0f} GB, there are '
-            f'{there / 1e9:,.0f} GB of memory: set a smaller data.image_size, or name files as stream:PATH'
+            f'{images:,} images of data.image_size={size} need {needed / 1e9:,.0f} GB, but there are only '
+            f'{there / 1e9:,.0f} GB of memory: set a smaller data.image_size, or use stream:PATH for files'
         )
 
 

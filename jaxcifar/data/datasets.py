@@ -140,14 +140,14 @@ def _cifar(name: str, root: Path, image_size: int) -> Dataset:
             write_npz(path, fetch_cifar(name, root))
     except OSError as error:
         raise errors.UserError(
-            f'{root}: cannot keep {name} there ({error.strerror}); name another data folder'
+            f'{root}: cannot store {name} there ({error.strerror}); choose another data folder'
         ) from error
     try:
         dataset = _dataset(name, read_npz(path)[0], tuple(names.split()), mean, std)
         if dataset.x_train.shape[1:] != (32, 32, 3):
             raise ValueError(f'x_train: expected shape (n, 32, 32, 3), got {dataset.x_train.shape}')
     except ValueError as error:
-        raise errors.UserError(f'{path}: {error}; delete it to have it fetched anew') from error
+        raise errors.UserError(f'{path}: {error}; delete it to download it again') from error
     return dataset
 
 
@@ -165,8 +165,8 @@ def _npz(name: str, root: Path, image_size: int) -> Dataset:
         return _dataset(name, arrays, classes, notes=notes)
     except ValueError as error:
         raise errors.UserError(
-            f'{path}: {error} (np.savez writes such a file of uint8 x_train [n,H,H,3], integer y_train '
-            '[n] of 0 to C-1, and if you like x_test, y_test and the C class names as classes)'
+            f'{path}: {error} (create the file with np.savez: uint8 x_train [n,H,H,3], integer y_train [n] '
+            'from 0 to C-1, and optionally x_test, y_test and the C class names as classes)'
         ) from error
 
 
@@ -223,7 +223,7 @@ def _unusable(path: Path, error: Exception) -> errors.UserError:
     place = getattr(error, 'filename', None) or path
     return errors.UserError(
         f'{show(str(place), 300)}: {getattr(error, "strerror", None) or error}; expected image files as '
-        'train/<class>/* with test/<class>/* and val/<class>/* if you like, or as <class>/*'
+        'train/<class>/*, optionally with test/<class>/* and val/<class>/*, or as <class>/*'
     )
 
 

@@ -34,7 +34,7 @@ def describe(dataset, split: Split) -> list[str]:
 def _per_class(counts: np.ndarray, classes: tuple[str, ...]) -> str:
     """Return in words how many images each class has: all of a few classes, else the range."""
     if counts.min() == counts.max():
-        return f'{counts[0]:,} in each of {len(counts):,}'
+        return f'{counts[0]:,} in each of {len(counts):,} classes'
     if len(counts) <= ALL:
         return ', '.join(f'{name} {count:,}' for name, count in zip(classes, counts))
     low, middle, high = counts.min(), np.median(counts), counts.max()

@@ -93,7 +93,7 @@ def from_archive(kind, root: Path) -> dict[str, np.ndarray]:
         path = root / kind.filename
         if not path.exists() or (md5 := _md5(path)) != kind.tgz_md5:
             if path.exists():
-                print(f'{path}: expected md5 {kind.tgz_md5}, got {md5}; fetching it anew', file=sys.stderr)
+                print(f'{path}: expected md5 {kind.tgz_md5}, got {md5}; fetching it again', file=sys.stderr)
             _download(kind.url, path, kind.tgz_md5)
         return _read_archive(kind, root, unpack=True)
 

@@ -55,8 +55,8 @@ class Listing(NamedTuple):
 def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
     """List the image files below `folder`/<class>, in the order of torchvision's ImageFolder.
 
-    Hidden files and folders are passed over. Raises OSError for a folder that cannot be read, ValueError for a class
-    without images.
+    Hidden files and folders are passed over. Raises OSError for a folder that cannot be read, ValueError for
+    a class without images.
     """
     paths, labels, others = list[str](), list[int](), dict[str, str]()
     for label, name in enumerate(classes):

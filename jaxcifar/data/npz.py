@@ -58,7 +58,8 @@ def _arrays(file, parts: tuple[str, ...]) -> tuple[dict[str, np.ndarray], list[s
     wanted = f'x_{parts[0]}', f'y_{parts[0]}'
     if missing := [key for key in wanted if key not in file.files]:
         got = (', '.join(file.files) or 'nothing')[:LONGEST]
-        raise Unusable(f'{" and ".join(missing)} is missing: expected {" and ".join(wanted)}, got {got}')
+        verb = 'is' if len(missing) == 1 else 'are'
+        raise Unusable(f'{" and ".join(missing)} {verb} missing: expected {" and ".join(wanted)}, got {got}')
     keys = [key for key in KEYS if key[2:] in parts or key == 'classes']
     return {key: _array(file, key) for key in keys if key in file.files}, others
 

@@ -77,14 +77,15 @@ def _npz(name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         return arrays['x_test'], arrays['y_test'], class_names(arrays.get('classes', np.array([])))
     except ValueError as error:
         raise UserError(
-            f'{path}: {error} (np.savez writes such a file of uint8 x_test [n,H,H,3], integer y_test [n] of '
-            '0 to C-1, and if you like the C class names as classes)'
+            f'{path}: {error} (create the file with np.savez: uint8 x_test [n,H,H,3], integer y_test [n] '
+            'from 0 to C-1, and optionally the C class names as classes)'
         ) from error
 
 
 def _folder(name: str, alike: Dataset) -> tuple[np.ndarray | ImageFiles, np.ndarray, tuple[str, ...]]:
     """Return (images, labels, names of all classes) of folders of some of the classes."""
     path = local_path(name)
+    images: np.ndarray | ImageFiles
     try:
         folder, classes = find_test(path, alike.classes)
         listing = list_images(folder, classes)

@@ -114,8 +114,8 @@ def check(config):
     if chosen not in allowed:
         others = ', '.join(allowed[1:])
         raise UserError(
-            f'split={config.split} has no data.validation={chosen}: set data.validation={allowed[0]} '
-            f'({others} are possible, too)'
+            f'split={config.split} cannot have data.validation={chosen}: set data.validation={allowed[0]} '
+            f'(or one of {others})'
         )
     # A file that nothing reads is as much a mistake as one that is missing.
     for field, wanted in (('train', config.split), ('validation', chosen)):

@@ -153,6 +153,6 @@ def check_images(config: ConfigDict, own: bool):
     """Raise `UserError` where members have batches of their `own` that the coupling would compare."""
     if own and COUPLINGS[config.coupling].same_images:
         raise UserError(
-            f'coupling={config.coupling} compares what members say of the same images, and these have '
-            f'their own: use split=shared and data.order=shared'
+            f'coupling={config.coupling} compares predictions on the same images, but here each member has '
+            f'its own: use split=shared and data.order=shared'
         )

@@ -6,8 +6,8 @@
     onnx         graphs for onnxruntime and others; ternary kernels at 2, 4 or 8 bits
     stablehlo    programs for jax.export.deserialize, weights inside, for CPU and accelerators
 
-Writes a folder with one file a member, and a model card. Every file is read again, run on some noise, and
-compared with the network that it is of.
+Writes a folder with one file per member, and a model card. Every file is read back, run on noise, and
+compared with the original network.
 """
 
 from pathlib import Path

@@ -143,7 +143,7 @@ def to_markdown(card: dict) -> str:
         hub.head(card),
         f'# {recipe["network"]} for {escape_markdown(data["name"].rpartition(":")[2])}',
         '',
-        f'Names the class of {size}x{size} RGB images, one of {len(data["classes"])}: {classes}.',
+        f'Classifies {size}x{size} RGB images into {len(data["classes"])} classes: {classes}.',
         '',
         '| file | parameters | bytes | test accuracy | check | speed |',
         '|---|---|---|---|---|---|',
@@ -203,7 +203,7 @@ def _summary(card: dict) -> str:
     """Return the sentence that says what the weights are worth, on which images, and how they were chosen."""
     scores = card['accuracy']
     if scores is None:
-        return f'Weights: {card["checkpoint"]}. No accuracy was measured of these.'
+        return f'Weights: {card["checkpoint"]}. No accuracy was measured for these.'
     # Which images chose the weights decides how far the number can be trusted.
     kinds = {'none': 'of the last epoch', 'test': 'chosen on these TEST images'}
     chosen = kinds.get(scores['selected_on'], f'chosen on {scores["selected_on"]}')

@@ -21,9 +21,9 @@ from jaxcifar.runs.trained import Trained, open_trained
 
 
 class Classifier:
-    """Call networks of the same classes with uint8 images [B,H,W,3], or let them `predict` what is on any.
+    """Call networks of the same classes on uint8 images [B,H,W,3], or `predict` the classes of any images.
 
-    Of a packed file the weights stay packed in the device's memory; each call unpacks them anew.
+    The weights of a packed file stay packed in the device's memory; each call unpacks them again.
 
     Attributes:
       classes: the C class names.
@@ -105,8 +105,8 @@ class Classifier:
 def load(path: str | Path, member: str | int | None = None) -> Classifier:
     """Return trained networks from an export, a workdir (its best weights), or a file of PyTorch weights.
 
-    member: one of several, by its name or its id. Raises `UserError` where there is nothing like that, or it
-    is damaged.
+    member: one of several, by its name or its id. Raises `UserError` if there is nothing of that kind, or if
+    it is damaged.
     """
     return Classifier(*choose(open_trained(Path(path)), member))
 

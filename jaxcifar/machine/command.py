@@ -21,10 +21,10 @@ FULL = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 # Before memory, for tensorstore calls these an exhausted resource too.
 MANY_FILES = tuple(os.strerror(e) for e in (errno.EMFILE, errno.ENFILE))
 NO_FILES = 'too many open files: raise the limit, as by ulimit -n 65536, or set fewer data.workers'
-NO_SPACE = 'the disk is full; the checkpoints before are kept, so make room and run it again'
+NO_SPACE = 'the disk is full; earlier checkpoints are kept, so make room and run it again'
 NO_MEMORY = (
-    'out of memory; in a new workdir try half the batch_size, or optimizer.accumulate=2, which takes the '
-    'batch in two parts; if the evaluation ran out, a smaller eval.batch_size'
+    'out of memory; in a new workdir try half the batch_size, or optimizer.accumulate=2, which processes '
+    'the batch in two parts; if evaluation ran out of memory, set a smaller eval.batch_size'
 )
 # Modules that python -m runs; the others do nothing by themselves.
 COMMANDS = ('main', 'evaluate', 'predict', 'export', 'report', 'calibrate', 'reject', 'torch_weights',

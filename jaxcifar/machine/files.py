@@ -23,7 +23,7 @@ FAULTS = (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError
 
 
 @contextlib.contextmanager
-def reading(path: Path, remedy: str = 'put back the file that was written') -> Iterator[None]:
+def reading(path: Path, remedy: str = 'restore the original file') -> Iterator[None]:
     """Turn whatever content of another kind raises into a `UserError` of one line that names the file."""
     try:
         yield

@@ -44,7 +44,7 @@ def joined(coordinator: str = '', processes: int = 0, process: int = 0) -> Itera
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f'the hosts have not found each other ({error}): give all the same --coordinator and --processes'
+            f'the hosts could not connect ({error}): give all of them the same --coordinator and --processes'
         ) from error
     # All hosts call the writers of files; from here on only the first one's calls write.
     if not is_first():

@@ -78,14 +78,14 @@ def notes(runs: list[RunFiles]) -> list[str]:
         )
     if any(run.config.get('split') == 'long_tail' for run in runs):
         found.append(
-            'split=long_tail: val_lt came out of the test images, so that the rest is not quite balanced; '
-            "mean recall, in the run's own section, weighs all classes alike."
+            'split=long_tail: val_lt was taken from the test images, so the rest is not quite balanced; mean '
+            "recall, in the run's own section, weights all classes equally."
         )
     joined = any('+' in str(run.config.get(field)) for run in runs for field in ('loss', 'network'))
     if joined or any(run.results.get('own_images') or run.numbers() for run in runs):
         found.append(
-            'Members of one run with different losses, networks, images or numbers: their ± is a spread over '
-            'these, and no error bar.'
+            'If members of a run differ in loss, network, images or a number such as the learning rate, '
+            'their ± is a spread, not an error bar.'
         )
     found += [
         f'{show(run.name)}: the learned rule {run.against_mean()}; its numbers are '
@@ -105,7 +105,7 @@ def notes(runs: list[RunFiles]) -> list[str]:
             'that are coupled are not independent repetitions.'
         )
     if any(len(run.members) == 1 for run in runs):
-        found.append('K = 1 is one seed: it has no ±, its spread is unknown.')
+        found.append('K = 1 is a single seed: it has no ±, because its spread is unknown.')
     return found
 
 

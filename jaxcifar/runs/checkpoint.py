@@ -119,7 +119,7 @@ class Checkpoints:
         if meta.pop('shapes') != _shapes(like):
             raise UserError(
                 f'{self._file(step)} was saved with another network, number of classes or members, view, '
-                'optimizer, ema or coupling: use that config, or begin with its weights by init_from'
+                'optimizer, ema or coupling: use that config, or start from its weights with init_from'
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -146,7 +146,7 @@ class Checkpoints:
             try:
                 return self.restore(like, step)
             except Damaged as error:
-                instead = f'going on from step {steps[-1]}' if steps else 'starting from the beginning'
+                instead = f'resuming from step {steps[-1]}' if steps else 'starting from the beginning'
                 if hosts.is_first():
                     print(f'warning: {error}; {instead}', file=sys.stderr)
                 self._set_aside(step, self._damaged)
@@ -159,7 +159,7 @@ class Checkpoints:
         try:
             for name, digest in json.loads(self._file(step, SEAL).read_text()).items():
                 if sha256(self._file(step, name)) != digest:
-                    raise ValueError('other bytes than were written')
+                    raise ValueError('its bytes have changed')
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             damage = f'{name}: {reason}'

@@ -66,7 +66,7 @@ class Console:
         config, mesh, order = session.config, session.mesh, session.order
         self.say(
             f'{config.network} x {config.members} on {config.dataset}: '
-            f'{_images(order.rows)}, {session.epoch_steps} steps an epoch, '
+            f'{_images(order.rows)}, {session.epoch_steps} steps per epoch, '
             f'{mesh.size} x {mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}'
         )
         calls = f'; {config.steps_per_call} steps a call' if config.steps_per_call > 1 else ''
@@ -80,7 +80,7 @@ class Console:
             self.say(line)
         # What may surprise a reader of the numbers comes last, next to them.
         if order.trimmed:
-            self.say(f'{order.trimmed} images of the last batch are left out to split it evenly')
+            self.say(f'{order.trimmed} images of the last batch are left out, so that it splits evenly')
         if session.chooses_on == 'test':
             self.say('data.validation=test: weights are chosen on the TEST images, which flatters them')
         if config.schedule.name == 'warm_restarts':
@@ -88,8 +88,8 @@ class Console:
             # The rates of a head come behind those of the members, and would blur the mean.
             rate = _mean(session.learning_rates(session.total - 1)[: len(session.names)], '.3g')
             self.say(
-                f'the last epoch is number {config.epochs - start} in a cycle of {end - start}: warm '
-                f'restarts leave the learning rate at {rate}; epochs={end} would end with the cycle'
+                f'training ends at epoch {config.epochs - start} of a warm-restart cycle of {end - start}, '
+                f'with a learning rate of {rate}; epochs={end} would finish the cycle'
             )
         if step:
             self.say(f'resumed at {session.place(step)}')

@@ -43,11 +43,11 @@ def changes(session: Session, workdir: Path, progress: Progress) -> list[str]:
     before, after = flatten(saved.to_dict(old)), flatten(saved.to_dict(config))
     differ = [field for field in after if before.get(field) != after[field]]
     shown = [field for field in differ if not any(f'{field}.'.startswith(f'{s}.') for s in SILENT)]
-    lines = [f'taken up from {config.resume_from}'] if source != workdir else []
+    lines = [f'continued from {config.resume_from}'] if source != workdir else []
     lines += [f'changed: {", ".join(f"{f} {before.get(f)} -> {after[f]}" for f in shown)}'] if shown else []
     # Patience counts evaluations of the past too, so that a stopped member may go on.
     was, now = progress.selection.active(old), progress.selection.active(config)
-    for words, members in (('goes on again', now & ~was), ('stops here', was & ~now)):
+    for words, members in (('trains again', now & ~was), ('stops here', was & ~now)):
         lines += [f'{session.names[k]} {words}: early_stopping has changed' for k in np.flatnonzero(members)]
     # Another number of members is another run, whose rates cannot be compared.
     comparable = shown and old.members == config.members
@@ -110,7 +110,7 @@ def finished(session: Session, workdir: Path, progress: Progress, result: dict) 
         f'{names[k]} (its best is epoch {progress.selection.best_epoch[k]})'
         for k in np.flatnonzero(~progress.selection.active(config))
     ]
-    ends = [f'epochs={config.epochs} are reached'] if over else []
+    ends = [f'it reached epochs={config.epochs}'] if over else []
     if stopped:
         at = '' if over else f' by epoch {progress.epoch} of {config.epochs}'
         ends.append(f'early_stopping.patience={patience} stopped {", ".join(stopped)}{at}')
@@ -147,7 +147,7 @@ def told_what_is_kept(keeper: Keeper, progress: Progress) -> Iterator[None]:
 def _interrupted(session: Session, workdir: Path, step: int, kept: list[int]) -> str:
     """Return what Ctrl-C leaves at `step`, where the checkpoints in `kept` are on disk."""
     if not kept:
-        return f'stopped at step {step}, before the first save; to begin again: {resume_command(workdir)}'
+        return f'stopped at step {step}, before the first save; to start over: {resume_command(workdir)}'
     lost = step - kept[-1]
-    taken = f' ({lost} step{"s" * (lost != 1)} after it will be taken again)' if lost > 0 else ''
+    taken = f' ({lost} later step{"s" * (lost != 1)} will be repeated)' if lost > 0 else ''
     return f'stopped; saved up to {session.place(kept[-1])}{taken}; {_go_on(workdir)}'

@@ -19,9 +19,9 @@ def warn_of_identical_members(session: Session, state: TrainState):
     for members in identical_members(session, state):
         if hosts.is_first():
             names = ', '.join(session.names[k] for k in members)
-            stay = '' if has_head(session.config) else ', and so stay equal to the bit'
+            stay = '' if has_head(session.config) else ', so they stay identical bit for bit'
             print(
-                f'warning: {names} are one network: they begin with the same weights and see the same images'
+                f'warning: {names} are identical: they start from the same weights and see the same images'
                 f'{stay}; to make them differ, set {_remedy(session, members)}',
                 file=sys.stderr,
             )

@@ -25,7 +25,7 @@ def check_run_fits(session: Session):
     if needed > limit:
         raise UserError(
             f'members={config.members} and batch_size={config.batch_size} need at least '
-            f'{needed / GB:,.1f} GB for weights, optimiser and images, there are {limit / GB:,.1f} GB: '
+            f'{needed / GB:,.1f} GB for weights, optimiser and images, but there are {limit / GB:,.1f} GB: '
             'set fewer members, a smaller batch_size or data.image_size'
         )
 

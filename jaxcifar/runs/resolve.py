@@ -86,7 +86,7 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
     ),
     (
         lambda c: c.init_from and c.resume_from,
-        'init_from takes weights and resume_from whole states: give one of them',
+        'init_from loads weights and resume_from a whole state: give one of them',
     ),
     (
         lambda c: c.log.wandb != 'disabled' and not importlib.util.find_spec('wandb'),

@@ -93,8 +93,8 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
         reason = lost_best(keeper.best, session, progress)
         if reason:
             raise UserError(
-                f'{reason}: put it back, or go on from here with --config.resume_from={workdir} in a new '
-                '--workdir, where the best weights are chosen among the epochs to come'
+                f'{reason}: put it back, or continue with --config.resume_from={workdir} in a new --workdir, '
+                'where the best weights are chosen from later epochs only'
             )
     if not keeper.checkpoints.set_aside:  # or the restore has already printed it
         _warn_of_losses(workdir, progress)
@@ -143,8 +143,8 @@ def _check_clock(progress: Progress, session: Session):
     """Raise `UserError` where the number of devices has changed the steps of an epoch."""
     if progress.step and progress.epoch_steps != session.epoch_steps:
         raise UserError(
-            f'an epoch had {progress.epoch_steps} steps and has {session.epoch_steps} now: a last batch that '
-            'does not split evenly is trimmed, so continue on as many devices as before'
+            f'an epoch had {progress.epoch_steps} steps and now has {session.epoch_steps}, because the last '
+            'batch is trimmed to split evenly: continue on as many devices as before'
         )
     progress.epoch_steps = session.epoch_steps
 
@@ -158,7 +158,7 @@ def _warn_of_losses(workdir: Path, progress: Progress):
     # results.json also proves a later step where no weights were chosen.
     if max(last, results_file.last_step(workdir)) > progress.step:
         where = f'step {progress.step}' if progress.step else 'the beginning'
-        print(f'warning: newer checkpoints of {workdir} are missing; going on from {where}', file=sys.stderr)
+        print(f'warning: newer checkpoints of {workdir} are missing; resuming from {where}', file=sys.stderr)
 
 
 def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainState, dict]:

@@ -63,7 +63,7 @@ def take_up(path: Path, needed: set[str], length: int | None = None, step: int =
         set_aside(path, why, 'its rows begin anew')
     elif len(kept) < length or (kept and not _is_whole(kept)):
         _mend(path, kept, step)
-        print(f'warning: {path} has lost rows; the run goes on with those that are left', file=sys.stderr)
+        print(f'warning: {path} has lost rows; the run continues with the remaining ones', file=sys.stderr)
     elif data:
         os.truncate(path, length)
 

@@ -152,8 +152,8 @@ class TrainedFile(Trained):
     def with_test_images(self, name: str) -> Session:
         if not self._is_told:
             raise UserError(
-                f'{self.path} does not say the normalisation of its training: name that data set too, as '
-                '--dataset cifar10'
+                f'{self.path} does not record the normalisation used in training: name that data set too, as '
+                'in --dataset cifar10'
             )
         return super().with_test_images(name)
 
