@@ -33,6 +33,7 @@ from experiments import carried_data, results
 from experiments.gpu_steps import STEPS
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import Preempted, UserError, lookup
+from jaxcifar.machine.files import reading
 
 NATIVE = re.compile(r'[IWEF]\d{4} |\d{4}-\d\d-\d\d .*: [IWEF] |===|external/')  # lines of XLA's C++
 LAST_LINES = 15  # of a log that are shown where a step fails
@@ -187,7 +188,7 @@ def rehearse(args: argparse.Namespace, names: list[str]) -> list[str]:
 
 def take_rows(path: Path):
     """Append the rows of an archive to experiments/results, but for those that are there already."""
-    with zipfile.ZipFile(path) as archive:
+    with reading(path, 'fetch it again'), zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             folder, _, file = name.partition('/')
             table = file.removesuffix('.csv')

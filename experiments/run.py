@@ -26,7 +26,17 @@ from experiments import record, resources, results, submit
 from experiments import sweep as sweeps
 from experiments.display import Display
 from experiments.resources import whole
-from experiments.sweep import Run, Sweep, has_ended, is_finished, load, record_results, score, take_changes
+from experiments.sweep import (
+    Run,
+    Sweep,
+    has_ended,
+    is_finished,
+    last_command,
+    load,
+    record_results,
+    score,
+    take_changes,
+)
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
 from jaxcifar.report import tables as report
@@ -190,9 +200,13 @@ def collect(sweep: Sweep, folder: Path):
         if not is_finished(run, folder) and has_ended(run, folder):
             record_results(run, folder)
     write_results(sweep, folder)
-    missing = [run.name for run in sweep.runs if not is_finished(run, folder)]
+    missing = [run for run in sweep.runs if not is_finished(run, folder)]
+    for run in missing:
+        if words := last_command(run, folder):
+            print(f"{run.name} ended, but with another command than the sweep's: {shlex.join(words)}")
     if missing:
-        raise UserError(f'not finished: {", ".join(missing)}; their .log files in {folder} say why')
+        names = ', '.join(run.name for run in missing)
+        raise UserError(f'not finished: {names}; their .log files in {folder} say why')
 
 
 def list_commands(sweep: Sweep, folder: Path):

@@ -75,6 +75,8 @@ def main(*words: str):
     """Run, append and print."""
     changes = [word for word in words if word.startswith('--')]
     given = [word for word in words if word not in changes]
+    if len(given) > 3:
+        raise UserError(f'expected at most the words MARK RUNS FOLDER, got {" ".join(given)}: see --help')
     mark, runs, folder = (*given, *('94', '20', 'runs/speedrun')[len(given) :])
     rows = []
     for seed in range(int(runs)):

@@ -83,6 +83,8 @@ def _count(number: int, noun: str) -> str:
 def follow(todo: list[Job], folder: Path, numbers: dict[str, str]):
     """Print the numbers of the jobs, how to watch and cancel them, and where results will be."""
     for job in todo:
+        for run in job.runs:  # the pattern below must find something before the first job begins
+            (folder / f'{run.name}.log').touch()
         print(f'{numbers[job.name]}: {", ".join(run.name for run in job.runs)}')
     print(f'{numbers["results"]}: table.md, results.csv and report/ in {folder}, when all others have ended')
     print(f'watch:  squeue -j {",".join(numbers.values())}')

@@ -22,6 +22,10 @@ from jaxcifar.runs.metrics import verdict
 KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+=,-]{0,99}')
 CHANGE = re.compile(r'--config\.[\w.]+=')
+# Flags that leave a run's results as they are.
+HARMLESS = re.compile(
+    r'--verbose|--config\.(data\.(workers|loader|root)|(log|checkpoint|profile)\.\w+|compile_cache|devices)=.*'
+)
 TAKEN = ('slurm', 'report', 'results.csv', 'table.md')  # a sweep's own files beside its workdirs
 
 
@@ -130,16 +134,25 @@ def is_finished(run: Run, folder: Path) -> bool:
 
 
 def has_ended(run: Run, folder: Path) -> bool:
-    """Return whether the last session in its workdir had this very command and came to its end."""
-    workdir, arguments = folder / run.name, run.arguments(folder)
+    """Return whether the last session in its workdir had this command and came to its end.
+
+    The command may have flags behind it that leave the results as they are: scripts of jobs can be edited.
+    """
+    words, arguments = _anywhere(last_command(run, folder)), _anywhere(run.arguments(folder))
+    starts = [i for i in range(len(words)) if words[i : i + len(arguments)] == arguments]
+    return bool(starts) and all(HARMLESS.fullmatch(word) for word in words[starts[-1] + len(arguments) :])
+
+
+def last_command(run: Run, folder: Path) -> list[str]:
+    """Return the words of the session that came to its end last in a run's workdir, [] where none did."""
+    workdir = folder / run.name
     results, config = workdir / 'results.json', workdir / 'config.json'
     # A session writes its config first and its results last.
     if not (results.exists() and config.exists() and (workdir / 'run.json').exists()):
-        return False
+        return []
     if results.stat().st_mtime_ns < config.stat().st_mtime_ns:
-        return False
-    command = read_json(workdir / 'run.json')['sessions'][-1]['command']
-    return _anywhere(shlex.split(command)[-len(arguments) :]) == _anywhere(arguments)
+        return []
+    return shlex.split(read_json(workdir / 'run.json')['sessions'][-1]['command'])
 
 
 def _anywhere(arguments: list[str]) -> list[str]:
@@ -152,8 +165,11 @@ def _anywhere(arguments: list[str]) -> list[str]:
 
 def record_results(run: Run, folder: Path):
     """Put a run's numbers into the table of results, once."""
-    record.append([folder / run.name])
-    write_json(folder / run.name / KEPT, run.arguments(folder))
+    kept, ended = folder / run.name / KEPT, folder / run.name / 'results.json'
+    # A sweep that is repeated with more workers finds the same results; only their command is another.
+    if not kept.exists() or kept.stat().st_mtime_ns < ended.stat().st_mtime_ns:
+        record.append([folder / run.name])
+    write_json(kept, run.arguments(folder))
 
 
 def weights_that_count(results: dict) -> str:

@@ -105,15 +105,16 @@ class Doctor:
     def run(self, config, workdir: Path):
         """Take a few steps of a run, and say what all of it takes."""
         from jaxcifar.data.datasets import load_dataset
+        from jaxcifar.data.long_tail import keeping_nothing
         from jaxcifar.runs.resolve import finalize
 
         if self.attempt('the config', finalize, config) is None:
             return
-        root = Path(config.data.root)
+        root = Path(config.data.root).expanduser()
         self.data(root)
         place = self.folder('the workdir', workdir)
         if config.compile_cache:
-            self.folder('the compile_cache', Path(config.compile_cache))
+            self.folder('the compile_cache', Path(config.compile_cache).expanduser())
         # Nothing is downloaded by a check.
         if config.dataset in SETS and not (root / f'{config.dataset}.npz').exists():
             self.fault(
@@ -124,7 +125,8 @@ class Doctor:
         size = config.data.image_size
         dataset = self.attempt('the data', load_dataset, config.dataset, config.data.root, size)
         if dataset is not None:
-            self.attempt('the run', self._steps, config, dataset, place)
+            with keeping_nothing(config) as apart:
+                self.attempt('the run', self._steps, apart, dataset, place)
 
     def _steps(self, config, dataset, place: Path | None):
         import jax
@@ -134,14 +136,14 @@ class Doctor:
         from jaxcifar.engine.state import init_state
         from jaxcifar.machine.profile import Compiled
         from jaxcifar.machine.text import about
-        from jaxcifar.runs.memory_check import check_run_fits
+        from jaxcifar.runs.resume import check
         from jaxcifar.runs.session import make_step, prepare
 
         # The run as training would build it: session, state and step.
         session = prepare(config, dataset)
         mesh, population, each = session.mesh, session.population, session.epoch_steps
         check_batch(config, mesh)
-        check_run_fits(session)
+        check(session)
         state = init_state(config, population)
         # Bytes of a checkpoint: parameters, statistics and the optimiser's state.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -194,16 +194,17 @@ def main():
     folders, as_json, path = [*args.pop('workdir'), *args.pop('runs')], args.pop('json'), args.pop('csv')
     found = evaluate_all(folders, **args)
     rows = [row for scores in found for row in score_rows(scores)]
-    if path:
-        write_scores(path, rows)
+    # The numbers are printed first: that a file cannot be written must not cost them.
     if as_json:
         print(json.dumps(rounded(found if len(folders) > 1 else found[0]), indent=2))
-        return
-    print(*(headline(scores) for scores in found), '', sep='\n')
-    print_scores(rows)
-    for scores in (s for s in found if 'fusion' in s):
-        print(f'{scores["workdir"]}: the learned rule {verdict(scores["fusion"])}')
+    else:
+        print(*(headline(scores) for scores in found), '', sep='\n')
+        print_scores(rows)
+        for scores in (s for s in found if 'fusion' in s):
+            print(f'{scores["workdir"]}: the learned rule {verdict(scores["fusion"])}')
     if path:
+        write_scores(path, rows)
+    if path and not as_json:
         print(f'\n{path}')
 
 

@@ -12,7 +12,7 @@ from jaxcifar.export.predictions import Predictions
 from jaxcifar.machine.command import command_line_for, command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs import shipped_networks
-from jaxcifar.runs.trained import open_trained
+from jaxcifar.runs.trained import TrainedExport, open_trained
 
 
 def predict(
@@ -31,7 +31,10 @@ def predict(
         raise UserError(
             f'expected a run before the images, got {path}: {command_line_for("predict", "RUN", path)}'
         )
-    return Classifier(*choose(open_trained(path, checkpoint, dataset), member)).predict(images, top)
+    trained = open_trained(path, checkpoint, dataset)
+    if dataset and isinstance(trained, TrainedExport):
+        raise UserError(f'--dataset is not for exports: {path} names its classes')
+    return Classifier(*choose(trained, member)).predict(images, top)
 
 
 def main():

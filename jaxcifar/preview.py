@@ -10,11 +10,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcifar.config.command_line import parse_about
+from jaxcifar.data.long_tail import keeping_nothing
 from jaxcifar.machine.command import asked_for_help, run_command
 from jaxcifar.machine.files import write_where_asked
 from jaxcifar.runs.first_batch import read_first_batch
 from jaxcifar.runs.resolve import finalize
-from jaxcifar.runs.session import prepare
+from jaxcifar.runs.session import load_images, prepare
 
 COLUMNS, EPOCHS = 10, 4
 
@@ -25,7 +26,8 @@ def contact_sheet(config: ConfigDict) -> bytes:
     from jaxcifar.report.figures import png
     from jaxcifar.report.predictions import draw_sheet
 
-    plain, seen = read_first_batch(prepare(config), range(EPOCHS))
+    with keeping_nothing(config) as apart:
+        plain, seen = read_first_batch(prepare(apart, load_images(config)), range(EPOCHS))
     # The first row shows images as they are, the others as each epoch sees them.
     columns = min(COLUMNS, len(plain.images))
     images = np.concatenate([shown.images[:columns] for shown in (plain, *seen)])

@@ -23,7 +23,6 @@ from jaxcifar.runs.logs import Logger
 from jaxcifar.runs.selection import Selection
 from jaxcifar.runs.session import Session
 from jaxcifar.runs.trained import TrainedFile, open_trained
-from jaxcifar.runs.weights import CALIBRATED
 
 
 def import_weights(path: Path, workdir: Path, network: str | None = None, dataset: str | None = None,
@@ -78,9 +77,9 @@ def export_weights(workdir: Path, path: Path, member: str | int | None = None, c
     # torch takes seconds to import, and only this direction writes with it.
     import torch
 
-    if checkpoint == CALIBRATED:
-        raise UserError('a state_dict has no temperature: use jaxcifar.export, or --checkpoint best')
     trained = open_trained(workdir, checkpoint)
+    if trained.calibrated:
+        raise UserError('a state_dict has no temperature: use jaxcifar.export, or weights before calibration')
     # A state_dict holds one network, so that several members need a choice.
     names = member_names(trained.config)
     chosen = [k for k, name in enumerate(names) if member is None or answers_to(name, member)]
@@ -110,6 +109,10 @@ def main():
     args = parser.parse_args()
     if (args.file is None) == (args.to is None):
         parser.error('give either FILE.pth, or --to FILE.pth')
+    other = into if args.to else out
+    for action in other._group_actions:
+        if getattr(args, action.dest) != action.default:
+            parser.error(f'{action.option_strings[0]} is not for {"--to" if args.to else "FILE.pth"}')
     if args.to:
         export_weights(args.workdir, args.to, args.member, args.checkpoint)
         return

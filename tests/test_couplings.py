@@ -144,6 +144,10 @@ def test_a_run_may_be_taken_over_with_another_coupling(config, tmp_path):
     config.coupling, config.epochs = 'mutual', 3
     config.resume_from = str(tmp_path / 'single')
     assert train(config, tmp_path / 'mutual')['epoch'] == 3
+    with open(tmp_path / 'mutual' / 'metrics.csv') as file:
+        rows = [row for row in csv.DictReader(file) if row['split'] == 'train']
+    # The other coupling's columns are there, and empty where it was not.
+    assert [bool(row['kl']) for row in rows] == [row['epoch'] == '3' for row in rows] and len(rows) == 9
 
 
 def test_parts_of_the_loss_are_logged_for_each_node(config, tmp_path):
@@ -162,7 +166,7 @@ def test_what_cannot_be_coupled_or_logged_is_said(config, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"logs \['ce', 'kl'\], but is registered with \['ce'\]"):
         train(config, tmp_path)
     config.data.order = 'member'
-    with pytest.raises(UserError, match=r'of the same images.* data\.order=shared'):
+    with pytest.raises(UserError, match=r'on the same images.* data\.order=shared'):
         train(config, tmp_path)
 
 

@@ -233,7 +233,7 @@ def test_fetched_cifar_is_kept(tmp_path, monkeypatch):
     assert first.classes[0] == 'airplane' and first.mean[0] == 0.4914
     assert os.listdir(tmp_path / 'new' / 'folder') == ['cifar10.npz']
     (tmp_path / 'file').touch()
-    assert 'choose another data folder' in message('cifar10', tmp_path / 'file')
+    assert 'set JAXCIFAR_DATA to another folder' in message('cifar10', tmp_path / 'file')
 
 
 @pytest.fixture

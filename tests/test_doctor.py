@@ -24,6 +24,10 @@ def test_a_healthy_run_is_timed_and_leaves_nothing(config, tiny_networks, tmp_pa
     assert 'can be written' in said and 'linear x 2 on npz:' in said and 'compiled the step' in said
     assert re.search(r'2 epochs of 3 steps take about \d+ s on this CPU, evaluation not included', said)
     assert 'a checkpoint takes 0.00' in said
+    # A long tail keeps files of indices, but not for a look at it.
+    config.split, config.long_tail.imbalance, config.data.root = 'long_tail_standard', 2.0, str(tmp_path)
+    found.run(config, tmp_path / 'new')
+    assert found.faults == [] and list(tmp_path.iterdir()) == []
 
 
 def fault(find, *arguments) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import subprocess
 import threading
 from pathlib import Path
@@ -162,6 +163,19 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path, monkey
     assert lines[4] == '| alone | x | 1 | 71.00 | 70.00 to 72.00 | 75.00 |  |'
     longer = alone._replace(changes={'epochs': 9})
     assert run.is_finished(alone, tmp_path) and not run.is_finished(longer, tmp_path)
+    # A flag that changes no result, as somebody adds to a script of a job, makes no other run of it.
+    words = ['python', '-m', 'jaxcifar.main', *alone.arguments(tmp_path)]
+    for more, ended in (['--config.data.workers=8'], True), (['--config.epochs=1'], False):
+        session = {'sessions': [{'command': shlex.join([*words, *more])}]}
+        (tmp_path / 'alone' / 'run.json').write_text(json.dumps(session))
+        assert run.has_ended(alone, tmp_path) == ended
+        assert run.last_command(alone, tmp_path) == [*words, *more]
+    appended: list[list[Path]] = []
+    monkeypatch.setattr(sweep.record, 'append', appended.append)
+    run.record_results(longer, tmp_path)
+    assert appended == [[tmp_path / 'alone']] and run.is_finished(longer, tmp_path)
+    run.record_results(alone, tmp_path)
+    assert len(appended) == 1
     # The spelling of the folder does not matter.
     monkeypatch.chdir(tmp_path.parent)
     assert run.is_finished(alone, Path(tmp_path.name))

@@ -98,5 +98,4 @@ def test_a_workdir_of_its_own_is_new(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = short_form.new_workdir('mutual:resnet32,cifar10')
     assert first.parent.name == 'runs' and first.name.startswith('mutual-resnet32-cifar10-20')
-    first.mkdir(parents=True)
-    assert short_form.new_workdir('mutual:resnet32,cifar10') not in (first, None)
+    assert first.is_dir() and short_form.new_workdir('mutual:resnet32,cifar10').name == f'{first.name}-2'

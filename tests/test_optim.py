@@ -256,3 +256,13 @@ def test_early_stopping():
     assert selection.best_epoch.tolist() == [6, 1, 4]
     config.early_stopping.patience = 0  # is never
     assert selection.active(config).all()
+    # Floats that become ternary are evaluated as what they are not trained for yet.
+    config.early_stopping.patience, config.early_stopping.min_epochs = 1, 0
+    config.ternary.float_epochs, config.ternary.blend_epochs = 2.0, 1.0
+    for view, active in ('none', False), ('ternary', True):
+        config.view, selection = view, Selection.start(1)
+        for epoch in (1, 2, 3):
+            selection.update(np.array([0.5]), epoch, config)
+        assert selection.active(config) == [active]
+    selection.update(np.array([0.5]), 4, config)
+    assert not selection.active(config)

@@ -121,7 +121,7 @@ def test_one_seed_has_no_spread(tmp_path):
     row = summary_row([make_run(tmp_path / 'run', members=1, selection='none')], tmp_path)
     assert re.fullmatch(r'\d\d\.\d\d', row['test % last'])
     assert row['test % selected'] == row['ensemble %'] == '—'
-    assert 'one seed' in (tmp_path / 'report.html').read_text()
+    assert 'a single seed' in (tmp_path / 'report.html').read_text()
 
 
 def test_unfinished_run_whose_last_line_is_cut(tmp_path):

@@ -26,6 +26,7 @@ from jaxcifar.runs import memory_check
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.resolve import finalize
 from jaxcifar.runs.session import prepare
+from jaxcifar.runs.weights import default_checkpoint
 from tests.conftest import small_config, small_images
 from tests.processes import assert_same, assert_same_state, checkpoints, contents
 from tests.steps import Linear
@@ -392,6 +393,11 @@ def test_a_finished_run_without_checkpoints_keeps_its_best_weights(ternary_run, 
     run = shutil.copytree(ternary_run, tmp_path / 'run')
     shutil.rmtree(run / 'checkpoints')
     assert evaluate(run)['members'] == evaluate(ternary_run)['members']
+    # A run that ended before its first evaluation stands for its last weights.
+    results = json.loads((run / 'results.json').read_text())
+    (run / 'results.json').write_text(json.dumps(results | {'mean': {'last': {}}}))
+    assert default_checkpoint(saved.load(run / 'config.json'), run) == 'last'
+    (run / 'results.json').write_text(json.dumps(results))
     with pytest.raises(UserError, match=r'checkpoints of .*run are gone: put them back, or use the best'):
         evaluate(run, 'last')
     before = {path: path.read_bytes() for path in run.rglob('*.[cn][sp][vz]')}

@@ -49,7 +49,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
         )
     if not isinstance(config, ConfigDict):
         raise UserError(f"the config file's get_config() must return a ConfigDict, got {show(config)}")
-    return config, Path(workdir)
+    return config, Path(workdir).expanduser()  # a shell leaves the ~ of --workdir=~/runs to us
 
 
 def parse_about(argv: list[str], workdir: str) -> tuple[ConfigDict, Path]:

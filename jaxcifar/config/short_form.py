@@ -1,5 +1,7 @@
 """Read the short form of a training's command line: CONFIG --members 4 --lr .05."""
 
+import atexit
+import contextlib
 import copy
 import re
 from collections.abc import Mapping
@@ -79,17 +81,32 @@ def changed(config: ConfigDict, values: Mapping) -> ConfigDict:
 
 
 def new_workdir(config: str, several_hosts: bool = False) -> Path:
-    """Return a folder in runs/ that is not there yet, named after the config and the minute.
+    """Make a folder in runs/ that was not there, named after the config and the minute, and return it.
 
-    Raises `UserError` for several hosts: each has its own clock, and may see other folders.
+    It is removed again if it is empty when this process ends. Raises `UserError` for several hosts: each has
+    its own clock, and may see other folders.
     """
     if several_hosts:
         raise UserError('expected --workdir for several hosts, got none: give all the same folder')
     name = re.sub(r'[^\w.+-]+', '-', config.removesuffix('.py')).strip('-.')
-    path = Path('runs') / f'{name}-{datetime.now():%Y-%m-%d-%H%M}'
-    # Two runs begun in one minute must not share a workdir.
-    others = (path.with_name(f'{path.name}-{i}') for i in range(2, 1000))
-    return path if not path.exists() else next(p for p in others if not p.exists())
+    name += f'-{datetime.now():%Y-%m-%d-%H%M}'
+    runs = Path('runs').absolute()
+    made = [] if runs.exists() else [runs]
+    # Runs that begin in one minute must not share a workdir. A folder can be made by one process only.
+    for i in range(1, 1000):
+        path = Path('runs') / (name if i == 1 else f'{name}-{i}')
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            atexit.register(_remove_if_empty, [path.absolute(), *made])
+            return path
+    raise UserError(f'runs holds 1,000 folders like {name}: give a --workdir')
+
+
+def _remove_if_empty(folders: list[Path]):
+    """Remove these folders, the innermost first, up to the first that holds anything."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _split(words: list[str]) -> tuple[list[tuple[str, str]], list[str]]:

@@ -140,7 +140,7 @@ def _cifar(name: str, root: Path, image_size: int) -> Dataset:
             write_npz(path, fetch_cifar(name, root))
     except OSError as error:
         raise errors.UserError(
-            f'{root}: cannot store {name} there ({error.strerror}); choose another data folder'
+            f'{root}: cannot store {name} there ({error.strerror}): set JAXCIFAR_DATA to another folder'
         ) from error
     try:
         dataset = _dataset(name, read_npz(path)[0], tuple(names.split()), mean, std)

@@ -6,10 +6,15 @@ the test images with the same tail; what is left of those is `test`. `long_tail_
 protocol, trains on all and tests on the whole balanced test set.
 """
 
+import copy
 import hashlib
 import json
 import os
+import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,7 @@ PROTOCOLS = {
     'long_tail': {'train': ('train', 'tuneV', 'val_small', 'calib'), 'test': ('val_lt', 'test_lt')},
     'long_tail_standard': {'train': ('train',), 'test': ()},
 }
+SPLITS = 'splits'  # folder of index files in the data folder
 TEST_SHARE = 0.8  # of the long-tailed test images; the rest is val_lt
 
 
@@ -95,7 +101,7 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
     the seed, the class counts, and the sha256 of the images and of every file. Raises `UserError` where
     files are not what the manifest says, or the manifest is of other images or numbers.
     """
-    folder = Path(os.path.expanduser(config.data.root)) / 'splits'
+    folder = Path(os.path.expanduser(config.data.root)) / SPLITS
     folder /= f'{folder_name(config)}_seed{config.long_tail.seed}'
     made_from = {
         'protocol': config.split,
@@ -107,8 +113,27 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
     # The manifest is written last, so without it the other files may not be whole.
     if not (folder / 'manifest.json').exists():
         drawn = parts(dataset.y_train, dataset.y_test, dataset.num_classes, config)
-        _write(folder, dataset, made_from, drawn)
+        try:
+            _write(folder, dataset, made_from, drawn)
+        except PermissionError as error:
+            # Shared data may be read-only. The same seed draws the same parts.
+            print(f'warning: {folder}: {error.strerror}; the parts are drawn, and not kept', file=sys.stderr)
+            return drawn
     return _read(folder, made_from)
+
+
+@contextmanager
+def keeping_nothing(config) -> Iterator:
+    """Yield the config with a data folder of its own, for what only looks at a data set that is loaded.
+
+    Index files that are there are read; others are drawn, and gone at the end.
+    """
+    apart, there = copy.deepcopy(config), Path(os.path.expanduser(config.data.root)) / SPLITS
+    with tempfile.TemporaryDirectory() as root:
+        if there.is_dir():
+            shutil.copytree(there, Path(root) / SPLITS)
+        apart.data.root = root
+        yield apart
 
 
 def _write(folder: Path, dataset, made_from: dict, drawn: dict[str, np.ndarray]):

@@ -76,6 +76,11 @@ def _show_ternary(config: ConfigDict, params, share: jax.Array | float = 1.0):
     return unflatten_dict(shown, sep='/')
 
 
+def float_phase(config: ConfigDict) -> float:
+    """Return the epochs at the start in which training does not use the weights that evaluation does."""
+    return config.ternary.float_epochs + config.ternary.blend_epochs if 'ternary' in config.view else 0.0
+
+
 def make_share(config: ConfigDict, steps_per_epoch: int) -> Callable:
     """Return step -> the share s of the ternary kernel T in what training sees, (1-s)·W + s·T.
 

@@ -92,9 +92,14 @@ def write_text(path: Path, text: str):
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable]):
     """Write a table, a line of columns and then the rows, whole or not at all."""
+    write_bytes(path, csv_bytes(columns, rows))
+
+
+def csv_bytes(columns: Iterable[str], rows: Iterable[Iterable]) -> bytes:
+    """Return a table as the bytes of a CSV file: a line of columns and then the rows."""
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows([columns, *rows])
-    write_text(path, text.getvalue())
+    return text.getvalue().encode()
 
 
 def write_json(path: Path, data):

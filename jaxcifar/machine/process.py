@@ -88,7 +88,7 @@ def _leave_no_stub(workdir: Path, made: list[Path]):
 def keep_compiled(folder: str):
     """Let XLA find programs that it compiled before in `folder`, and put new ones there."""
     if folder:
-        jax.config.update('jax_compilation_cache_dir', str(Path(folder).absolute()))
+        jax.config.update('jax_compilation_cache_dir', str(Path(folder).expanduser().absolute()))
         # A program that compiles faster than this is not worth a file.
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 

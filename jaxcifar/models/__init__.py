@@ -112,6 +112,8 @@ def build(
         layers = Layers(train, dtype, axis, dropout, drop_path, norm_momentum, members_as)
         return make(num_classes=num_classes, layers=layers, **options)
 
+    if (dropout or drop_path) and not getattr(module(train=False), 'drops', True):
+        raise UserError(f'model.dropout and model.drop_path must be 0 for {name}, which has neither')
     zeroed = module(train=False).last_norm if zero_init else None
     if zero_init and zeroed is None:
         raise UserError(f'model.zero_init must be False for {name}, whose blocks do not end in a norm')

@@ -48,6 +48,8 @@ def main():
     parser.add_argument('--size', type=int, default=32, help='pixels of an image')
     parser.add_argument('--stem', choices=STEMS, help='print those that have this stem (all, with their own)')
     args = parser.parse_args()
+    if min(args.classes, args.size) < 1:
+        parser.error('--classes and --size must be at least 1')
     options = {'stem': args.stem} if args.stem else {}
     title = f'{args.classes} classes, {args.size}x{args.size} images'
     table = Table(box=None, title=title, title_justify='left')

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcifar.machine.errors import UserError
 from jaxcifar.models.convolution import convolve
 from jaxcifar.models.layers import Layers
 
@@ -78,6 +79,7 @@ class SpeedNet(nn.Module):
     whitened: int = 24
     whitening: str = ''  # 'bias': with one that is trained
     last_norm = None
+    drops = False  # whether blocks have dropout and may be skipped
 
     @staticmethod
     def fit(variables, images: np.ndarray):
@@ -92,6 +94,9 @@ class SpeedNet(nn.Module):
         a = self.layers
         x = nn.gelu(Whiten(self.whitened, self.whitening == 'bias', a.dtype, name='whiten')(x))
         for i, width in enumerate(self.widths, 1):
+            if min(x.shape[1:3]) < 2:
+                smallest = 2 ** len(self.widths) + PATCH - 1
+                raise UserError(f'speednet needs images of {smallest} pixels or more: set another network')
             x = halve(a.conv(width, 3, name=f'layer{i}_conv1')(x))
             x = first = nn.gelu(a.norm(f'layer{i}_bn1')(x))
             for j in range(2, self.depth + 1):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.machine.files import write_csv
+from jaxcifar.machine.files import csv_bytes, write_where_asked
 from jaxcifar.machine.text import print_table
 from jaxcifar.report.history import read_history
 from jaxcifar.report.run_files import GROUPS, UNITS
@@ -102,4 +102,5 @@ def write_scores(path: Path, rows: Sequence[dict]):
     split = rows[0]['split']
     names = [f'{split}_{name}' if name in ('accuracy', 'loss') else name for name in columns]
     table = [[row.get(name, '') for name in columns] for row in rows]
-    write_csv(path, names, [[f'{x:.6g}' if isinstance(x, float) else x for x in cells] for cells in table])
+    rounded = [[f'{x:.6g}' if isinstance(x, float) else x for x in cells] for cells in table]
+    write_where_asked(path, csv_bytes(names, rounded))

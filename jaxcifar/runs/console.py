@@ -191,7 +191,10 @@ class Clock:
         """Count the seconds that pass here as ones in which training waits for `what`."""
         start = time.perf_counter()
         yield
-        self._waits[what] += time.perf_counter() - start
+        waited = time.perf_counter() - start
+        self._waits[what] += waited
+        # Within an epoch, these seconds are not those of its steps.
+        self._start += waited if self._start else 0.0
 
     def waits(self) -> dict[str, float]:
         """Return {what: seconds} waited for since this was asked before."""

@@ -27,6 +27,11 @@ WAITED = [f'{what}_seconds' for what in WAITS]
 TIMING = ('epoch', 'step', 'seconds', 'images_per_second', 'timestamp', *WAITED)
 
 
+def metric_columns(config: ConfigDict, groups: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns of metrics.csv; `groups` are those of a long tail's classes."""
+    return (*COLUMNS, *columns(config), *groups)
+
+
 class Silence:
     """Stand in for `Logger` on the hosts that do not write."""
 
@@ -67,7 +72,7 @@ class Logger:
         take_up(metrics, ROW, length, step)
         # Time that was spent stays spent: rows of steps that are taken again are kept.
         take_up(timing, {'epoch', 'step', 'seconds'})
-        self._metrics = Table(metrics, (*COLUMNS, *columns(config), *groups))
+        self._metrics = Table(metrics, metric_columns(config, groups))
         self._timing = Table(timing, TIMING)
         self._events: Events | None = None
         if config.log.tensorboard:

@@ -71,8 +71,7 @@ class Trained:
 
     def with_images(self) -> Session:
         """Return the session with the images of the config; `UserError` where they are not the networks'."""
-        data = self.config.data
-        data.root = data.root or resolve.data_root()
+        self.config.data.root = self._data_root()
         return self._prepare(self.config, self._accept(load_images(self.config)))
 
     def with_test_images(self, name: str) -> Session:
@@ -81,8 +80,13 @@ class Trained:
         # The split of the training parts other images.
         config.split, config.data.validation = 'shared', 'none'
         with status.during(f'loading {name}'):
-            dataset = load_test_images(name, config.data.root or resolve.data_root(), self.described)
+            dataset = load_test_images(name, self._data_root(), self.described)
         return self._prepare(config, dataset)
+
+    def _data_root(self) -> str:
+        """Return where data sets are kept here: the folder of the training, if this machine has it."""
+        root = self.config.data.root
+        return root if root and Path(root).expanduser().is_dir() else resolve.data_root()
 
     def restore(self, population: Population) -> Restored:
         """Return the weights for a population of these networks."""

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from jaxcifar.augment import pipeline as augment
 from jaxcifar.config.fields import PER_MEMBER, check_values
-from jaxcifar.config.members import member_networks, per_member
+from jaxcifar.config.members import member_losses, member_networks, per_member
 from jaxcifar.config.values import get
 from jaxcifar.data import splits
+from jaxcifar.data.cifar import CIFAR
 from jaxcifar.data.datasets import is_streamed
 from jaxcifar.engine import couplings, fusion, losses, optim, paths, quantize, schedules, side_by_side, views
 from jaxcifar.machine.errors import UserError, lookup
@@ -82,7 +83,7 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
     ),
     (
         lambda c: c.early_stopping.patience and c.data.validation == 'none',
-        'early_stopping needs validation images: set data.validation=holdout, or early_stopping.patience=0',
+        'early_stopping needs validation images: set early_stopping.patience=0, or another data.validation',
     ),
     (
         lambda c: c.init_from and c.resume_from,
@@ -91,6 +92,26 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
     (
         lambda c: c.log.wandb != 'disabled' and not importlib.util.find_spec('wandb'),
         "log.wandb={log.wandb} needs a package: pip install -e '.[wandb]'",
+    ),
+    (
+        lambda c: (
+            'ternary' in c.view
+            and c.ternary.rule == 'ttq'
+            and c.ternary.float_epochs
+            and c.ternary.scale_decay * max(per_member(c, 'optimizer.weight_decay'))
+        ),
+        'ternary.float_epochs={ternary.float_epochs:g} would let the scales of ttq decay before they are '
+        'used: set ternary.scale_decay=0',
+    ),
+    (
+        lambda c: _is_tau_ignored(c),
+        'tau={tau} is for loss=logit_adjustment, and loss={loss} ignores it: leave tau out, or set '
+        'loss=logit_adjustment',
+    ),
+    (
+        lambda c: c.dataset in CIFAR and c.data.image_size != 32,
+        'data.image_size={data.image_size} is for digits and image files: leave it out for {dataset}, whose '
+        'images have 32 pixels',
     ),
     (
         lambda c: c.optimizer.rescale and c.optimizer.name != 'muon',
@@ -138,6 +159,14 @@ def finalize(config: ConfigDict) -> ConfigDict:
 def data_root() -> str:
     """Return where data sets are kept unless something else is said."""
     return os.environ.get('JAXCIFAR_DATA') or 'data'
+
+
+def _is_tau_ignored(config: ConfigDict) -> bool:
+    """Return whether members have a tau of their own that their losses do not use."""
+    uses = [loss == 'logit_adjustment' for loss in member_losses(config)]
+    ignored = {tau for tau, used in zip(per_member(config, 'tau'), uses) if not used}
+    # A number for all members may be meant for some of them.
+    return len(ignored) > 1 or (not any(uses) and ignored != {1.0})
 
 
 def _fill_members(config: ConfigDict):

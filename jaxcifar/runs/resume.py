@@ -21,18 +21,22 @@ from jaxcifar.runs.checkpoint import Checkpoints
 from jaxcifar.runs.identical_members import warn_of_identical_members
 from jaxcifar.runs.init_from import begin_from, warn_of_seen
 from jaxcifar.runs.keeper import Keeper
+from jaxcifar.runs.logs import metric_columns
 from jaxcifar.runs.memory_check import check_run_fits
+from jaxcifar.runs.metrics import group_names
 from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.selection import Selection
 from jaxcifar.runs.session import Session, prepare
 from jaxcifar.runs.sources import split_checkpoint
+from jaxcifar.runs.tables import widen
 from jaxcifar.runs.weights import BestWeights
 
 FITTED = 2000  # training images that networks fit their first variables to
 
-# What makes another network of the same weights, whose scores have nothing to do with those before.
+# What makes another network of the same weights, or scores it on other views of the images: scores before and
+# after do not compare.
 SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers', 'fusion.rule',
-             'fusion.residual', 'fusion.heads')  # fmt: skip
+             'fusion.residual', 'fusion.heads', 'eval.flip', 'eval.shift')  # fmt: skip
 
 
 def prepare_run(config: ConfigDict, workdir: Path) -> Session:
@@ -46,9 +50,14 @@ def prepare_run(config: ConfigDict, workdir: Path) -> Session:
     if config.resume_from:
         session = workdirs.with_split_of(split_checkpoint(config.resume_from)[0], session)
     session = workdirs.as_begun(workdir, session)
-    check_run_fits(session)
-    check_images(config, session.order.own)
+    check(session)
     return session
+
+
+def check(session: Session):
+    """Raise `UserError` where the session's images or the memory do not suffice for its run."""
+    check_run_fits(session)
+    check_images(session.config, session.order.own)
 
 
 def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dict | None]:
@@ -203,6 +212,9 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
             print(f'warning: {lost}; they are chosen among the epochs to come', file=sys.stderr)
         if (source / 'metrics.csv').exists():
             shutil.copy(source / 'metrics.csv', workdir / 'metrics.csv')
+            # Another coupling has losses of its own, and a long tail groups of classes.
+            needed = metric_columns(config, group_names(session.split.class_counts))
+            meta['metrics_length'] = widen(workdir / 'metrics.csv', meta['metrics_length'], needed)
         if seen_alike and not lost:
             _copy_best(source, workdir, config, meta['step'])
     # The other hosts read these files, and must not look before they are there.

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxcifar.engine.views import float_phase
+
 
 @dataclass
 class Selection:
@@ -34,8 +36,9 @@ class Selection:
         better = active & (accuracy > self.best)
         self.best = np.where(better, accuracy, self.best)
         self.best_epoch = np.where(better, epoch, self.best_epoch)
-        # The first epochs are noisy: waiting for a new best begins after them.
-        counts = epoch > config.early_stopping.min_epochs
+        # The first epochs are noisy: waiting for a new best begins after them. So are ternary weights that
+        # are made from floats which were not trained for it.
+        counts = epoch > max(config.early_stopping.min_epochs, float_phase(config))
         waited = np.where(better, 0, self.patience + counts)
         self.patience = np.where(active, waited, self.patience)
         return better

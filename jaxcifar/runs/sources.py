@@ -22,6 +22,7 @@ def _is_one(name: str) -> bool:
 
 def split_checkpoint(source: str) -> tuple[Path, str]:
     """Return a source's path and its checkpoint, the word behind the last @; '' where it names none."""
+    source = os.path.expanduser(source)
     path, at, checkpoint = source.rpartition('@')
     # os.path.exists, unlike Path.exists, also answers for names that are too long for any file.
     return (Path(path), checkpoint) if at and not os.path.exists(source) else (Path(source), '')

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from jaxcifar.machine.files import set_aside, write_bytes, write_csv, write_text
@@ -66,6 +67,20 @@ def take_up(path: Path, needed: set[str], length: int | None = None, step: int =
         print(f'warning: {path} has lost rows; the run continues with the remaining ones', file=sys.stderr)
     elif data:
         os.truncate(path, length)
+
+
+def widen(path: Path, length: int, columns: Iterable[str]) -> int:
+    """Add the columns that the first `length` bytes of a table lack, with empty cells; return their length.
+
+    Nothing is changed where rows are lost: `take_up` says so and mends the table.
+    """
+    data = path.read_bytes()
+    header, *rows = _rows(data[:length]) or [[]]
+    missing = [column for column in columns if column not in header]
+    if not (header and missing) or len(data) < length or not _is_whole(data[:length]):
+        return length
+    write_csv(path, [*header, *missing], [[*row, *[''] * len(missing)] for row in rows])
+    return path.stat().st_size
 
 
 def _rows(data: bytes) -> list[list[str]]:

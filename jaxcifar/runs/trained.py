@@ -59,7 +59,7 @@ class TrainedRun(Trained):
 
     def __init__(self, path: Path, checkpoint: str | None):
         super().__init__(path, saved.load(path / workdirs.CONFIG))
-        self.checkpoint = checkpoint or default_checkpoint(self.config)
+        self.checkpoint = checkpoint or default_checkpoint(self.config, path)
         self.calibrated = checkpoint == CALIBRATED
 
     @cached_property
@@ -84,6 +84,7 @@ class TrainedExport(Trained):
         super().__init__(path, portable.config_of(path, self._members))
         about = self._members[0].about
         self.checkpoint = about.get('checkpoint', 'best')
+        self.calibrated = any('temperature' in member.about for member in self._members)
         self.described = without_images(self.config.dataset, *(about[name] for name in portable.OF_DATA))
         self.config.dataset = dataset or self.config.dataset
 
@@ -92,6 +93,11 @@ class TrainedExport(Trained):
         # Dividing a member's logits would change what the head was trained on.
         temperatures = [1.0 if self._head else m.about.get('temperature', 1.0) for m in self._members]
         return Restored(weights, None, np.array(temperatures))
+
+    def with_test_images(self, name: str) -> Session:
+        if self.config.dataset != self.described.name:
+            raise UserError(f'--dataset={self.config.dataset} and --test-images={name}: leave one out')
+        return super().with_test_images(name)
 
     def portables(self) -> tuple[list[Portable], FusedHead | None]:
         return self._members, self._head

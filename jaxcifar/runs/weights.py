@@ -18,7 +18,7 @@ from jaxcifar.engine.state import Weights, eval_weights, init_state
 from jaxcifar.engine.views import is_scale
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import write_arrays
+from jaxcifar.machine.files import read_json, write_arrays
 from jaxcifar.runs import results_file
 from jaxcifar.runs.checkpoint import Checkpoints
 
@@ -103,7 +103,7 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
 
     None is best, or last where nothing was chosen. Of the first two the steps are [K], each member's own.
     """
-    checkpoint = checkpoint or default_checkpoint(config)
+    checkpoint = checkpoint or default_checkpoint(config, workdir)
     if checkpoint == CALIBRATED:
         if has_head(config):
             raise UserError('a fused run calibrates its members alone; use --checkpoint best')
@@ -131,9 +131,12 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
         checkpoints.close()
 
 
-def default_checkpoint(config: ConfigDict) -> str:
+def default_checkpoint(config: ConfigDict, workdir: Path) -> str:
     """Return the name of the weights that stand for a run: best, or last where nothing was chosen."""
-    return 'last' if config.data.validation == 'none' else 'best'
+    # A run may also end before its first evaluation.
+    results = read_json(workdir / results_file.FILE)
+    chose_none = results is not None and 'best' not in results.get('mean', {})
+    return 'last' if config.data.validation == 'none' or chose_none else 'best'
 
 
 def load_best(config: ConfigDict, population: Population, workdir: Path, upto: int):
