@@ -46,6 +46,12 @@ def evaluate(
         _check_alone(test_images, {'split': split != 'test', 'posthoc-tau': posthoc_tau})
     # What is evaluated: networks, images, and the weights on the devices.
     trained = open_trained(path, checkpoint, dataset)
+    if not trained.has_split and (posthoc_tau or split != 'test'):
+        flag = '--posthoc-tau' if posthoc_tau else f'--split {split}'
+        raise UserError(
+            f'{flag} needs the index files that {path} was trained with, and an export leaves them out: '
+            'evaluate the run itself'
+        )
     # The flag can only add to what the run's config says.
     trained.config.eval.flip = trained.config.eval.flip or flip
     evaluation = Evaluation(trained.with_test_images(test_images) if test_images else trained.with_images())

@@ -35,7 +35,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     """
     # A wrong config must end before the workdir is made. Only the copy is filled in: what the caller leaves
     # unset, such as member_ids, stays unset for the next call.
-    config, workdir = finalize(copy.deepcopy(config)), Path(workdir)
+    config, workdir = finalize(copy.deepcopy(config)), Path(workdir).expanduser()
     process.keep_compiled(config.compile_cache)
     # The lock is held to the end: two processes would overwrite each other's checkpoints.
     log = sys.stdout if hosts.is_first() else None

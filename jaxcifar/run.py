@@ -22,7 +22,8 @@ class Run(dict):
 
     def __init__(self, workdir: str | Path, results: dict | None = None):
         """Open a workdir; its files are read when they are asked for, and results where none are given."""
-        self.workdir = Path(workdir)
+        # Absolute, so that it is found from any folder that a notebook changes to.
+        self.workdir = Path(workdir).expanduser().absolute()
         self.results: dict = run_files.load([self.workdir])[0].results if results is None else results
         # Code that indexes the result of `train` as a dict keeps working.
         super().__init__(self.results)

@@ -40,7 +40,6 @@ PREPARED = {
     'RandAugment and erasing': 'crop(4)+flip+randaugment(2,9)+erasing(.25)',
 }
 WARM = 8  # batches before the clock starts: more than loaders have in store
-THREADS = torch.get_num_threads()
 
 
 class Bench:
@@ -83,7 +82,6 @@ class Bench:
 
     def classic(self, source, use: Callable, steps: int) -> dict[str, float]:
         """Return the images a second of a classic stream."""
-        torch.set_num_threads(THREADS)  # the host loader leaves them all to XLA
         return self._rate(source, use, steps)
 
     def _rate(self, source, use: Callable, steps: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import copy
+import os
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -60,7 +61,7 @@ def spell_out(words: list[str], workdir: str = '') -> list[str]:
 def changed(config: ConfigDict, values: Mapping) -> ConfigDict:
     """Return a copy of the config with fields set by the same names, {'lr': .05, 'fusion.dropout': .1}.
 
-    Numpy's numbers and arrays, and lists, become Python's numbers and tuples. Raises `UserError` for what is
+    Numpy's numbers and arrays, lists and paths become Python's numbers, tuples and text. Raises `UserError` for what is
     no field, or no value of it.
     """
     config = copy.deepcopy(config)
@@ -69,8 +70,7 @@ def changed(config: ConfigDict, values: Mapping) -> ConfigDict:
             raise old
         field = _only(name, '{}')
         declared = FIELDS[field]
-        value = value.tolist() if hasattr(value, 'tolist') else value
-        value = tuple(value) if isinstance(value, list) else value
+        value = _plain(value)
         # A field without a default is filled in later, and may be asked to be.
         if value is not None or declared.default is not None:
             declared.check(field, value)
@@ -78,6 +78,14 @@ def changed(config: ConfigDict, values: Mapping) -> ConfigDict:
         is_float = declared.type is float and isinstance(value, int) and not declared.shape
         config.update_from_flattened_dict({field: float(value) if is_float else value})
     return config
+
+
+def _plain(value):
+    """Return numpy's numbers and arrays, lists and paths as Python's numbers, tuples and text."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    value = value.tolist() if hasattr(value, 'tolist') else value
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def new_workdir(config: str, several_hosts: bool = False) -> Path:

@@ -3,10 +3,12 @@
 This module must not import JAX, whose threads forbid a fork.
 """
 
-import multiprocessing
 import signal
+import sys
+import types
 import warnings
 from collections.abc import Iterable
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 import numpy as np
 
@@ -16,12 +18,11 @@ def data_loader(dataset, requests: Iterable[tuple[int, np.ndarray]], workers: in
     import torch
     from torch.utils.data import DataLoader
 
-    torch.set_num_threads(1)  # XLA wants the cores
     # On a single core torch advises against more workers. How many there are is the user's choice.
     warnings.filterwarnings('ignore', 'This DataLoader will create', UserWarning)
     context = None
     if workers:
-        context = multiprocessing.get_context('forkserver')  # a fork under JAX's threads deadlocks
+        context = WorkerContext()
         context.set_forkserver_preload([type(dataset).__module__, 'torch.utils.data'])
     return DataLoader(
         dataset,
@@ -32,6 +33,26 @@ def data_loader(dataset, requests: Iterable[tuple[int, np.ndarray]], workers: in
         multiprocessing_context=context,
         generator=torch.Generator(),  # its seed for workers is not drawn from the global one
     )
+
+
+class Worker(ForkServerProcess):
+    """Start without the user's program, which a worker does not need and would run once more."""
+
+    def start(self):
+        """Start the process."""
+        program = sys.modules['__main__']
+        # What Python sends to a new process says which file to import as its main module.
+        sys.modules['__main__'] = types.ModuleType('__main__')
+        try:
+            super().start()
+        finally:
+            sys.modules['__main__'] = program
+
+
+class WorkerContext(ForkServerContext):
+    """Make workers from a server process: a fork under JAX's threads deadlocks."""
+
+    Process = Worker  # type: ignore[assignment]
 
 
 class Gather:

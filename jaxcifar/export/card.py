@@ -95,7 +95,8 @@ def _results(workdir: Path) -> dict | None:
     steps = [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdecimal()]
     needed = {'members': list, 'mean': dict, 'ensemble': dict, 'selection': str}
     results = read_json(workdir / 'results.json', **needed)
-    return results if results and results.get('step') == max(steps, default=0) else None
+    # Of a finished run, the checkpoints may have been deleted to save space.
+    return results if results and (not steps or results.get('step') == max(steps)) else None
 
 
 def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDict, fused: bool):

@@ -108,7 +108,7 @@ def load(path: str | Path, member: str | int | None = None) -> Classifier:
     member: one of several, by its name or its id. Raises `UserError` if there is nothing of that kind, or if
     it is damaged.
     """
-    return Classifier(*choose(open_trained(Path(path)), member))
+    return Classifier(*choose(open_trained(Path(path).expanduser()), member))
 
 
 def choose(trained: Trained, member: str | int | None = None) -> tuple[list[Portable], FusedHead | None]:

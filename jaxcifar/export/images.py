@@ -43,6 +43,8 @@ def _listed(images) -> list | np.ndarray:
             raise UserError(f'expected images as files, PIL images or arrays, got {type(images).__name__}')
         return list(images)
     array = np.asarray(images)
+    if array.dtype.kind in 'OU':  # names of files, as in a column of pandas
+        return array.ravel().tolist()
     return array if array.ndim == 4 else [array]
 
 

@@ -1,11 +1,12 @@
 """Export a run: a folder with one file a member, each read again and compared, and a card."""
 
+import contextlib
 import importlib
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,8 +103,21 @@ def _write_stablehlo(path: Path, member: Portable):
     shape = jax.export.symbolic_shape(f'B,{size},{size},3')
     function = jax.jit(lambda images: forward(member.variables, images))
     # Lowered for all platforms at once, whichever of them is here.
-    program = jax.export.export(function, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, np.uint8))
+    with _without_paths():
+        program = jax.export.export(function, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, np.uint8))
     write_bytes(path, program.serialize())
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """Leave the folders of this machine out of what is lowered: XLA notes the line of each operation."""
+    option, everything = 'jax_hlo_source_file_canonicalization_regex', '.*/'
+    before = getattr(jax.config, option)
+    jax.config.update(option, everything)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def _run_stablehlo(path: Path) -> Callable:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxcifar.report.figures import COLOURS, STYLES, Picture, add_legend, draw, label, render
+from jaxcifar.report.figures import COLOURS, STYLES, Picture, add_legend, colours, draw, label, render
 from jaxcifar.report.page import Table
 from jaxcifar.report.run_files import NONE, RunFiles, show
 
@@ -99,9 +99,9 @@ def draw_groups(run: RunFiles) -> Figure:
     panels = list(np.atleast_1d(figure.subplots(1, len(groups), sharey=True)))
     for ax, group in zip(panels, groups):
         epochs, values = run.curve(run.watched, group)
-        for i, (name, line) in enumerate(zip(run.titles(), values)):
+        for name, line, colour in zip(run.titles(), values, colours(len(values))):
             # One member [1,E] at a time: a mean over different losses would say nothing.
-            draw(ax, epochs, 100 * line[None], color=COLOURS[i % len(COLOURS)], label=show(name))
+            draw(ax, epochs, 100 * line[None], color=colour, label=show(name))
     label(panels, [f'{g.replace("_", " ")} (%), {run.watched}' for g in groups])
     add_legend(panels[0], [line for line in panels[0].lines if not line.get_label().startswith('_')])
     return figure
@@ -151,8 +151,9 @@ def draw_rejection(run: RunFiles) -> Figure:
     # Colour tells rules apart, and the style of a line the images that they were tested on.
     for ax, risk in zip(panels, ('balanced', 'worst')):
         for part, style in zip(run.rejection['parts'], STYLES):
-            for i, (name, risks) in enumerate(run.rejection['parts'][part].items()):
-                line = {'color': COLOURS[i % len(COLOURS)], 'ls': style, 'lw': 1.5}
+            rules = run.rejection['parts'][part]
+            for (name, risks), colour in zip(rules.items(), colours(len(rules))):
+                line = {'color': colour, 'ls': style, 'lw': 1.5}
                 text = f'{show(names.get(name, name))}, {part}'
                 ax.plot(run.rejection['coverage'], risks[risk]['curve'], label=text, **line)
         ax.set_xlabel('coverage')

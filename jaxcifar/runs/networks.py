@@ -48,11 +48,13 @@ class Trained:
       described: classes, image_size, mean and std, in a data set without images.
       checkpoint: the name of the weights.
       calibrated: whether the temperatures belong to the weights.
+      has_split: whether it is known here which images they were trained on.
     """
 
     described: Dataset
     checkpoint = 'last'
     calibrated = False
+    has_split = True
 
     def __init__(self, path: Path, config: ConfigDict):
         self.path, self.config = path, config

@@ -28,6 +28,7 @@ def portable_member(config: ConfigDict, k: int, dataset: Dataset, variables: dic
         'mean': list(dataset.mean),
         'std': list(dataset.std),
         'config': saved.to_dict(released(one)),
+        'has_split': not _needs_files(one),
     }
     return Portable(about, variables)
 
@@ -38,6 +39,11 @@ def portable_head(config: ConfigDict, members: list[Portable], params: dict) -> 
     sizes = [member.network().feature_size() for member in members]
     fusion = saved.to_dict(config)['fusion']
     return FusedHead({'name': NAME, 'classes': classes, 'feature_sizes': sizes, 'fusion': fusion}, params)
+
+
+def _needs_files(config: ConfigDict) -> bool:
+    """Return whether the split of a run cannot be made without its index files."""
+    return 'file' in (config.split, config.data.validation)
 
 
 def released(config: ConfigDict) -> ConfigDict:
@@ -51,7 +57,7 @@ def released(config: ConfigDict) -> ConfigDict:
         config.view, config.coupling, config.ema, config.devices = 'none', 'none', 0.0, 1
         config.data.root, config.data.workers = None, 0
         # Index files stay behind, and a split that needs them could not be made.
-        if config.split == 'file' or config.data.validation == 'file':
+        if _needs_files(config):
             config.split, config.data.validation = 'shared', 'none'
         for field in PRIVATE:
             config.update_from_flattened_dict({field: ''})

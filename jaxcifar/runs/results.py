@@ -117,9 +117,7 @@ def log(session: Session, progress: Progress, scored: Mapping[str, Scored], work
 
 def _images_of_classes(session: Session) -> dict[str, np.ndarray]:
     """Return the training images of each class, [C], that each output has seen: what joins members, all."""
-    outputs, counts = [*session.outputs, 'ensemble'], session.split.class_counts
-    if counts is not None:
-        return dict.fromkeys(outputs, counts)
+    outputs = [*session.outputs, 'ensemble']
     rows = train_counts(session.dataset, session.split)
     if len(rows) == 1:
         return dict.fromkeys(outputs, rows[0])

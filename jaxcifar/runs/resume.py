@@ -136,7 +136,10 @@ def _begin(session: Session) -> TrainState:
     if session.population.needs_images:
         # Members of an expert split have their own images; any member's may fit the first variables.
         seen = np.unique(np.concatenate(rows_of(session.split.train)))
-        images = session.dataset.normalised(seen[:FITTED])
+        # Images that are sorted by class would begin with those of one class alone.
+        is_sorted = (np.diff(session.dataset.y_train[seen]) >= 0).all()
+        fitted = np.linspace(0, len(seen) - 1, FITTED).astype(int) if is_sorted else np.arange(FITTED)
+        images = session.dataset.normalised(np.unique(seen[fitted[fitted < len(seen)]]))
     with status.during('drawing the first weights'):
         return init_state(session.config, session.population, images)
 

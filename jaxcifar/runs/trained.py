@@ -84,6 +84,7 @@ class TrainedExport(Trained):
         super().__init__(path, portable.config_of(path, self._members))
         about = self._members[0].about
         self.checkpoint = about.get('checkpoint', 'best')
+        self.has_split = all(member.about.get('has_split', True) for member in self._members)
         self.calibrated = any('temperature' in member.about for member in self._members)
         self.described = without_images(self.config.dataset, *(about[name] for name in portable.OF_DATA))
         self.config.dataset = dataset or self.config.dataset

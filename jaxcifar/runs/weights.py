@@ -25,7 +25,6 @@ from jaxcifar.runs.checkpoint import Checkpoints
 CALIBRATED = 'calibrated'
 CHOSEN = 'best', CALIBRATED  # names of weights that held-out images chose
 
-USE_BEST = 'use the best weights (--checkpoint best; in init_from, RUN@best)'
 USE_LAST = 'use the last weights (--checkpoint last; in init_from, RUN@last)'
 PUT_BACK = f'put them back, or {USE_LAST}'
 
@@ -36,8 +35,8 @@ class BestWeights:
     So are the parts of a coupling's head, which have no batch statistics.
     """
 
-    def __init__(self, workdir: Path, folder: str = 'best'):
-        self.folder = workdir / folder
+    def __init__(self, workdir: str | Path, folder: str = 'best'):
+        self.folder = Path(workdir) / folder
 
     def save(self, member: str, step: int, params: dict, stats: dict, temperature: float | None = None):
         """Write a member's weights, trees of numpy arrays, and what calibrates them, if known."""
@@ -119,7 +118,9 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
         if checkpoint == 'best':
             return load_best(config, population, workdir, ended or steps[-1])
         if not steps:
-            raise UserError(f'the checkpoints of {workdir} are gone', f'put them back, or {USE_BEST}')
+            raise UserError(
+                f'the checkpoints of {workdir} are gone', 'put them back, or use the best weights'
+            )
         if checkpoint != 'last' and checkpoint not in map(str, steps):
             raise UserError(
                 f'expected a checkpoint of {workdir}, best, last or one of {steps}, got {checkpoint!r}'
