@@ -15,7 +15,6 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from jaxcifar.config import shipped_configs
 from jaxcifar.config.command_line import parse_about
 from jaxcifar.machine.command import asked_for_help, explain, run_command
 from jaxcifar.machine.errors import UserError
@@ -206,5 +205,4 @@ def main(argv: list[str]):
 
 
 if __name__ == '__main__':
-    shipped_configs.be_importable()
     run_command(lambda: main(sys.argv))

@@ -15,7 +15,7 @@ To use several hosts, run the command on each and add --coordinator HOST:PORT (o
 
 import sys
 
-from jaxcifar.config import recipe, shipped_configs
+from jaxcifar.config import recipe
 from jaxcifar.config.command_line import parse, usage, which_host
 from jaxcifar.machine import memory, status
 from jaxcifar.machine.command import run_command
@@ -25,8 +25,6 @@ VERBOSE = '--verbose'
 
 def main():
     """Run the command line."""
-    # Config files import each other, so this comes before one is read.
-    shipped_configs.be_importable()
     if asked := {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
         print(usage(str(__doc__), sys.argv[1 + sys.argv.index(asked.pop()) :]))
         return

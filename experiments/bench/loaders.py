@@ -18,7 +18,6 @@ from functools import partial
 
 import jax
 import numpy as np
-import torch
 
 from configs import single
 from experiments import results

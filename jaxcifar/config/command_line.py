@@ -15,23 +15,24 @@ from jaxcifar.config.old_flags import translated
 from jaxcifar.machine.errors import UserError, unknown
 from jaxcifar.machine.text import show
 
-# What absl, ml_collections and Python's reader of literals raise over a command line.
+# Exceptions that absl, ml_collections and Python's literal parser raise for a bad command line.
 FAULTS = (flags.Error, AttributeError, KeyError, ImportError, OSError, TypeError, ValueError, SyntaxError,
           ArithmeticError, RecursionError, MemoryError)  # fmt: skip
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
-    """Return (config, workdir) from a command line, program name first; `UserError` for what it cannot be."""
-    # Flags of its own: absl's global ones can be defined only once in a process.
+    """Return (config, workdir) from a command line, program name first; `UserError` if it is invalid."""
+    # The flags are local, because absl's global flags can be defined only once in a process.
     values, argv = flags.FlagValues(), shipped_configs.complete(argv)
-    # ml_collections runs every file in one module: names of the file before it would be this one's too.
+    # ml_collections runs all config files in one module, where names of an earlier file would still exist.
     sys.modules.pop('config_config', None)
     config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
     flags.DEFINE_string('workdir', None, 'where the run is kept', flag_values=values)
     try:
-        rest = values(argv)
-        config, workdir = values['config'].value, values['workdir'].value
-        getattr(config, 'network', None)  # a file that could not be loaded raises here
+        with shipped_configs.importable(argv):
+            rest = values(argv)
+            config, workdir = values['config'].value, values['workdir'].value
+            getattr(config, 'network', None)  # a file that could not be loaded raises here
     except FAULTS as error:
         raise _explain(error, argv) from error
     except UserError:
@@ -40,7 +41,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
         raise UserError(f'the config file fails: {type(error).__name__}: {show(str(error), 200)}') from error
     if len(rest) > 1:
         raise UserError(f'expected flags, got {rest[1]!r}: a change is written --config.FIELD=VALUE')
-    # An empty workdir, as of a shell's variable that is not set, would be the current folder.
+    # An empty workdir, as from an unset shell variable, would be the current folder.
     if config is None or not workdir:
         missing = ' and '.join(['--config'] * (config is None) + ['--workdir'] * (not workdir))
         configs = ', '.join(shipped_configs.names())
@@ -53,22 +54,20 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
 
 
 def parse_about(argv: list[str], workdir: str) -> tuple[ConfigDict, Path]:
-    """Return what `parse` does for a command about a config, in the long form or the short one.
+    """Return what `parse` returns, for a command about a config, in the long form or the short one.
 
-    workdir: the one where the command line names none.
+    workdir: the default if the command line names none.
     """
     return parse([argv[0], f'--workdir={workdir}', *short_form.long_form(argv[1:], workdir)])
 
 
 def chosen(config, fields: Mapping) -> tuple[str, ConfigDict, ConfigDict]:
-    """Return (name, config, the config with `fields`) of a call from Python.
+    """Return (name, config, the config with `fields` set) for a call from Python.
 
     config: a `ConfigDict`, whose name is '', or what --config takes. fields: as for `short_form.changed`.
     """
     name = str(config) if isinstance(config, (str, Path)) else ''
     if name:
-        # Config files import each other, as on the command line.
-        shipped_configs.be_importable()
         config, _ = parse(['jaxcifar.train', f'--config={name}', '--workdir=unused'])
     elif not isinstance(config, ConfigDict):
         raise UserError(f"expected a config's name, a file or a ConfigDict, got {show(config)}")
@@ -76,7 +75,7 @@ def chosen(config, fields: Mapping) -> tuple[str, ConfigDict, ConfigDict]:
 
 
 def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return what the flags say of several hosts, and the other arguments; `UserError` for what cannot be."""
+    """Return the values of the multi-host flags, and the other arguments; `UserError` if they are invalid."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     # These are taken out before absl sees them: it refuses flags that it does not know.
     parser.add_argument('--coordinator', default='')
@@ -111,7 +110,7 @@ def _explain(error: Exception, argv: list[str]) -> UserError:
 
 
 def _misspelt_flag(argv: list[str]) -> UserError | None:
-    """Return the error for a field that is none, for flags of other programs, or for a field as a flag."""
+    """Return the error for an unknown field, for flags of other programs, or for a field given as a flag."""
     fields = config_fields.FIELDS
     flags = [a.removeprefix('--').partition('=')[0] for a in argv[1:] if a.startswith('--')]
     for field in (flag.removeprefix('config.') for flag in flags if flag.startswith('config.')):
@@ -149,9 +148,9 @@ def _wrong_value(error: Exception, argv: list[str]) -> UserError | None:
 
 
 def usage(doc: str, words: list[str]) -> str:
-    """Return what --help prints: the command, the shipped configs, and every field with what it takes.
+    """Return what --help prints: the command, the shipped configs, and every field with its valid values.
 
-    words: behind --help, fields or groups of fields that alone are printed. Raises `UserError` for others.
+    words: those after --help; only the fields or groups they name are printed. Raises `UserError` for others.
     """
     fields = {}
     for name, default, comment in documented_fields():
@@ -174,7 +173,7 @@ def usage(doc: str, words: list[str]) -> str:
 
 
 def _asked(fields: list[str], words: list[str]) -> list[str]:
-    """Return the fields that words name: itself, those of a group, or those of that name in any group."""
+    """Return the fields that words name: a field, all fields of a group, or fields so called in any group."""
     asked = set()
     for word in (word.removeprefix('--').removeprefix('config.') for word in words):
         meant = [name for name in fields if f'{name}.'.startswith(f'{word}.')]
@@ -186,7 +185,7 @@ def _asked(fields: list[str], words: list[str]) -> list[str]:
 
 
 def documented_fields() -> Iterator[tuple[str, str, str]]:
-    """Yield (field, its default, its comment) of the fields, in the order of their declarations."""
+    """Yield (name, default, comment) of each field, in the order of declaration."""
     # The comments of the declarations are the help: there is no second text to keep in step.
     for line in Path(str(config_fields.__file__)).read_text().splitlines():
         code, mark, comment = line.strip().partition('  # ')

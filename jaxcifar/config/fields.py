@@ -1,6 +1,6 @@
 """Declare every field of a run with its default. Experiments start from here and change what they need.
 
-Each line is a field: its default, in a declaration of what else it may be, and what it is for.
+Each line declares a field: its default, what else it may be, and in a comment what it is for.
 A field marked [K] takes one number, or one number per member: --config.optimizer.lr=.1,.2
 A field marked [auto] is filled in after the command line, from the fields it depends on.
 A field marked [resumable] may change between a run and its continuation; the others may not.
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
 
 
 def check_values(config: ConfigDict):
-    """Raise `UserError` unless a config has every field, no other, and in each a value that it may have."""
+    """Raise `UserError` unless a config has every field and no other, each with a valid value."""
     values = flatten(config)
     for name in values.keys() - FIELDS.keys():
         for known, field in FIELDS.items():
@@ -53,7 +53,7 @@ def check_values(config: ConfigDict):
     for name, field in FIELDS.items():
         if name not in values:
             raise UserError(f'the config has no field {name}; begin with configs.base.get_config()')
-        filled_in = field.default is None or field.shape == 'member'  # or refused for each member then
+        filled_in = field.default is None or field.shape == 'member'  # or refused later by `per_member`
         if values[name] is not None or not filled_in:
             field.check(name, values[name])
 

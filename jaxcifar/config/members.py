@@ -1,4 +1,4 @@
-"""Read from a config what is said of each of its K members: network, name, seed, and its own numbers."""
+"""Read what a config says about each of its K members: network, name, seed and numbers of its own."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -59,7 +59,7 @@ def _names(config: ConfigDict, field: str) -> list[str]:
 
 
 def member_kinds(config: ConfigDict) -> list[tuple[str, str]]:
-    """Return the K members' (network, view): those of one kind have parameters of one shape."""
+    """Return the K members' kinds, (network, view); members of one kind have parameters of equal shapes."""
     return list(zip(member_networks(config), member_views(config)))
 
 
@@ -69,12 +69,12 @@ def member_names(config: ConfigDict) -> list[str]:
 
 
 def answers_to(name: str, asked: str | int | None) -> bool:
-    """Return whether a member called `name` is meant by its name or its id: 0_resnet18 by 0."""
+    """Return whether `asked` is the name or the id of the member called `name`: 0 for 0_resnet18."""
     return str(asked) in (name, name.partition('_')[0])
 
 
 def network_of(name: str) -> str:
-    """Return the network of a member called so: resnet32 of 0_resnet32, '' of another name."""
+    """Return the network in a member's name: resnet32 for 0_resnet32, '' for names of another form."""
     return name.partition('_')[2]
 
 
@@ -97,8 +97,8 @@ def run_seed(config: ConfigDict) -> int:
 def member_seeds(config: ConfigDict) -> list[tuple[int, int]]:
     """Return the (seed, id) pairs that a member's init, dropout and own batches are drawn from.
 
-    With one seed, a member is its id, so that it trains alike alone (`member_ids=2`) and among
-    others. With a seed per member it is its seed, so that it trains alike in a single run of it.
+    With one seed, a member's id identifies it, so it trains identically alone (`member_ids=2`) and among
+    others. With a seed per member, its seed does, so it trains identically in a single run with that seed.
     """
     if isinstance(config.seed, (list, tuple)):
         return [(seed, 0) for seed in config.seed]

@@ -57,7 +57,7 @@ VALUES = {'none': 'constant', 'imagenet': 'imagenet:FOLDER'}
 
 
 class Answer(NamedTuple):
-    """Hold the old flags of a command line, and what is written here for them."""
+    """Hold the old flags of a command line, and what to write instead."""
 
     old: list[str]  # the flags and their values
     words: dict[str, str]  # field -> --config.FIELD=VALUE
@@ -65,7 +65,7 @@ class Answer(NamedTuple):
 
 
 def translated(arguments: list[str]) -> UserError | None:
-    """Return the error that spells old flags and their values anew, or None where there are none."""
+    """Return the error that translates old flags and their values, or None if there are none."""
     old, words, needless = _answer(arguments)
     answers = [f'write {shlex.join(words.values())} for {shlex.join(old)}'] if words else []
     answers += [f'leave out {flag}: {why}' for flag, why in needless.items()]
@@ -75,7 +75,7 @@ def translated(arguments: list[str]) -> UserError | None:
 
 
 def _answer(arguments: list[str]) -> Answer:
-    """Return what is written here for the old flags among the words of a command line."""
+    """Return the translation of the old flags among the words of a command line."""
     old, words, augment, needless = [], dict[str, str](), dict[str, str](), dict[str, str]()
     for flag, values in _flags(arguments):
         name = flag.replace('-', '_')
@@ -103,7 +103,7 @@ def _answer(arguments: list[str]) -> Answer:
 
 
 def is_old(flag: str) -> bool:
-    """Return whether a flag is one of these programs'."""
+    """Return whether a flag belongs to one of the earlier programs."""
     return flag.replace('-', '_') in FLAGS.keys() | AUGMENTATIONS.keys() | NEEDLESS.keys()
 
 
@@ -118,13 +118,13 @@ def table() -> list[str]:
         here = ' '.join(f'`{word}`' for word in answer.words.values())
         here = here or f'leave it out: {answer.needless[flag]}'
         rows.append(f'| `{flag}{" X" if takes else ""}` | {here} |')
-    # Names are compared without signs between their parts, so any spelling of them will do.
+    # Names are compared without the separators in them, so any spelling works.
     rows += [f'| the name `{there}` | `{here}` |' for there, here in {**OTHERS_CALL_IT, **VALUES}.items()]
     return ['| there | here |', '|---|---|', *rows]
 
 
 def _flags(arguments: list[str]) -> list[tuple[str, list[str]]]:
-    """Return the flags of a command line, without --, and their values: behind = or in the words after."""
+    """Return the flags of a command line, without --, and their values, given after = or as further words."""
     flags: list[tuple[str, list[str]]] = []
     for word in arguments:
         if word.startswith('--'):

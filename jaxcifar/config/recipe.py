@@ -10,16 +10,16 @@ from jaxcifar.config.command_line import parse
 from jaxcifar.config.fields import get_config
 from jaxcifar.config.values import flatten
 
-# What people tune for a network: shown always, and of these groups what the recipe sets.
+# What people tune for a network. ALWAYS is always shown; of TUNED, only the fields that the recipe sets.
 ALWAYS = ('epochs', 'batch_size', 'optimizer.lr', 'optimizer.weight_decay')
 TUNED = ('augment', 'label_smoothing', 'ema', 'optimizer', 'schedule', 'model', 'early_stopping')
 MADE_FOR = ('network', 'dataset')
 
 
 def stays(name: str, recipe: ConfigDict, config: ConfigDict) -> list[str]:
-    """Return a line for network and dataset, where `config` has others than the recipe called `name`.
+    """Return a line for each of network and dataset in which `config` differs from the recipe `name`.
 
-    name: what --config takes, 'mutual:resnet32'. Only shipped recipes are made for something.
+    name: what --config takes, 'mutual:resnet32'. Only shipped recipes are made for a given network.
     """
     if not shipped_configs.is_shipped(name):
         return []
@@ -29,7 +29,7 @@ def stays(name: str, recipe: ConfigDict, config: ConfigDict) -> list[str]:
     return [
         f'{field}={now[field]}: {kept or "no fields"} keep the values that {name} sets for {before[field]}'
         for field in MADE_FOR
-        # A file that sets nothing has no recipe that could be another's.
+        # A file that sets nothing is not made for any network.
         if now[field] != before[field] and before != plain
     ]
 
@@ -38,10 +38,10 @@ def of_command_line(argv: list[str], config: ConfigDict) -> list[str]:
     """Return the lines of `stays` for a command line and the config that it makes."""
     name = (shipped_configs.given(argv) or [''])[-1]
     changed = any(word.startswith(tuple(f'--config.{field}' for field in MADE_FOR)) for word in argv)
-    # A config file is a program: nothing but a shipped one, which only returns a config, is run twice.
+    # A config file is a program. Only a shipped one is run twice, because it just returns a config.
     if not changed or not shipped_configs.is_shipped(name):
         return []
-    # What it says of the environment, it has said before.
+    # The file has already printed its remarks about the environment.
     with contextlib.redirect_stderr(io.StringIO()):
         recipe, _ = parse([argv[0], f'--config={name}', '--workdir=unused'])
     return stays(name, recipe, config)

@@ -1,4 +1,4 @@
-"""Write the command that goes on with a run, as a user would type it."""
+"""Write the command that continues a run, as a user would type it."""
 
 import shlex
 import sys
@@ -9,7 +9,7 @@ from jaxcifar.machine.command import is_short
 
 
 def resume_command(workdir: Path, changes: Mapping[str, object] | None = None) -> str:
-    """Return this process's training command with its `workdir` and with other values of fields.
+    """Return this process's training command with `workdir` and with changed values of fields.
 
     changes: {field: value}. A program that called `jaxcifar.train` gets that call instead.
     """

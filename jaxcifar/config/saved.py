@@ -1,4 +1,4 @@
-"""Keep configs in a workdir: to JSON and back, and what a continued run may change."""
+"""Save configs in a workdir as JSON, load them, and decide what a continued run may change."""
 
 import json
 from collections.abc import Callable
@@ -31,21 +31,21 @@ RESUMABLE = (
 )
 
 
-# What gives a run's steps and scores their meaning: no other run's state is taken up where these differ.
+# Fields that give a run's steps and scores their meaning. If they differ, no run takes over another's state.
 SAME_CLOCK = ('dataset', 'network', 'members', 'member_ids', 'split', 'batch_size', 'optimizer.accumulate',
               'data.drop_last', 'data.validation', 'data.validation_size', 'data.split_seed',
               'long_tail.imbalance', 'long_tail.seed', 'experts.count', 'experts.seed',
               'experts.holdout', 'experts.validation', 'experts.shared', 'experts.unique',
               'files.train', 'files.validation')  # fmt: skip
-# Fields, or groups of fields, that a state fits whatever they are. A new run may change them.
+# Fields, or groups of fields, that do not affect whether a state fits. A new run may change them.
 RECIPE = ('loss', 'label_smoothing', 'tau', 'augment', 'augment_each', 'mutual', 'schedule', 'optimizer.lr',
           'optimizer.weight_decay', 'optimizer.rest', 'eval', 'fusion.alpha', 'fusion.lr', 'fusion.lr_head',
           'fusion.dropout', 'fusion.clip', 'fusion.clip_all', 'fusion.freeze_epochs')  # fmt: skip
-# What decides the shapes of a run's weights, or what they are for: weights of another fit it by chance.
+# Fields that decide the shapes of weights, or what they are for. If these differ, weights fit only by chance.
 SHAPES = ('dataset', 'network', 'members', 'member_ids', 'split', 'coupling', 'view', 'model', 'ternary',
           'fusion', 'experts', 'init_from', 'resume_from')  # fmt: skip
 
-# What runs did before a field was there, where that was not today's default.
+# The behaviour of runs before a field existed, where that was not today's default.
 BEFORE = {'ternary.scale_start': 0.0}
 # Fields, or groups of fields, that only some runs use: in others a new default changes nothing.
 USED: dict[str, Callable[[ConfigDict], bool]] = {
@@ -63,11 +63,11 @@ def to_dict(config: ConfigDict) -> dict:
 
 
 def from_dict(fields: dict) -> ConfigDict:
-    """Return a config from what `to_dict` made of it; newer fields get what was done before they were there.
+    """Return the config that `to_dict` saved; newer fields get the behaviour from before they existed.
 
-    Raises `UserError` where it cannot be of a run: a value that no field may have, or no members.
+    Raises `UserError` if it cannot be a run's config: a field has an invalid value, or there are no members.
     """
-    # A file of an older version lacks newer fields: most defaults are what was done without the field.
+    # A file of an older version lacks newer fields. Most defaults keep the behaviour without the field.
     defaults = get_config()
     defaults.update_from_flattened_dict(BEFORE)
     merged = _merge(to_dict(defaults), fields)
@@ -106,7 +106,7 @@ def _tuples(node: dict) -> dict:
 
 
 def refuse_changes(old: ConfigDict, new: ConfigDict, workdir: Path):
-    """Raise `UserError` where a field that is not resumable differs; it says how a new workdir goes on."""
+    """Raise `UserError` if a field that is not resumable differs, and say how to go on in a new workdir."""
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     unused = tuple(field for field, is_used in USED.items() if not (is_used(old) or is_used(new)))
     changed = [

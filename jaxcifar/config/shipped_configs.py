@@ -1,10 +1,13 @@
 """Find the configs that come with the package, from any folder and by their short names."""
 
 import ast
+import contextlib
 import re
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 # Beside the package both in a checkout and where pip installs it.
 ROOT = Path(__file__).parent.parent.parent
@@ -41,9 +44,9 @@ def is_shipped(config: str) -> bool:
 
 
 def complete(argv: list[str]) -> list[str]:
-    """Return a command line whose --config names a file where it named a shipped config.
+    """Return a command line in which --config names the file of a shipped config instead of its name.
 
-    A file of that path in the current folder comes first. What names neither stays as it is.
+    A file at that path in the current folder takes precedence. A value that names neither stays as it is.
     """
     words, follows = [], False
     for word in argv:
@@ -64,6 +67,33 @@ def _complete(config: str) -> str:
     return f'{FOLDER / name[1]}.py{colon}{argument}'
 
 
-def be_importable():
-    """Let config files find each other: those of the current folder first, then the shipped ones."""
-    sys.path[:0] = [folder for folder in ('', str(ROOT)) if folder not in sys.path]
+@contextlib.contextmanager
+def importable(argv: list[str]) -> Iterator[None]:
+    """Let the config file of a command line import others: its project's first, then the shipped ones.
+
+    Shipped files import each other even if the user's project has a package called configs, too. Afterwards
+    that name means what it meant before.
+    """
+    folders = [str(ROOT)] if any(map(is_shipped, given(argv))) else ['', str(ROOT)]
+    before = _configs()
+    if folders == [str(ROOT)] and not all(_is_ours(module) for module in before.values()):
+        for name in before:
+            del sys.modules[name]
+    sys.path[:0] = folders
+    try:
+        yield
+    finally:
+        for folder in folders:
+            sys.path.remove(folder)
+        for name in _configs():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _configs() -> dict[str, ModuleType]:
+    """Return the loaded modules of a package called configs."""
+    return {name: module for name, module in sys.modules.items() if name.split('.')[0] == FOLDER.name}
+
+
+def _is_ours(module: ModuleType) -> bool:
+    return Path(getattr(module, '__file__', None) or '').parent == FOLDER

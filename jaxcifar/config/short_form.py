@@ -23,12 +23,12 @@ PASSED_ON = ('workdir', 'coordinator', 'processes', 'process')  # flags that are
 
 
 def long_form(words: list[str], workdir: str) -> list[str]:
-    """Return the long form of a command line about a config, which has either form, or no words at all.
+    """Return the long form of a command line about a config, which is in either form or empty.
 
-    workdir: the one of a short form that names none.
+    workdir: the default for a short form that names none.
     """
     is_long = any(re.match(r'--config\b', word) for word in words)
-    # A short form may hold --config.FIELD too, and is told by the config that stands alone.
+    # A short form may contain --config.FIELD, too; it is recognised by a config as its first word.
     alone = words and not words[0].startswith('--')
     return spell_out(words, workdir) if alone or (words and not is_long) else words
 
@@ -36,9 +36,9 @@ def long_form(words: list[str], workdir: str) -> list[str]:
 def spell_out(words: list[str], workdir: str = '') -> list[str]:
     """Return the long form, --config=CONFIG --workdir=FOLDER --config.FIELD=VALUE …, of the words.
 
-    A field needs its group only where its last name is in several; of those, optimizer's is meant. Without
-    --workdir the run is kept in `workdir`, or in a new folder of runs/. Raises `UserError` for a flag that is
-    no field, or has no value.
+    A field needs its group only if its last name is in several groups; among these, optimizer is the default.
+    Without --workdir the run is kept in `workdir`, or in a new folder in runs/. Raises `UserError` for a flag
+    that is not a field, or has no value.
     """
     switches = [word for word in words if word in SWITCHES]
     words = [word for word in words if word not in SWITCHES]
@@ -61,8 +61,8 @@ def spell_out(words: list[str], workdir: str = '') -> list[str]:
 def changed(config: ConfigDict, values: Mapping) -> ConfigDict:
     """Return a copy of the config with fields set by the same names, {'lr': .05, 'fusion.dropout': .1}.
 
-    Numpy's numbers and arrays, lists and paths become Python's numbers, tuples and text. Raises `UserError` for what is
-    no field, or no value of it.
+    Numpy numbers and arrays, lists and paths become Python's numbers, tuples and text. Raises `UserError` for
+    an unknown field or an invalid value.
     """
     config = copy.deepcopy(config)
     for name, value in values.items():
@@ -89,7 +89,7 @@ def _plain(value):
 
 
 def new_workdir(config: str, several_hosts: bool = False) -> Path:
-    """Make a folder in runs/ that was not there, named after the config and the minute, and return it.
+    """Create a new folder in runs/, named after the config and the current minute, and return it.
 
     It is removed again if it is empty when this process ends. Raises `UserError` for several hosts: each has
     its own clock, and may see other folders.
@@ -144,7 +144,7 @@ def _field(flag: str) -> str:
 
 
 def _only(name: str, spelling: str) -> str:
-    """Return the field that a name means; `UserError` where it means none or several, in this spelling."""
+    """Return the field that a name means; `UserError`, using `spelling`, if it means none or several."""
     fields = meant(name)
     if len(fields) > 1:
         several = ' or '.join(spelling.format(field) for field in fields)

@@ -12,11 +12,11 @@ from jaxcifar.machine.errors import UserError, unknown
 from jaxcifar.machine.text import show
 
 Group = SimpleNamespace  # of declarations, in the order in which config.json has the fields
-INTEGER = 2**31 - 1  # the largest that a device counts with
+INTEGER = 2**31 - 1  # the largest integer that a device computes with
 SEED = 2**32 - 1  # numpy's and scikit-learn's seeds have 32 bits
 FLOAT = 3.4028234e38  # the largest float32
 TYPES = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'printable text'}
-# How many values a field takes beside one, and how an error says it.
+# How many values a field takes, and how an error describes them.
 SHAPES = {
     '': '{one}',
     'member': '{one}, or one for each member',
@@ -40,11 +40,11 @@ class Field:
     shape: str = ''
 
     def initial(self):
-        """Return what a new config holds: the default, in a reference where the command line needs a type."""
-        # ml_collections holds every later value to the type of the first one.
+        """Return what a new config holds: the default, or a typed reference if its type is not enough."""
+        # ml_collections requires every later value to have the type of the first one.
         if self.default is not None and self.shape != 'member':
             return self.default
-        # A number or a list of numbers has no one type, so that `check` has to judge it.
+        # A number or a list of numbers has no single type, so `check` has to test it.
         reference = placeholder(object if self.shape else self.type)
         reference.set(self.default)
         return reference
@@ -54,7 +54,7 @@ class Field:
         return SHAPES[self.shape].format(one=TYPES[self.type])
 
     def described(self) -> str:
-        """Return what is accepted in full: 'a number, from 0 to 1'; '' of text, which its comment tells."""
+        """Return in full what is accepted: 'a number, from 0 to 1'; '' for text, which a comment explains."""
         if self.type is str:
             return ' | '.join(self.choices)
         if self.type is bool:
@@ -84,7 +84,7 @@ class Field:
         # Python's bool is an int: True must not pass for the number 1.
         if isinstance(value, bool) or self.type is bool:
             return isinstance(value, bool) and self.type is bool
-        # A number that is not itself is NaN.
+        # Only NaN is not equal to itself.
         return isinstance(value, (int, self.type)) and value == value
 
 
@@ -104,7 +104,7 @@ def each(default: float, low: float = 0, high: float = FLOAT) -> Any:
 
 
 def one_of(default: str, *others: str) -> Any:
-    """Declare a word, of these."""
+    """Declare a word that must be one of these."""
     return Field(default, str, choices=(default, *others))
 
 
@@ -119,7 +119,7 @@ def wholes(default: tuple[int, ...] | None, shape: str = 'list', low: int = 0) -
 
 
 def declared(group: Group, prefix: str = '') -> dict[str, Field]:
-    """Return the fields of a group and of those in it; a plain default declares its type, numbers from 0."""
+    """Return the fields of a group and its subgroups; a plain default declares its type, numbers from 0."""
     plain: dict[type, Callable] = {int: whole, float: real, str: text, bool: lambda v: Field(v, bool)}
     fields: dict[str, Field] = {}
     for name, value in vars(group).items():

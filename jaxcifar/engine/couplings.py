@@ -1,15 +1,15 @@
-"""Make one loss of the members' own losses: the couplings.
+"""Combine the members' own losses into one loss: the couplings.
 
 A coupling is made from the config and is a function of one step's outputs:
 
     (own [K], logits [K,B,C], features: K arrays [B,D_k], targets [K,B]) -> (total, {column: [K]})
 
 The step minimises the scalar `total`. Members share no parameters, so the gradient of a sum is each
-member's own gradient, where what a member shows the others goes through `stop_gradient`. The columns
-are logged for each member; one named 'loss' is logged instead of its own loss.
+member's own gradient, provided that what a member shows the others goes through `stop_gradient`. The
+columns are logged for each member; a column named 'loss' replaces the member's own loss in the log.
 
-A coupling may have a head: parameters of its own, and from them and all members' outputs one more
-prediction. Then own, logits, targets and columns have K+1 rows, the head's the last.
+A coupling may have a head, which has its own parameters and makes one more prediction from all members'
+outputs. Then own, logits, targets and columns have K+1 rows, and the last row is the head's.
 """
 
 from collections.abc import Callable
@@ -28,16 +28,16 @@ from jaxcifar.machine.errors import UserError
 
 
 class Coupling(NamedTuple):
-    """Hold a coupling and what the program has to know of it."""
+    """Hold a coupling and what the program needs to know about it."""
 
     make: Callable  # config -> the function
-    columns: tuple[str, ...] = ()  # what it logs, beside 'loss'
-    same_images: bool = True  # members must see the same batch, or their outputs do not compare
+    columns: tuple[str, ...] = ()  # what it logs besides 'loss'
+    same_images: bool = True  # members must see the same batch, or outputs cannot be compared
     head: Callable | None = None  # (config, the members' D_k, classes) -> `head.Module`
 
 
 def none(config: ConfigDict) -> Callable:
-    """Let members not know of each other: K single runs in one step."""
+    """Train members independently: K single runs in one step."""
     return lambda own, logits, features, targets: (own.sum(), {})
 
 
@@ -45,8 +45,8 @@ def mutual(config: ConfigDict) -> Callable:
     """Let members learn from each other's predictions (Zhang et al. 2018, eq. 9).
 
     L_k = own_k + T²/(K-1) Σ_{j≠k} KL(softmax(z_j/T) ‖ softmax(z_k/T)), where z_j is a constant. The
-    factor T² keeps the gradient's size as T grows (Hinton et al. 2015, section 2). Nothing is left to
-    learn from at K=1: L = own.
+    factor T² keeps the gradient's size as T grows (Hinton et al. 2015, section 2). At K=1 there are no
+    peers to learn from, so L = own.
     """
     temperature = config.mutual.temperature
 
@@ -61,7 +61,7 @@ def mutual(config: ConfigDict) -> Callable:
 def divergence_from_peers(logits: jax.Array) -> jax.Array:
     """Return the mean of KL(p_j ‖ p_k) over a member's peers j and the images, in nats: [K,B,C] -> [K].
 
-    The gradient goes to p_k alone. All K(K-1) pairs cost one softmax a member, because
+    Only p_k receives a gradient. All K(K-1) pairs together cost one softmax per member, because
     Σ_j KL(p_j ‖ p_k) = Σ_j p_j·log p_j - (Σ_j p_j)·log p_k.
     """
     log_p = jax.nn.log_softmax(logits)
@@ -77,7 +77,7 @@ def divergence_from_peers(logits: jax.Array) -> jax.Array:
 
 
 def dual_path(config: ConfigDict) -> Callable:
-    """Let the fused prediction learn, and every member too: L = L_fused + α·Σ_k L_k."""
+    """Train the fused prediction and every member: L = L_fused + α·Σ_k L_k."""
     alpha = config.fusion.alpha
 
     def coupling(own: jax.Array, logits: jax.Array, features: list[jax.Array], targets: Targets):
@@ -126,7 +126,7 @@ def make_head(config: ConfigDict, population) -> Head | None:
 
 
 def make_learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
-    """Return step (an integer) -> the members' learning rates [K] and, of a head, its parts' [K+2]."""
+    """Return step (an integer) -> the members' learning rates [K]; with a head, its parts' follow, [K+2]."""
     members = member_rates(config, steps_per_epoch)
     if not has_head(config):
         return members
@@ -135,12 +135,12 @@ def make_learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
 
 
 def output_names(config: ConfigDict) -> list[str]:
-    """Return the names of all that predicts: the members and, as the last, the coupling's head."""
+    """Return the names of all outputs: the members and, last, the coupling's head."""
     return member_names(config) + [fusion.NAME] * has_head(config)
 
 
 def check_columns(config: ConfigDict, logged: dict):
-    """Raise `UserError` where a coupling's columns are not those that it was registered with."""
+    """Raise `UserError` unless a coupling logs exactly the columns it was registered with."""
     declared, found = set(columns(config)), logged.keys() - {'loss', 'accuracy'}
     if found != declared:
         raise UserError(
@@ -150,7 +150,7 @@ def check_columns(config: ConfigDict, logged: dict):
 
 
 def check_images(config: ConfigDict, own: bool):
-    """Raise `UserError` where members have batches of their `own` that the coupling would compare."""
+    """Raise `UserError` if members have their `own` batches but the coupling compares their outputs."""
     if own and COUPLINGS[config.coupling].same_images:
         raise UserError(
             f'coupling={config.coupling} compares predictions on the same images, but here each member has '

@@ -1,7 +1,7 @@
-"""Predict from the features of all members, by a module that is trained with them.
+"""Predict from all members' features with a module that is trained together with the members.
 
-n_k = LayerNorm_k(f_k), each with its own affine map; a rule makes one vector u of the n_k; the global
-head is a dense layer on u. The rules end in the same block, W2·Dropout(ReLU(W1·x + b1)) + b2.
+n_k = LayerNorm_k(f_k), each with its own affine map. A rule combines the n_k into one vector u, and the
+global head is a dense layer on u. All rules end in the same block, W2·Dropout(ReLU(W1·x + b1)) + b2.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxcifar.engine.head import Module
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.models.layers import initialise, torch
 
-NAME = 'fused'  # of the prediction, beside the members', in every table
+NAME = 'fused'  # name of the fused prediction in every table, next to the members' names
 
 
 class Fusion(nn.Module):
@@ -30,13 +30,13 @@ class Fusion(nn.Module):
     train: bool
 
     def drop(self, x: jax.Array) -> jax.Array:
-        """Drop activations, in training."""
+        """Apply dropout, in training only."""
         return nn.Dropout(self.dropout, deterministic=not self.train)(x)
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         width = features.shape[-1]
-        # The fast variance, E[x²] - E[x]², cancels in float32 where the mean is large.
+        # In float32, the fast variance E[x²] - E[x]² loses its digits to cancellation if the mean is large.
         norms = (nn.LayerNorm(1e-5, use_fast_variance=False, name=f'norm{k}') for k in range(len(features)))
         x = RULES[self.rule](self, jnp.stack([norm(f) for norm, f in zip(norms, features)]))
         hidden = nn.relu(nn.Dense(width, name='fc1')(x))
@@ -73,7 +73,7 @@ def concatenation(fusion: Fusion, n: jax.Array) -> jax.Array:
     return jnp.concatenate(list(n), -1)
 
 
-# (the module, n [K,B,D]) -> what goes into the last block, [B,D] or [B,KD]
+# (the module, n [K,B,D]) -> the input x of the last block, [B,D] or [B,KD]
 RULES: dict[str, Callable] = {
     'multiplicative': multiplicative,
     'multiplicativeAddition': multiplicative_addition,
@@ -100,7 +100,7 @@ def make_module(config: ConfigDict, feature_sizes: list[int], num_classes: int) 
 
         # Shapes are enough here; the values are drawn as PyTorch draws them.
         drawn = initialise(jax.eval_shape(create, jax.random.key(0)), seed, torch)
-        # A head of zeros makes the mean of the members the first prediction.
+        # With a head of zeros, the first fused prediction is the mean of the members' logits.
         if f.residual:
             drawn['global_head'] = jax.tree.map(lambda leaf: 0 * leaf, drawn['global_head'])
         return drawn
@@ -117,7 +117,7 @@ def make_module(config: ConfigDict, feature_sizes: list[int], num_classes: int) 
 
 
 def check_sizes(config: ConfigDict, feature_sizes: list[int]) -> int:
-    """Return the members' common D; `UserError` where they have several, or heads do not divide it."""
+    """Return the D that all members share; `UserError` if they differ in D, or heads do not divide it."""
     width, heads = feature_sizes[0], config.fusion.heads
     if len(set(feature_sizes)) > 1:
         sizes = ', '.join(f'{n}: {d}' for n, d in zip(member_names(config), feature_sizes))
@@ -139,7 +139,7 @@ RATES = {
 def adaptive_rates(rule: str, width: int) -> tuple[float, float]:
     """Return the learning rates of (the experts, fusion and global head) for a rule and D features.
 
-    Wide features get smaller steps and narrow ones larger; then two rules have corrections of their own.
+    Wide features get smaller rates, and narrow ones larger rates. Two rules then get a further correction.
     """
     experts, fused = lookup('fusion.rule', RATES, rule)
     if width > 1000:
@@ -154,7 +154,7 @@ def adaptive_rates(rule: str, width: int) -> tuple[float, float]:
 
 
 def fill_rates(config: ConfigDict, feature_sizes: list[int]):
-    """Give the learning rates that are not set the values of `adaptive_rates`."""
+    """Set the learning rates that are still unset to those of `adaptive_rates`."""
     experts, fused = adaptive_rates(config.fusion.rule, check_sizes(config, feature_sizes))
     if config.optimizer.lr is None:
         config.optimizer.lr = experts

@@ -1,7 +1,7 @@
-"""Add a prediction to the members': a coupling's head, with parameters of its own.
+"""Add one more prediction to the members': a coupling's head, which has its own parameters.
 
-All that a head is stands here: how it begins, predicts, learns at its own rates, and is averaged. The
-module that predicts is the coupling's choice, as `fusion.make_module`.
+This file holds everything about a head: how it starts, predicts, trains at its own rates, and is averaged.
+The coupling chooses the module that predicts, such as `fusion.make_module`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PARTS = ('fusion', 'global_head')  # each has its learning rate, and a file in b
 
 
 class HeadState(PyTreeNode):
-    """Hold what the head is between two steps: the same on all devices."""
+    """Hold the head's state between two steps; it is the same on all devices."""
 
     params: Any
     opt: Any
@@ -30,7 +30,7 @@ class HeadState(PyTreeNode):
 class Module(NamedTuple):
     """Hold the head's network as pure functions.
 
-    init(seed) -> params: a tree of numpy arrays, {part: …}; seed as of a `Network`.
+    init(seed) -> params: a tree of numpy arrays, {part: …}; seed as for a `Network`.
     apply(params, logits [K,B,C], features, key) -> logits [B,C]: features are K arrays [B,D]; without a
         key there is no dropout.
     """
@@ -40,14 +40,14 @@ class Module(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Hold a head as the config has it, and train it."""
+    """Hold a head as the config defines it, and train it."""
 
     config: ConfigDict
     module: Module
 
     def start(self, params) -> HeadState:
         """Return the state before the first step."""
-        # Rates do not shape an optimiser's state, so zeros stand in for them.
+        # An optimiser's initial state does not depend on the rates, so zeros stand in for them.
         opt = {part: chain.init(params[part]) for part, chain in self._chains((0.0, 0.0)).items()}
         return HeadState(params, opt, params if self.config.ema else None)
 
@@ -76,9 +76,9 @@ def head_rates(config: ConfigDict, steps_per_epoch: int) -> Callable:
 def append_fused_logits(
     head: Head | None, params, logits: jax.Array, features: list[jax.Array], key=None
 ) -> jax.Array:
-    """Return the logits of all outputs: the members' [K,B,C] and, of a head, the fused ones as the last."""
+    """Return the logits of all outputs: the members' [K,B,C] and, with a head, its own as the last row."""
     if head is None:
         return logits
     fused = head.module.apply(params, logits, features, key)
-    # As one more row, the head is logged and evaluated as the members are.
+    # As one more row, the head is logged and evaluated in the same way as a member.
     return jnp.concatenate([logits, fused[None]])

@@ -1,7 +1,7 @@
 """Compute one number for each example from its logits and label: the losses.
 
-A loss is (logits [...,C], labels [...] integers, smoothing ε, τ, log_prior [C]) -> [...] in nats, and
-linear in the one-hot label. Couplings, predictions and everything after see the raw logits.
+A loss is (logits [...,C], labels [...] integers, smoothing ε, τ, log_prior [C]) -> [...] in nats. It is
+linear in the one-hot label. Only losses adjust logits; couplings, predictions and all else use raw ones.
 """
 
 import jax
@@ -21,7 +21,7 @@ def cross_entropy(
     tau and log_prior are ignored here: all losses share one signature.
     """
     log_p = jax.nn.log_softmax(logits)
-    # Not a gather, whose gradient is a scatter: a loop over the labels where a GPU is to be deterministic.
+    # Not a gather: its gradient is a scatter, which a deterministic GPU runs as a loop over the labels.
     is_label = labels[..., None] == jnp.arange(logits.shape[-1])
     true = jnp.where(is_label, log_p, 0).sum(-1)
     return -(1 - smoothing) * true - smoothing * log_p.mean(-1)
@@ -45,14 +45,14 @@ LOSSES = {
 
 
 def log_priors(counts: np.ndarray) -> np.ndarray:
-    """Return log π [...,C] from training images of each class [...,C]; a class without any counts as one."""
+    """Return log π [...,C] from the training images per class [...,C]; an empty class counts as one image."""
     # log 0 would make every logit of that class infinite.
     counts = np.maximum(counts, 1)
     return np.log(counts / counts.sum(-1, keepdims=True))
 
 
 def per_output(config: ConfigDict, values) -> np.ndarray:
-    """Return each output's numbers from [K,...], or [1,...] for all: a head has the first member's."""
+    """Return a row per output, from rows [K,...], or [1,...] for all; a head gets the first member's row."""
     values = np.asarray(values)
     rows = np.broadcast_to(values, (config.members, *values.shape[1:]))
     return np.concatenate([rows, rows[:1]]) if has_head(config) else rows
@@ -61,20 +61,20 @@ def per_output(config: ConfigDict, values) -> np.ndarray:
 def make_loss(config: ConfigDict, counts: np.ndarray):
     """Return a function of logits [K,B,C] and labels [K,B]: each member's own loss, [K,B].
 
-    A row more, the prediction of the coupling's head, has the loss of the first member.
+    An additional row, the prediction of the coupling's head, gets the first member's loss.
     counts: training images of each class, [C] or [K,C].
     """
-    # Numbers become one row an output, so that one `vmap` serves members that differ.
+    # Each output has its own row of numbers, so that one `vmap` serves members that differ in them.
     names = per_output(config, member_losses(config))
     smoothing, tau = (per_output(config, per_member(config, f)) for f in ('label_smoothing', 'tau'))
     log_prior = per_output(config, np.atleast_2d(log_priors(counts)))
     numbers = [jnp.array(n, jnp.float32) for n in (smoothing, tau, log_prior)]
 
     def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        # Most runs have one loss, which then costs nothing but itself.
+        # Most runs have a single loss; then nothing else is computed.
         first, *others = dict.fromkeys(names.tolist())
         values = jax.vmap(LOSSES[first])(logits, labels, *numbers)
-        # Not one member at a time: they may live on different devices.
+        # Other losses are computed for all members at once, since members may be on different devices.
         for name in others:
             own = jax.vmap(LOSSES[name])(logits, labels, *numbers)
             values = jnp.where((names == name)[:, None], own, values)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 def orthogonal(o: ConfigDict) -> list[optax.GradientTransformation]:
-    """Return the steps that make a kernel's momentum an orthogonal matrix of inputs times outputs."""
+    """Return the transforms that orthogonalise a kernel's momentum, seen as an inputs × outputs matrix."""
     return [
         optax.contrib.scale_by_muon(
             beta=o.momentum, nesterov=o.nesterov, ns_steps=3, weight_dimension_numbers=_matrices
@@ -19,10 +19,10 @@ def orthogonal(o: ConfigDict) -> list[optax.GradientTransformation]:
 
 
 def rescale() -> optax.GradientTransformation:
-    """Rescale each kernel w to the norm √outputs before its update, to which the difference is added."""
+    """Rescale each kernel to the norm √outputs before its update, by adding the difference to the update."""
 
     def add(update: jax.Array, kernel: jax.Array) -> jax.Array:
-        # Only the direction of a kernel before a norm matters, so its length is free to fix.
+        # If a normalisation follows, only a kernel's direction matters, so its norm can be fixed.
         factor = kernel.shape[-1] ** 0.5 / jnp.linalg.norm(kernel)
         return update + (factor - 1) * kernel if kernel.ndim == 4 else update
 
@@ -30,7 +30,7 @@ def rescale() -> optax.GradientTransformation:
 
 
 def kernel_or_rest(params):
-    """Label the leaves of a tree: 'kernel' those of convolutions, 'rest' the others."""
+    """Label each leaf of a tree: 'kernel' if it is a convolution's, otherwise 'rest'."""
     return jax.tree.map(lambda leaf: 'kernel' if leaf.ndim == 4 else 'rest', params)
 
 

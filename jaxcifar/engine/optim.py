@@ -1,8 +1,8 @@
 """Update parameters: optimisers as optax chains, in torch's order.
 
-accumulate -> clip -> weight decay -> momentum -> learning rate. A chain belongs to one member: it
-is made from that member's numbers and mapped over the K members, so that one member's gradient norm
-never touches another.
+accumulate -> clip -> weight decay -> momentum -> learning rate. Each member has its own
+chain, made from that member's numbers, and `vmap` runs all K. So one member's gradient norm never
+affects another member.
 """
 
 from collections.abc import Callable
@@ -39,9 +39,9 @@ def adamw(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransforma
 
 
 def muon(config: ConfigDict, lr, weight_decay) -> list[optax.GradientTransformation]:
-    """Descend by convolutions' momentum made orthogonal (Jordan et al. 2024); by `sgd` for all the rest.
+    """Update convolutions by their orthogonalised momentum (Jordan et al. 2024), and the rest by `sgd`.
 
-    A kernel counts as a matrix of inputs times outputs. Its decay is decoupled, as adamw's.
+    A kernel is treated as an inputs × outputs matrix. Its weight decay is decoupled, as in adamw.
     """
     o = config.optimizer
     kernels = [*orthogonal(o), *_decay(config, weight_decay), optax.scale_by_learning_rate(lr)]
@@ -60,7 +60,7 @@ def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransf
     # The norm is taken before weight decay enters the gradient, as in torch.
     if config.optimizer.clip:
         chain.insert(0, optax.clip_by_global_norm(config.optimizer.clip))
-    # This factor follows the optimiser, since adamw would divide it out before.
+    # This factor comes after the optimiser: applied earlier, it would be divided out by adamw.
     if _learns_scales(config):
         chain.append(optax.masked(optax.scale(config.ternary.scale_lr), _mask(is_scale)))
     # Factors by path apply to the finished update, so they act as rates.
@@ -78,10 +78,10 @@ def make_chain(config: ConfigDict, lr, weight_decay) -> optax.GradientTransforma
 
 
 def average(decay: float, step: jax.Array, old, new):
-    """Return the moving average of a tree with min(decay, (1+step)/(10+step)), or None where decay is 0."""
+    """Return a tree's moving average with decay min(decay, (1+step)/(10+step)), or None where decay is 0."""
     if not decay:
         return None
-    # An early average with the full decay would mostly be the first weights.
+    # With the full decay, an early average would consist mostly of the initial weights.
     now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return optax.incremental_update(new, old, 1 - now)
 
@@ -92,7 +92,7 @@ def clip(grads, norm: float):
 
 
 def _decay(config: ConfigDict, weight_decay) -> list[optax.GradientTransformation]:
-    """Return weight decay by path, as optimizer.decay has it; TTQ's scales have their own."""
+    """Return weight decay by path, as optimizer.decay defines it; TTQ's scales have their own decay."""
     rules = parse_rules('optimizer.decay', config.optimizer.decay, bare=1.0)
 
     def decays(factor: float) -> Callable:

@@ -1,4 +1,4 @@
-"""Give parameters numbers by path: 'fc/=2 bias=64' is 2 where 'fc/' is found, else 64 where 'bias' is.
+"""Assign numbers to parameters by path: 'fc/=2 bias=64' gives 2 to 'fc/' paths, else 64 to 'bias' paths.
 
 A path is 'stage/block/kernel'. A rule is a regular expression, =, and a number. Spaces separate rules; the
 first that matches a path wins.
@@ -17,17 +17,17 @@ RULE = re.compile(r'(.*)=([-+.\de]+)')
 
 
 class Rule(NamedTuple):
-    """Hold a regular expression and the number of the paths that it is found in."""
+    """Hold a regular expression and the number it assigns to the paths it matches."""
 
     pattern: str
     number: float
 
 
 def parse_rules(field: str, text: str, bare: float | None = None) -> list[Rule]:
-    """Read the rules of a field's text; one without a number has `bare`.
+    """Parse the rules in a field's text; a rule without a number gets `bare`.
 
     Raises:
-      UserError: a rule has no number and `bare` is None, its number is below 0, or its expression is none.
+      UserError: a rule has no number and `bare` is None, a number below 0, or an invalid expression.
     """
     return [_parse(field, word, bare) for word in text.split()]
 
@@ -54,12 +54,12 @@ def number_of(rules: list[Rule], path: str, default: float) -> float:
 
 
 def scale_by_path(rules: list[Rule]) -> optax.GradientTransformation:
-    """Multiply updates by the numbers of their paths; those of no rule stay."""
+    """Multiply updates by the numbers of their paths; updates that match no rule stay as they are."""
     return optax.stateless(lambda updates, _: map_paths(lambda p, u: u * number_of(rules, p, 1.0), updates))
 
 
 def check_found(field: str, rules: list[Rule], paths: list[str]):
-    """Raise `UserError` where a rule is found in no path: it is misspelt."""
+    """Raise `UserError` where a rule matches no path, as it must be misspelt."""
     for rule in rules:
         if not any(re.search(rule.pattern, path) for path in paths):
             raise UserError(

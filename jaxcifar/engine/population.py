@@ -1,8 +1,8 @@
 """Run K networks as one: their parameters, where they live, and their forward pass.
 
-Members of one network and view form a group whose parameters are stacked, [K_g,...]. The devices form a mesh
-('member', 'data'): groups are cut along the first axis, batches along the second. The members that share
-a device run inside one compiled program, as `side_by_side` says.
+Members with the same network and view form a group whose parameters are stacked, [K_g,...]. The devices form
+a mesh ('member', 'data'): groups are split along the first axis, batches along the second. The members that
+share a device run inside one compiled program, as `side_by_side` describes.
 """
 
 import copy
@@ -33,13 +33,13 @@ class Group(NamedTuple):
     network: Network
     view: View
     members: tuple[int, ...]  # their positions in the population
-    way: str  # how those on one device run: a name of `side_by_side.WAYS`
+    way: str  # how the members on one device run: one of `side_by_side.WAYS`
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    """Return a mesh of as many members side by side as all groups allow, the rest of the devices on data."""
+    """Return a mesh: as many devices on the member axis as all groups allow, the others on the data axis."""
     devices = jax.devices()
-    # Zero means all devices.
+    # None means all devices.
     count = config.devices or len(devices)
     if count > len(devices):
         raise UserError(f'expected at most {len(devices)} devices, got devices={count}: leave it out for all')
@@ -72,7 +72,7 @@ def check_batch(config: ConfigDict, mesh: Mesh):
 class Population:
     """Hold the members of a run.
 
-    Variables are tuples over groups of stacked trees; outputs are in the members' order.
+    Variables are tuples with one stacked tree per group; outputs are in the members' order.
     """
 
     def __init__(self, config: ConfigDict, num_classes: int, image_size: int, mesh: Mesh):
@@ -99,9 +99,9 @@ class Population:
             self.groups.append(Group(network, VIEWS[view](config), members, way))
 
     def init(self, images: np.ndarray | None = None) -> tuple[Any, Any]:
-        """Draw fresh (params, batch statistics) of all members, as numpy arrays.
+        """Draw initial (params, batch statistics) for all members, as numpy arrays.
 
-        images: normalised training images [N,H,W,3] that some networks fit variables to.
+        images: normalised training images [N,H,W,3], to which some networks fit their first variables.
         """
         params, stats = [], []
         for g in self.groups:
@@ -111,7 +111,7 @@ class Population:
         return tuple(params), tuple(stats)
 
     def show(self, params, share: jax.Array | float = 1.0) -> tuple:
-        """Return what the networks get of the parameters; `share` is for the views, see there."""
+        """Return the parameters as the networks see them; `share` is as for `View.show`."""
         groups = zip(self.groups, params)
         return tuple(jax.vmap(partial(g.view.show, share=share))(tree) for g, tree in groups)
 
@@ -121,7 +121,7 @@ class Population:
         return any(group.network.needs_images for group in self.groups)
 
     def shapes(self) -> list:
-        """Return the members' variables' shapes, {'params': …, 'batch_stats': …} of each."""
+        """Return the shapes of each member's variables, {'params': …, 'batch_stats': …}."""
         # Shapes come from tracing alone, so no weights are drawn.
         shapes = {k: g.network.shapes() for g in self.groups for k in g.members}
         return [shapes[k] for k in range(self.size)]
@@ -150,22 +150,22 @@ class Population:
         return alone
 
     def of_member(self, groups, k: int) -> tuple:
-        """Cut member k's part out of stacked groups: the one group of `only(k)`, [1,...]."""
+        """Return member k's part of stacked groups, as the single group of `only(k)`, [1,...]."""
         ((group, tree),) = ((g, tree) for g, tree in zip(self.groups, groups) if k in g.members)
         # A slice keeps the leading axis, so that the part is a stacked group of one.
         row = group.members.index(k)
         return (jax.tree.map(lambda leaf: leaf[row : row + 1], tree),)
 
     def of_all(self, parts: Sequence[tuple]) -> tuple:
-        """Join the K members' parts, each as `of_member` cut it, to stacked groups."""
+        """Join the K members' parts, as `of_member` returns them, into stacked groups."""
         return tuple(
             jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(parts[k][0] for k in g.members))
             for g in self.groups
         )
 
     def copy_for_each(self, batch):
-        """Repeat a batch's arrays [B,…] for each member, [K,B,…], where its member lives."""
-        # Groups of different networks each take their rows: those must be at hand everywhere.
+        """Repeat a batch's arrays [B,…] for each member, [K,B,…], on the devices of that member."""
+        # With several groups, each selects its own rows, so all rows must be on every device.
         axes = ('member' if len(self.groups) == 1 else None, 'data')
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.size, *x.shape)), batch)
         return jax.lax.with_sharding_constraint(copies, self.sharding(*axes))
@@ -193,12 +193,12 @@ class Population:
         return tuple(per_member[np.array(g.members)] for g in self.groups)
 
     def forward(self, params, stats, images: jax.Array, train: bool, keys: jax.Array | None = None):
-        """Run all members on normalised images, [B,H,W,C] for all or [K,B,H,W,C] one batch each.
+        """Run all members on normalised images, one shared batch [B,H,W,C] or one batch each, [K,B,H,W,C].
 
-        params are what `show` gave. Returns logits [K,B,C], features (K arrays [B,D_k]) and the new
+        params are as `show` returns them. Returns logits [K,B,C], features (K arrays [B,D_k]) and the new
         batch statistics.
         """
-        # Members with batches of their own need them cut by group; a shared batch stays whole.
+        # If members have their own batches, these are split by group; a shared batch stays whole.
         own_batches, groups = has_own_batches(images), len(self.groups)
         group_images = self.split_by_group(images) if own_batches and groups > 1 else [images] * groups
         group_keys = [None] * groups if keys is None else self.split_by_group(keys)
@@ -208,15 +208,15 @@ class Population:
         for group, *given in zip(self.groups, params, stats, group_images, group_keys):
             run = self._on_devices(partial(self._forward_group, group, train, own_batches), own_batches, keys)
             *outputs, group_stats = run(*given)
-            # The one exchange between members, of features only where they are used. All that follows is
-            # computed on every device alike.
+            # This is the only exchange between members; features are exchanged only if they are used. All
+            # later computations are the same on every device.
             outputs = jax.lax.with_sharding_constraint(outputs, self.sharding(None, 'data'))
             group_logits, group_features = outputs
             logits.append(group_logits)
             features += list(group_features)
             new_stats.append(group_stats)
 
-        # From the groups' order back to the members'.
+        # Reorder the outputs from the groups' order to the members'.
         all_logits = jnp.concatenate(logits) if len(logits) > 1 else logits[0]
         members = [k for g in self.groups for k in g.members]
         if members != sorted(members):
@@ -225,10 +225,10 @@ class Population:
         return all_logits, features, tuple(new_stats)
 
     def _on_devices(self, run, own_batches: bool, keys: jax.Array | None):
-        """Return `run` as each device runs it: on its own members, and its share of the batch."""
+        """Return `run` mapped over the devices: each runs its own members on its share of the batch."""
         if self.mesh.size == 1:
             return run
-        # An axis of one device is left out, or gradients would be summed over it all the same.
+        # A data axis of one device is left out; otherwise gradients would still be summed over it.
         data = ('data',) if self._shards > 1 else ()
         member, batch, images = P('member'), P('member', *data), P(*data)
         in_specs = (member, member, batch if own_batches else images, None if keys is None else member)
@@ -236,7 +236,7 @@ class Population:
         return jax.shard_map(run, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
 
     def _forward_group(self, group: Group, train: bool, own_batches: bool, params, stats, images, keys):
-        """Run the members of a group that live on this device; under several devices, within `shard_map`."""
+        """Run a group's members on this device; with several devices, `shard_map` calls this on each."""
         if keys is not None and self._shards > 1:  # each share of the batch has its own dropout
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, jax.lax.axis_index('data'))
         given = params, stats, images, keys

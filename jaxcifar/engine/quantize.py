@@ -1,8 +1,8 @@
-"""Turn kernels into codes in {-1, 0, 1} with their scales, and back.
+"""Convert kernels to codes in {-1, 0, 1} with scales, and back.
 
 TWN (Li et al. 2016, eqs. 5 and 6): Δ = .7·mean|W|, codes sign(W)·1[|W| > Δ], scale the mean of |W| where
-|W| > Δ. TTQ (Zhu et al. 2017): Δ = .05·max|W|, and the two scales are learned. All is per tensor, or per
-output channel, the last axis of a kernel [h,w,in,out] or [in,out].
+|W| > Δ. TTQ (Zhu et al. 2017): Δ = .05·max|W|, and the two scales are learned. Δ and scales are per tensor,
+or per output channel, the last axis of a kernel [h,w,in,out] or [in,out].
 """
 
 from typing import NamedTuple
@@ -33,16 +33,16 @@ def twn(kernel: jax.Array, per: str = 'tensor', scale: bool = True) -> Ternary:
 
 
 def ttq(kernel: jax.Array, positive: jax.Array, negative: jax.Array) -> Ternary:
-    """Return the kernel with learned scales, [1] or [out] each, whose length says what Δ is taken over."""
+    """Return the kernel with learned scales, [1] or [out] each; their length decides what Δ is taken over."""
     per = 'tensor' if len(positive) == 1 else 'channel'
     return Ternary(_ttq_codes(kernel, per), positive, negative)
 
 
 def ttq_scale(kernel: jax.Array, per: str = 'tensor', start: float = 0.0) -> jax.Array:
-    """Return what both scales begin with, [1] or [out]: `start`, or if it is 0 the mean of |W| where |W| > Δ.
+    """Return both scales' initial value, [1] or [out]: `start`, or if that is 0, mean |W| where |W| > Δ.
 
-    Scales far below 1 leave few zeros: `ttq_quantize` multiplies the gradient of a weight that is kept by its
-    scale, and that of a 0 by 1, so that zeros are soon driven over Δ. The authors' code begins at 1, too.
+    Scales far below 1 leave few zeros. `ttq_quantize` multiplies the gradient of a kept weight by its scale,
+    but that of a zero by 1, which soon drives zeros past Δ. The authors' code also starts at 1.
     """
     scale = mean_of_kept(kernel, _ttq_codes(kernel, per), per)
     return jnp.full_like(scale, start) if start else scale
@@ -88,10 +88,10 @@ straight_through.defvjp(
 
 @jax.custom_vjp
 def ttq_quantize(kernel: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-    """Return the values of `ttq`, with the gradients of Zhu et al. 2017, eqs. 7 and 8, g that of the values.
+    """Return the values of `ttq`, with the gradients of Zhu et al. 2017, eqs. 7 and 8.
 
-    To the kernel: p·g where the code is 1, g at 0, n·g at -1. To a scale: the sum of g over its codes, with
-    a minus for `negative`, as -n is the value there (the paper leaves the sign out).
+    Let g be the gradient of the values. The kernel gets p·g where its code is 1, g at 0, and n·g at -1. A
+    scale gets the sum of g over its codes, negated for `negative`: it acts as -n (the paper omits the sign).
     """
     return dequantize(ttq(kernel, positive, negative), kernel.dtype)
 

@@ -1,4 +1,4 @@
-"""Move learning rates with the epoch: factors by name, and the rates that they multiply."""
+"""Change learning rates over the epochs: schedules are factors by name, which multiply initial rates."""
 
 import itertools
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def multistep(s: ConfigDict, epochs: int) -> optax.Schedule:
 def step_decay(s: ConfigDict, epochs: int) -> optax.Schedule:
     """Multiply by gamma every `step_size` epochs."""
     _at_least_one(s, 'step_size')
-    # Fractions of an epoch must not move a staircase.
+    # Within an epoch, the factor must stay constant.
     return lambda epoch: jnp.power(s.gamma, jnp.floor(epoch).astype(jnp.int32) // s.step_size)
 
 
@@ -54,7 +54,7 @@ def _at_least_one(s: ConfigDict, field: str):
         raise UserError(f'schedule.{field} must be at least 1, got {s[field]}')
 
 
-# Functions of the epoch: a whole number at its start, and fractions within it.
+# Functions of the epoch, which is a whole number at an epoch's start and fractional within it.
 SCHEDULES = {
     'cosine': cosine,
     'warm_restarts': warm_restarts,
@@ -71,7 +71,7 @@ def first_cycle(s: ConfigDict, epochs: int) -> int:
 
 
 def last_restart(config: ConfigDict, epoch: int) -> tuple[int, int]:
-    """Return (first epoch, end) of the cycle of warm restarts that this epoch is in."""
+    """Return (first epoch, end) of the warm-restart cycle that contains this epoch."""
     start, length = 0, first_cycle(config.schedule, config.epochs)
     while start + length <= epoch:
         start, length = start + length, length * config.schedule.multiplier
@@ -97,8 +97,8 @@ def scheduled_rates(
 
     def learning_rates(step) -> jax.Array:
         step = jnp.asarray(step)
-        # Compiled, step/n is step·(1/n), which is below e at the start of some epochs e: whole epochs
-        # are counted in integers.
+        # XLA compiles step/n to step·(1/n), which falls just below e at the start of some epochs e. So
+        # whole epochs are counted in integers.
         epoch = (step // steps_per_epoch).astype(jnp.float32)
         if s.per == 'step':
             epoch += step % steps_per_epoch / steps_per_epoch

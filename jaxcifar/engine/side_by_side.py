@@ -1,8 +1,8 @@
-"""The members of one network on one device: one after the other, or side by side in one convolution.
+"""Run a network's members on one device: one after the other, or side by side in one convolution.
 
-On a GPU, kernel launches bound a narrow network, not arithmetic. Side by side, K members take the launches of
-one: `vmap` gives every operation a leading axis K, and `models.convolution` makes one convolution of K. On a
-CPU that is up to 25 times slower, and wide networks fill a GPU alone: there the members take turns.
+On a GPU, kernel launches limit narrow networks, not arithmetic. Side by side, K members need as few launches
+as one: `vmap` gives every operation a leading axis K, and `models.convolution` makes one of K convolutions.
+Members take turns on a CPU, where merging is up to 25 times slower, and if one wide network fills the GPU.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxcifar.models import Network
 
-# config.members_as. `one`: side by side, each convolution in the form that suits its width.
+# Values of config.members_as. `one` runs members side by side, each convolution in the form for its width.
 WAYS = ('auto', 'loop', 'one', 'dense', 'grouped')
 WIDEST = 128  # channels of a convolution; estimated, not measured: above it members take turns
 
@@ -53,7 +53,7 @@ def run_members(network: Network, way: str, train: bool, own_batches: bool, para
             {'params': params, 'batch_stats': stats}, images, keys
         )
         return logits, features, stats
-    # In a Python loop, not a `scan`, whose convolution gradients are far slower on a CPU.
+    # This is a Python loop, because gradients of convolutions in a `scan` are far slower on a CPU.
     outputs = []
     for k, (own_params, own_stats) in enumerate(zip(unstack(params), unstack(stats))):
         variables = {'params': own_params, 'batch_stats': own_stats}
@@ -65,17 +65,17 @@ def run_members(network: Network, way: str, train: bool, own_batches: bool, para
 
 
 def stack(trees: list):
-    """Join K trees to one tree with a leading axis K; on the host if the leaves are there."""
+    """Stack K trees into one tree with a leading axis K, on the host if the leaves are numpy arrays."""
     # Stacking on the host keeps fresh weights off the first device before they are placed.
     on_host = isinstance(jax.tree.leaves(trees[0])[0], np.ndarray)
     return jax.tree.map(lambda *leaves: (np if on_host else jnp).stack(leaves), *trees)
 
 
 def unstack(tree) -> list:
-    """Return the K trees that `stack` put together.
+    """Return the K trees that `stack` joined.
 
-    `split` rather than indexing: its transpose is one concatenation, that of K indexings is a sum
-    of K arrays that are zero but for one member.
+    It uses `split`, whose transpose is one concatenation. The transpose of indexing K times would be
+    a sum of K arrays, each of them zero except for one member.
     """
     leaves, structure = jax.tree.flatten(tree)
     size = len(leaves[0])

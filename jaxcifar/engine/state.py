@@ -16,14 +16,14 @@ from jaxcifar.engine.paths import check_found, parse_rules, path_names
 from jaxcifar.engine.population import Population
 from jaxcifar.machine import hosts
 
-# A GPU keeps a kernel [K,h,w,C,D] in the order [K,D,h,w,C], which cuDNN reads, or each step would transpose
-# it and its momentum. Only the memory layout changes; indexing does not.
+# A GPU stores a kernel [K,h,w,C,D] in the order [K,D,h,w,C] that cuDNN reads. Otherwise each step would
+# transpose the kernel and its momentum. Only the memory layout changes; indexing does not.
 KERNEL = Layout((0, 4, 1, 2, 3))
 PLAIN = ('cpu',)  # devices that keep kernels in the order of their axes
 
 
 class Weights(NamedTuple):
-    """Hold what can be evaluated: the members' weights, and of a coupling with a head its parameters."""
+    """Hold the weights to evaluate: the members', and the head's parameters if the coupling has a head."""
 
     params: Any
     stats: Any
@@ -39,12 +39,12 @@ class TrainState(PyTreeNode):
     opt: Any
     ema: Any  # averaged (params, stats), or None
     active: jax.Array  # [K] bool: members that have not been stopped
-    sums: dict[str, jax.Array]  # one number an output, over the epoch's images so far: see `new_sums`
+    sums: dict[str, jax.Array]  # one number per output, summed over the epoch so far: see `new_sums`
     head: HeadState | None = None
 
 
 def new_sums(config: ConfigDict) -> dict[str, jax.Array]:
-    """Return an epoch's sums before its first step: of each output's logged numbers, and of images."""
+    """Return an epoch's sums before its first step: zeros for each output's logged numbers and images."""
     outputs = len(output_names(config))
     return {name: jnp.zeros(outputs) for name in ('loss', 'accuracy', *columns(config), 'count')}
 
@@ -65,7 +65,7 @@ def init_state(config: ConfigDict, population: Population, images=None) -> Train
             step=jnp.zeros((), jnp.int32),
             params=params,
             stats=stats,
-            # Rates do not shape the optimiser's state, so zeros stand in for them.
+            # The optimiser's initial state does not depend on the rates, so zeros stand in for them.
             opt=tuple(jax.vmap(make_optimizer(config, 0.0, 0.0).init)(p) for p in params),
             ema=(params, stats) if config.ema else None,
             active=jnp.ones(population.size, bool),
@@ -96,7 +96,7 @@ def formats(state: TrainState):
 
 
 def to_device_layout(state: TrainState) -> TrainState:
-    """Return a state in its `formats`: restored arrays, and weights from elsewhere, come in plain order."""
+    """Return a state in its `formats`; restored arrays and loaded weights arrive in plain order."""
     wanted = formats(state)
     # A CPU keeps plain order, so there is nothing to compile or to copy.
     if not any(isinstance(leaf, Format) for leaf in jax.tree.leaves(wanted)):
@@ -134,7 +134,7 @@ def select_members(population: Population, mask: jax.Array, ours, theirs) -> tup
 def freeze_inactive(
     population: Population, moving: jax.Array, new: TrainState, old: TrainState
 ) -> TrainState:
-    """Return `new`, where members not `moving` [K] keep weights, optimiser, statistics and average."""
+    """Return `new`, with `old` weights, optimiser, statistics and average for members not `moving` [K]."""
     ema = None
     if new.ema is not None:
         ema = tuple(select_members(population, moving, n, o) for n, o in zip(new.ema, old.ema))

@@ -1,4 +1,4 @@
-"""Take a step: from the state and a batch to the state after it, in one compiled program."""
+"""Take one training step, from a state and a batch to the next state, in one compiled program."""
 
 from functools import partial
 from typing import Any
@@ -68,7 +68,7 @@ class TrainStep:
         return state.active & (state.step >= self.frozen_steps)
 
     def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
-        """Return the state with new weights and optimisers, and what is logged, {name: [K]}."""
+        """Return the state with new weights and optimisers, and the logged numbers, {name: [K]}."""
         (grads, head_grads), stats, numbers = self.gradients(state, images, targets, dropout_keys)
         if self.head and self.config.fusion.clip_all:
             # Frozen members do not count in the joint norm.
@@ -83,7 +83,7 @@ class TrainStep:
         return state.replace(params=params, stats=stats, opt=opt, head=head), numbers
 
     def augment_batch(self, batch: dict[str, jax.Array], step: jax.Array):
-        """Return (normalised images, `Targets`): what the networks get of a batch in this step."""
+        """Return (normalised images, `Targets`), as the networks see a batch in this step."""
         labels, each = batch['label'], self.config.augment_each and not has_own_batches(batch['image'])
         if each:
             batch = self.population.copy_for_each(batch)
@@ -102,7 +102,7 @@ class TrainStep:
         return jax.vmap(at)(self.member_keys) if of_members else at(self.run_key)
 
     def dropout_keys(self, step: jax.Array) -> jax.Array:
-        """Return a key for each member, and as the last that of the coupling's head: [K+1]."""
+        """Return one key per member and, last, one for the coupling's head, [K+1]."""
         of_head = self._keys(HEAD_DROPOUT, step, of_members=False)
         return jnp.append(self._keys(DROPOUT, step, of_members=True), of_head)
 
@@ -113,7 +113,7 @@ class TrainStep:
         return (logits, features), stats
 
     def _loss(self, params, stats, images, targets: Targets, dropout_keys, step):
-        """Return the coupled loss, (batch statistics, what is logged); params: the members', the head's."""
+        """Return the coupled loss and (batch statistics, logged numbers); params: (members', head's)."""
         params, head = params
         (logits, features), stats = self._outputs(self.population, params, stats, images, dropout_keys, step)
         logits = append_fused_logits(self.head, head, logits, features, dropout_keys[-1])
@@ -121,7 +121,7 @@ class TrainStep:
         return total, (stats, numbers)
 
     def _couple(self, outputs, targets: Targets):
-        """Return the coupled loss of the members' outputs, and what is logged, {name: [K]}."""
+        """Return the coupled loss of the members' outputs, and the logged numbers, {name: [K]}."""
         logits, features = outputs
         targets = jax.tree.map(lambda t: jnp.broadcast_to(t, logits.shape[:2]), targets)
         own = targets.mixed(lambda y: self.example_loss(logits, y)).mean(1)
@@ -130,27 +130,27 @@ class TrainStep:
         return total, {'loss': own, 'accuracy': correct, **columns}
 
     def gradients(self, state: TrainState, images, targets: Targets, dropout_keys):
-        """Return ((members' gradients, the head's), batch statistics, what is logged), means over the parts.
+        """Return ((members' gradients, the head's), batch statistics, logged numbers).
 
-        The parts go through one after the other, so that only one's activations are in memory.
-        They are unrolled: XLA's loops make convolution gradients 30 times slower on CPU.
+        Gradients and numbers are means over the parts, which run in turn, so that only one's activations
+        are in memory. The loop is unrolled: XLA's loops make convolution gradients 30 times slower on CPU.
         """
         gradient = jax.grad(self._loss, has_aux=True)
         parts, stats = self.config.optimizer.accumulate, state.stats
         params = state.params, state.head and state.head.params
         total: Any = None
-        # Batch statistics pass from part to part, as over smaller batches.
+        # Batch statistics are updated part by part, as if each part were a smaller batch.
         for i in range(parts):
             keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
-            # Images may be each member's own, [K,B,H,W,C], where all share the labels, [B].
+            # Members may have their own images, [K,B,H,W,C], and still share the labels, [B].
             x = jnp.split(images, parts, axis=images.ndim - 4)[i]
             y = jax.tree.map(lambda t, i=i: jnp.split(t, parts, axis=t.ndim - 1)[i], targets)
             grads, (stats, numbers) = gradient(params, stats, x, y, keys, state.step)
             part = jax.tree.map(lambda value: value / parts, (grads, numbers))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
             if i < parts - 1:
-                # The next part waits for this one, or XLA would be free to run them side by side. Behind the
-                # last part, a barrier would keep XLA from joining the gradients with the update.
+                # The next part must wait for this one; otherwise XLA could run them at the same time. After
+                # the last part, a barrier would keep XLA from fusing the gradients with the update.
                 total, stats, images = jax.lax.optimization_barrier((total, stats, images))
         grads, numbers = total
         return grads, stats, numbers
@@ -169,10 +169,10 @@ class TrainStep:
 
 
 class SequentialStep(TrainStep):
-    """Let members take turns: each sees those before it as they are after their update in this step.
+    """Update members in turn: each sees the members before it as they are after this step's update.
 
-    Zhang et al. 2018, algorithm 1. A forward pass more for each member but the last than `TrainStep`;
-    batch statistics are those of a member's own turn.
+    This is Zhang et al. 2018, algorithm 1. Each member but the last costs one more forward pass than in
+    `TrainStep`. Batch statistics come from the forward pass that gives a member's gradient.
     """
 
     def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
@@ -189,7 +189,7 @@ class SequentialStep(TrainStep):
         (outputs, pullbacks, stats), turns = map(list, zip(*runs)), []
         for k in members:
             turns.append(self._turn(k, state, old[k], outputs, pullbacks[k], targets, lr))
-            # Those after it must see its new weights. No member follows the last.
+            # The members after this one must see its new weights. No member follows the last.
             if k < everyone.size - 1:
                 outputs[k], _ = forward(k, turns[k][0])
         params, opt, numbers = zip(*turns)
@@ -198,13 +198,13 @@ class SequentialStep(TrainStep):
         return state.replace(**{name: everyone.of_all(trees) for name, trees in new.items()}), logged
 
     def _turn(self, k: int, state: TrainState, params, outputs: list, pullback, targets: Targets, lr):
-        """Return member k's new parameters and optimiser, and what is logged of it, {name: number}.
+        """Return member k's new parameters and optimiser, and its logged numbers, {name: number}.
 
-        outputs: all members', as they are in its turn. pullback: that of its own forward pass.
+        outputs: all members' outputs at the time of its turn. pullback: of its own forward pass.
         """
 
         def total(own_output):
-            # Only its own output is differentiated, so what the peers show is constant.
+            # Only the member's own output is differentiated, so its peers' outputs are constants.
             logits, features = zip(*outputs[:k], own_output, *outputs[k + 1 :])
             return self._couple((jnp.concatenate(logits), [f for (f,) in features]), targets)
 
@@ -213,7 +213,7 @@ class SequentialStep(TrainStep):
         alone, own = self.population.only(k), slice(k, k + 1)
         opt = self.population.of_member(state.opt, k)
         new, opt = self._update(alone, grads, opt, params, lr[own], self.weight_decay[own])
-        # A member that has been stopped still teaches, as it is.
+        # A stopped member still teaches, with its weights unchanged.
         new = jax.tree.map(partial(jnp.where, state.active[k]), new, params)
         return new, opt, jax.tree.map(lambda value: value[k], numbers)
 
@@ -224,11 +224,11 @@ UPDATES = {'simultaneous': TrainStep, 'sequential': SequentialStep}
 def make_train_step(
     config: ConfigDict, population: Population, dataset, steps_per_epoch: int, state: TrainState, counts=None
 ):
-    """Return the compiled step. A state lives where `state` does, in its `formats`, and its memory is reused.
+    """Return the compiled step. States stay where `state` is, in its `formats`, and their memory is reused.
 
-    With steps_per_call above 1, it takes the stacked batches of several steps and logs the last of them.
+    With steps_per_call above 1, the step takes the stacked batches of several steps and logs only the last.
 
-    counts: the members' training images of each class, [C] or [K,C]; without, of the whole data set.
+    counts: the members' training images per class, [C] or [K,C]; by default those of the whole data set.
     """
     given = formats(state)
     step = UPDATES[config.update_order](config, population, dataset, steps_per_epoch, counts)

@@ -1,6 +1,6 @@
-"""Show the forward pass other weights than are trained: views, functions of a member's parameters.
+"""Give the forward pass weights other than the trained ones: views, functions of a member's parameters.
 
-A view is made from the config. Parameters of its own are leaves of the member's tree, so that they are
+A view is made from the config. The view's own parameters are leaves of the member's tree, so they are
 trained, averaged and saved like all others. Evaluation uses the shown weights; checkpoints hold the
 underlying ones.
 """
@@ -27,7 +27,7 @@ class View(NamedTuple):
     """Hold two functions of one member's parameters.
 
     init(params) -> params with the view's own leaves; numpy arrays.
-    show(params, share) -> what the network gets; `share` is `make_share`'s, 1 when evaluated.
+    show(params, share) -> the network's parameters; `share` is from `make_share`, and 1 in evaluation.
     """
 
     init: Callable
@@ -40,7 +40,7 @@ def none(config: ConfigDict) -> View:
 
 
 def ternary(config: ConfigDict) -> View:
-    """Show kernels in {-n, 0, p}, by `config.ternary`; gradients go to the floats that they are made of."""
+    """Show kernels in {-n, 0, p}, as `config.ternary` defines; gradients go to the underlying floats."""
     return View(partial(_with_scales, config), partial(_show_ternary, config))
 
 
@@ -63,8 +63,8 @@ def _show_ternary(config: ConfigDict, params, share: jax.Array | float = 1.0):
     for path in ternary_layers(config, flat):
         kernel = flat[path]
         if config.ternary.rule == 'ttq':
-            # A scale that learning took below 0 would swap the signs of the codes; and one of 0, where all
-            # weights began at 0, would stay there if it were jnp.abs, whose gradient is 0.
+            # A scale that training made negative would swap the signs of the codes, so its magnitude is used.
+            # Not jnp.abs: its gradient at 0 is 0, and a scale that started at 0 would stay there.
             scales = (flat[_beside(path, name)] for name in SCALES)
             values = ttq_quantize(kernel, *(jnp.where(s < 0, -s, s) for s in scales))
         else:
@@ -77,14 +77,14 @@ def _show_ternary(config: ConfigDict, params, share: jax.Array | float = 1.0):
 
 
 def float_phase(config: ConfigDict) -> float:
-    """Return the epochs at the start in which training does not use the weights that evaluation does."""
+    """Return the number of initial epochs in which training does not use the weights of evaluation."""
     return config.ternary.float_epochs + config.ternary.blend_epochs if 'ternary' in config.view else 0.0
 
 
 def make_share(config: ConfigDict, steps_per_epoch: int) -> Callable:
-    """Return step -> the share s of the ternary kernel T in what training sees, (1-s)·W + s·T.
+    """Return step -> the share s of the ternary kernel T in the kernel that training uses, (1-s)·W + s·T.
 
-    0 for `float_epochs`, then rising to 1 within `blend_epochs`.
+    The share is 0 for `float_epochs`, then rises to 1 over `blend_epochs`.
     """
     start, length = config.ternary.float_epochs, config.ternary.blend_epochs
     # A Python float, unlike a traced one, leaves the blend out of the program.
@@ -106,7 +106,7 @@ def ternary_layers(config: ConfigDict, params) -> list[str]:
     """Return the paths, 'block/conv1/kernel', of the kernels that are ternary in a member's parameters.
 
     Raises:
-      UserError: none are.
+      UserError: no kernel is ternary.
     """
     # Callers hold the tree either nested or already flat.
     flat = params if '/' in next(iter(params)) else flatten_dict(params, sep='/')

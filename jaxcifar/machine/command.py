@@ -16,9 +16,9 @@ from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError, unknow
 from jaxcifar.machine.memory import restart_in_huge_pages
 from jaxcifar.machine.text import one_line
 
-# As texts: tensorstore raises what the system said within a ValueError.
+# As text, because tensorstore wraps the system's message in a ValueError.
 FULL = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-# Before memory, for tensorstore calls these an exhausted resource too.
+# Checked before NO_MEMORY, because tensorstore reports these as an exhausted resource, too.
 MANY_FILES = tuple(os.strerror(e) for e in (errno.EMFILE, errno.ENFILE))
 NO_FILES = 'too many open files: raise the limit, as by ulimit -n 65536, or set fewer data.workers'
 NO_SPACE = 'the disk is full; earlier checkpoints are kept, so make room and run it again'
@@ -37,7 +37,7 @@ class RunParser(argparse.ArgumentParser):
     run_flags: tuple[str, ...] = ('--workdir',)
 
     def parse_args(self, args=None, namespace=None):
-        """Return the values, of sys.argv where no words are given."""
+        """Return the parsed arguments, by default those of sys.argv."""
         words = [*(sys.argv[1:] if args is None else args)]
         named = any(word.partition('=')[0] in self.run_flags for word in words)
         if words and not words[0].startswith('-') and not named:
@@ -46,10 +46,10 @@ class RunParser(argparse.ArgumentParser):
 
 
 def command_parser(module: str, doc: str | None, run: str = '', *aliases: str) -> argparse.ArgumentParser:
-    """Return the parser of a command, python -m MODULE, whose --help begins with its file's text.
+    """Return the parser of a command, python -m MODULE, whose --help starts with its file's docstring.
 
-    run: what --workdir is, of a command that needs one and takes it as its first word too. aliases: other
-      flags for it.
+    run: what --workdir is, for a command that requires one and also accepts it as its first word. aliases:
+      other names of that flag.
     """
     style = argparse.RawDescriptionHelpFormatter
     kind = RunParser if run else argparse.ArgumentParser
@@ -65,7 +65,7 @@ def command_parser(module: str, doc: str | None, run: str = '', *aliases: str) -
 
 
 def command_line_for(command: str, *words) -> str:
-    """Return the line of a command, to be copied into a shell, in the form in which this one was started."""
+    """Return a command line to copy into a shell, in the form in which this process was started."""
     start = ['jaxcifar', command] if is_short() else ['python', '-m', f'jaxcifar.{command}']
     return shlex.join([*start, *map(str, words)])
 
@@ -82,9 +82,9 @@ def slurm_tasks() -> int:
 
 
 def refuse_other_modules():
-    """Exit with one line where python -m was given a module of the package that is no command.
+    """Exit with a one-line error if python -m was given a module of the package that is not a command.
 
-    Python imports the package before the module, and calls itself '-m' until it has found that.
+    Python imports the package before it finds the module; until then, sys.argv[0] is '-m'.
     """
     words = ' '.join(sys.orig_argv[1:])
     asked = re.search(r'(?:^|\s)-m\s*jaxcifar\.([\w.]+)', words) if sys.argv[:1] == ['-m'] else None
@@ -94,7 +94,7 @@ def refuse_other_modules():
 
 
 def run_command(main: Callable[[], None]):
-    """Call `main` and exit: 0 done, 1 a fault that the user can mend, 75 stopped and saved."""
+    """Call `main` and exit: 0 when done, 1 on an error that the user can fix, 75 when stopped and saved."""
     sys.unraisablehook = _hook
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='replace')  # a terminal without ± must not end a training
@@ -115,9 +115,9 @@ def run_command(main: Callable[[], None]):
 
 
 def _leave(words: str, status: int):
-    """Print the words and end at once: all is closed, but XLA may still be compiling in a thread.
+    """Print the words and exit at once: everything is closed, but XLA may still be compiling in a thread.
 
-    Python would end that thread within C++, which aborts the process.
+    A normal exit would end that thread while it is in C++ code, which aborts the process.
     """
     if words:
         print(words, file=sys.stderr)
@@ -128,7 +128,7 @@ def _leave(words: str, status: int):
 
 
 def asked_for_help(doc: str | None) -> bool:
-    """Print the text of a command's file where the command line asks for help, and return whether it does."""
+    """Print a command's docstring if the command line asks for help, and return whether it does."""
     if not {'--help', '-h'} & set(sys.argv[1:]):
         return False
     print(str(doc).strip())
@@ -136,9 +136,9 @@ def asked_for_help(doc: str | None) -> bool:
 
 
 def run_words(main: Callable):
-    """Call `run_command` for a main that takes the command line's words; --help prints its file's text."""
+    """Call `run_command` on a `main` that takes the command line's words; --help prints the docstring."""
     if not asked_for_help(sys.modules['__main__'].__doc__):
-        restart_in_huge_pages()  # what is measured is a step as it is in training
+        restart_in_huge_pages()  # so that a measured step runs as in training
         run_command(lambda: _call(main, sys.argv[1:]))
 
 
@@ -158,13 +158,13 @@ def _call(main: Callable, words: list[str]):
 
 
 def _hook(fault):
-    """Report a fault, but for what tensorstore's threads still say when a save has failed and raised."""
+    """Report an error, except the one that tensorstore's threads add after a save has failed and raised."""
     if str(fault.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(fault)
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line about a fault that the user can mend, or None for a fault of the program."""
+    """Return one line about an error that the user can fix, or None for a bug in the program."""
     if isinstance(error, UserError):
         return str(error)
     text = str(error)

@@ -9,10 +9,10 @@ from jaxcifar.machine.text import one_line, show
 # sysexits.h's EX_TEMPFAIL: "saved and stopped, run the same command again". Slurm scripts requeue on it.
 EXIT_PREEMPTED = 75
 
-MOST_NAMES = 40  # that a message lists
-HINTED = 12  # … where it has a better hint
-ALIKE = 0.65  # from which likeness on a name may have been meant
-# What other programs call a network of ours; names are compared without signs between their parts.
+MOST_NAMES = 40  # names that a message lists at most
+HINTED = 12  # … if it also has a suggestion
+ALIKE = 0.65  # least similarity at which a name may have been meant
+# What other programs call our networks; names are compared without the separators in them.
 OTHERS_CALL_IT = {
     'densenet': 'densenet121',
     'resnet': 'resnet18',
@@ -30,7 +30,7 @@ OTHERS_CALL_IT = {
 class UserError(Exception):
     """Report a mistake or fault that the user can fix; its message is the one line that is printed.
 
-    remedy: what to do, behind the message's last colon or semicolon; `fault` is the message without it.
+    remedy: what to do, which follows the message after a colon; `fault` is the message without it.
     """
 
     def __init__(self, message: str, remedy: str = ''):
@@ -44,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Preempted(Exception):
-    """Report that SIGTERM came and the state is saved: the same command resumes from here."""
+    """Report that SIGTERM arrived and the state is saved: the same command resumes from there."""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
@@ -61,8 +61,8 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
 def suggestions(name: str, valid: list[str]) -> list[str]:
     """Return the names that a misspelt one may mean, the likeliest first.
 
-    These are what other programs call so, the same name in each group (`lr` of several optimisers), the names
-    that begin with it (`resnet`), or else the one that is most like it as a whole, however it is written.
+    These are the network that others call by that name, the same name in each group (`lr` of several groups),
+    names that start with it (`resnet`), or else the most similar name, ignoring case and separators.
     """
     plain = {v: re.sub(r'[-_. ]', '', v).lower() for v in valid}
     wanted = re.sub(r'[-_. ]', '', name).lower()
@@ -76,9 +76,9 @@ def suggestions(name: str, valid: list[str]) -> list[str]:
     # A field may be called without its group.
     parts = {v: {plain[v], v.rpartition('.')[2].replace('_', '').lower()} for v in valid if v}
     scores = {v: max(difflib.SequenceMatcher(None, wanted, p).ratio() for p in parts[v]) for v in parts}
-    # Of names that are equally like it, the one that has more letters at the same places.
+    # Among equally similar names, prefer the one with more letters in the same positions.
     best = max(scores, key=lambda v: (scores[v], sum(map(str.__eq__, wanted, plain[v]))), default='')
-    # Groups that have the same name in them are equally near.
+    # The same name in several groups is equally near.
     near = [v for v in ending_in(best.rpartition('.')[2], scores) if scores[v] == scores[best]]
     return near if best and scores[best] >= ALIKE else []
 
@@ -96,10 +96,11 @@ def lookup(kind: str, registry: dict, name: str):
 
 
 def parse_argument(where: str, argument: str, kinds: dict[str, Iterable[str]]) -> dict[str, str]:
-    """Return {kind: word} of an argument's words, joined by commas in any order, at most one of each kind.
+    """Return {kind: word} for an argument's comma-separated words, in any order, at most one of each kind.
 
-    kinds: the words of each; one that ends in ':' stands for all that begin so, as imagenet:PATH, and names
-    joined by + are of the kind of them all. where: what the argument is for. Raises `UserError` for others.
+    kinds: the words of each kind. One that ends in ':' stands for all words that start with it, as in
+    imagenet:PATH. Names joined by + belong to a kind if each of them does. where: what the argument is for.
+    Raises `UserError` for any other word.
     """
     given: dict[str, str] = {}
     for word in filter(None, argument.split(',')):

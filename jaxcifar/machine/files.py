@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and read them with one line for what is wrong with them."""
+"""Write files whole or not at all, and report in one line what is wrong with a file that is read."""
 
 import contextlib
 import csv
@@ -17,14 +17,14 @@ import numpy as np
 
 from jaxcifar.machine.errors import UserError
 
-# What a parser raises on content that was never written by us.
+# Exceptions that parsers raise on content that this package did not write.
 FAULTS = (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, StopIteration, TypeError,
           ValueError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 @contextlib.contextmanager
 def reading(path: Path, remedy: str = 'restore the original file') -> Iterator[None]:
-    """Turn whatever content of another kind raises into a `UserError` of one line that names the file."""
+    """Turn any exception about a file's content into a one-line `UserError` that names the file."""
     try:
         yield
     except FAULTS as error:
@@ -34,7 +34,7 @@ def reading(path: Path, remedy: str = 'restore the original file') -> Iterator[N
 
 
 def sha256(path: Path) -> str:
-    """Return the sum of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -51,8 +51,8 @@ def leave_to_the_first_host():
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]):
     """Call `write(file)` on a temporary binary file that then becomes `path`, whole or not at all.
 
-    One process at a time: the next one to write `path` takes over what a killed one left. Of several
-    hosts, which all call this, the first writes.
+    Only one process at a time may write `path`; it overwrites what a killed one left. Several hosts all
+    call this, and only the first writes.
     """
     if not _writes:
         return
@@ -67,7 +67,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]):
         # Only after the bytes are on the disk, or a power cut could leave an empty file by that name.
         os.replace(temporary, path)
     finally:
-        # After a success the name is gone; after a failure half a file has it.
+        # After a success the temporary file no longer exists; after a failure it is half written.
         temporary.unlink(missing_ok=True)
 
 
@@ -118,8 +118,8 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray] | np.ndarray):
 def read_json(path: Path, default=None, **needed: type):
     """Return the object in a JSON file, or `default` where there is no such file.
 
-    needed: keys that it must have, and the types of their values. Raises `UserError` for a file of anything
-    else: bytes that are no text, text that is no JSON, JSON of another kind.
+    needed: keys that it must have, and the types of their values. Raises `UserError` for any other content:
+    bytes that are not text, text that is not JSON, or JSON of another kind.
     """
     try:
         data = path.read_bytes()
@@ -136,7 +136,7 @@ def read_json(path: Path, default=None, **needed: type):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict:
-    """Return an object of JSON; `ValueError` where a key comes twice: nobody knows what was meant."""
+    """Return a JSON object as a dict; `ValueError` if a key occurs twice, which leaves its value unclear."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -145,9 +145,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict:
 
 
 def read_json_or_set_aside(path: Path, **needed: type) -> dict | None:
-    """Return what `read_json` does, None without a file and where it raises: then the file is set aside.
+    """Return what `read_json` returns; where it raises, set the file aside and return None.
 
-    For a file that can be made again.
+    Use this for files that can be written again.
     """
     try:
         return read_json(path, **needed)
@@ -157,7 +157,7 @@ def read_json_or_set_aside(path: Path, **needed: type) -> dict | None:
 
 
 def set_aside(path: Path, why: str, then: str = 'it is made again'):
-    """Move a file into the folder `damaged` beside it, and say so on stderr; of several hosts the first."""
+    """Move a file into the folder `damaged` beside it and say so on stderr; only the first host does."""
     if _writes:
         folder = path.parent / 'damaged'
         folder.mkdir(exist_ok=True)

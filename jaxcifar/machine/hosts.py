@@ -1,7 +1,7 @@
-"""Use several hosts as one machine: a process each, that all run the same program in step.
+"""Use several hosts as one machine: each runs a process, and all run the same program in step.
 
-All hold parts of the same arrays and write checkpoints together; of all else, only the first writes.
-With one process everything here is what JAX does anyway.
+The processes hold parts of the same arrays and write checkpoints together. The first alone writes all other
+files. With one process, everything here does what JAX does anyway.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from jaxcifar.machine import files, status
 from jaxcifar.machine.command import slurm_tasks
 from jaxcifar.machine.errors import Preempted, UserError
 
-CONNECT = 120  # seconds in which the hosts of a job must have found each other
-LEAVE = 60  # … and that one waits for the others when it goes
+CONNECT = 120  # seconds in which the hosts of a job must find each other
+LEAVE = 60  # … and for which a host waits for the others at the end
 
 
 @contextlib.contextmanager
 def joined(coordinator: str = '', processes: int = 0, process: int = 0) -> Iterator[None]:
-    """Be one of several processes, which flags name or Slurm's step has started; otherwise alone.
+    """Join the processes that the flags name or the Slurm step has started; without any, stay alone.
 
-    coordinator: HOST:PORT of the first. Must come before anything asks JAX for devices.
+    coordinator: HOST:PORT of the first process. Enter this before anything asks JAX for devices.
     """
     if not coordinator and slurm_tasks() == 1:
         yield
@@ -36,7 +36,7 @@ def joined(coordinator: str = '', processes: int = 0, process: int = 0) -> Itera
     if coordinator:
         where = {'coordinator_address': coordinator, 'num_processes': processes, 'process_id': process}
     if coordinator or slurm_tasks() == int(os.environ['SLURM_STEP_NUM_NODES']):
-        # JAX takes a task of Slurm's to mean a GPU: alone on its node, it drives all of them.
+        # JAX assumes one GPU per Slurm task, but a task that is alone on its node drives all its GPUs.
         where['local_device_ids'] = _own_gpus()
     try:
         jax.distributed.initialize(
@@ -46,13 +46,13 @@ def joined(coordinator: str = '', processes: int = 0, process: int = 0) -> Itera
         raise UserError(
             f'the hosts could not connect ({error}): give all of them the same --coordinator and --processes'
         ) from error
-    # All hosts call the writers of files; from here on only the first one's calls write.
+    # All hosts call the functions that write files; from here on, only the first host really writes.
     if not is_first():
         files.leave_to_the_first_host()
         status.leave_to_the_first_host()
     try:
         yield
-    except Preempted:  # all leave, and none may take it for a fault of another
+    except Preempted:  # all hosts leave, and none may mistake this for a failure of another
         jax.distributed.shutdown()
         raise
     jax.distributed.shutdown()
@@ -81,13 +81,13 @@ def anywhere(flag: bool) -> bool:
 
 
 def wait(name: str):
-    """Wait until all hosts are here; `name` is the place."""
+    """Wait until all hosts have reached this point, which is called `name`."""
     if not alone():
         multihost_utils.sync_global_devices(name)
 
 
 class Stop:
-    """Ask whether SIGTERM came to any of the hosts. All must ask equally often, and they agree on when."""
+    """Ask whether SIGTERM reached any host. All must ask equally often, and learn of it at the same call."""
 
     def __init__(self):
         self._asked = 0
@@ -98,7 +98,7 @@ class Stop:
 
 
 def put(tree, sharding: Sharding):
-    """Return arrays that every host has as arrays on the devices."""
+    """Put arrays, of which every host has a copy, on the devices."""
     if alone():
         return jax.device_put(tree, sharding)
 
@@ -115,14 +115,14 @@ def fetch(tree):
 
 
 def local_slices(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Return what this host's devices hold of an array with these leading axes: one box of it."""
+    """Return the slices of an array with these leading axes that this host's devices hold, as one box."""
     if alone():
         return tuple(slice(n) for n in shape)
     # Replicas hold the same part twice, so that a set counts each part once.
     indices: Iterable = sharding.addressable_devices_indices_map(shape).values()
     parts = {tuple(s.indices(n)[:2] for s, n in zip(index, shape)) for index in indices}
     box = [(min(low), max(high)) for low, high in (zip(*ends) for ends in zip(*parts))]
-    # Parts that do not fill their box leave holes, which a loader cannot cut a batch for.
+    # If the parts do not fill the box, it has holes, and a loader cannot cut such a batch.
     if sum(_volume(p) for p in parts) != _volume(box):
         raise UserError('the members do not divide evenly over the hosts: take fewer hosts or other members')
     return tuple(slice(*ends) for ends in box)
@@ -133,7 +133,7 @@ def _volume(box) -> int:
 
 
 def assemble(batch, sharding: Sharding):
-    """Join every host's `share` of a batch: return the batch, on the devices of all."""
+    """Join each host's part of a batch and return the whole batch, on the devices of all hosts."""
     if alone():
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

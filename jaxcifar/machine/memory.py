@@ -1,6 +1,6 @@
 """Ask for memory in huge pages, and tell how much there is.
 
-This file imports nothing large: a process asks before anything else.
+This file imports nothing large, because a process asks for huge pages before it does anything else.
 """
 
 import os
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SETTING = Path('/sys/kernel/mm/transparent_hugepage/enabled')
-# Of a container, in the two versions of cgroups.
+# Files with a container's memory limit, in the two versions of cgroups.
 LIMITS = Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory/memory.limit_in_bytes')
 VARIABLE, TUNABLE = 'GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1'
 
@@ -16,13 +16,13 @@ VARIABLE, TUNABLE = 'GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1'
 def huge_page_environment() -> dict[str, str]:
     """Return the environment in which glibc asks Linux for huge pages; empty where that changes nothing.
 
-    XLA takes a step's temporary memory from the system anew each time. In pages of 4 kB, handing it out
-    takes the kernel up to a fifth of a CPU's step.
+    XLA allocates a step's temporary memory from the system anew each time. With pages of 4 kB, the kernel
+    needs up to a fifth of a step's time on a CPU for that.
     """
     told = os.environ.get(VARIABLE, '')
     asked = 'glibc.malloc.hugetlb' in told
     try:
-        useful = '[madvise]' in SETTING.read_text()  # always: it gives them unasked; never: it refuses
+        useful = '[madvise]' in SETTING.read_text()  # 'always' gives them unasked, 'never' refuses them
     except OSError:
         useful = False
     # Other tunables that the user has set are kept.
@@ -30,7 +30,7 @@ def huge_page_environment() -> dict[str, str]:
 
 
 def restart_in_huge_pages():
-    """Begin this command again with the wish, if there is one: glibc hears it only when a process starts."""
+    """Restart this command in `huge_page_environment`, if that is not empty: glibc reads it only at start."""
     # The process keeps its number, so that signals of a cluster still reach it.
     if asked := huge_page_environment():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **asked})

@@ -1,4 +1,4 @@
-"""Keep processes apart: one at a time in a workdir, and the signal to leave it."""
+"""Let only one process at a time use a workdir, and handle the signals that stop it."""
 
 import contextlib
 import errno
@@ -15,23 +15,23 @@ from filelock import BaseFileLock, FileLock, Timeout
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import Interrupted, Preempted, UserError
 
-LOCK = '.lock'  # in a workdir: who trains there
-# What is wrong with the folder, and not with its locks: the first write would meet it too.
+LOCK = '.lock'  # file in a workdir that says which process trains there
+# Errors of the folder itself and not of its locks: the first write would fail with them, too.
 UNWRITABLE = errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT
 
 
 @contextlib.contextmanager
 def locked(workdir: Path):
-    """Make the workdir and hold it; raises `UserError` while another process does.
+    """Create the workdir and lock it; raise `UserError` if another process holds the lock.
 
-    If nothing was written, the folder is removed.
+    If the block raises before anything was written, the folder is removed.
     """
     # Remember what was not there, so that a run that fails at once leaves nothing.
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
-    # A lock that is only a file would outlive a killed job, and keep it out on another host.
+    # A lock that is only a file would outlive a killed job, and lock the job out on another host.
     lock = FileLock(workdir / LOCK, timeout=0, fallback_to_soft=False)
-    # Only now may the hosts part: one that raised alone would leave the others waiting.
+    # All hosts must raise together: if one raised alone, the others would wait for it.
     if hosts.anywhere(hosts.is_first() and not _acquired(lock, workdir)):  # the first holds it for all
         raise UserError(
             f'{_holder(workdir)} is training in {workdir}: choose another --workdir, or wait for it'
@@ -47,19 +47,19 @@ def locked(workdir: Path):
 
 
 def _acquired(lock: BaseFileLock, workdir: Path) -> bool:
-    """Return whether the lock is held now; without any where the file system has none, which a line says."""
+    """Return whether this process may train: it has the lock, or the file system has none, with a warning."""
     try:
         lock.acquire()
     except Timeout:
         return False
     except OSError as error:
-        # File systems say in many ways that they have no locks.
+        # File systems report in many ways that they have no locks, so any other error means that.
         if error.errno in UNWRITABLE:
             raise
         why = f'warning: {workdir} cannot be locked ({error.strerror})'
         print(f'{why}: make sure that no other process trains there', file=sys.stderr)
         return True
-    # For people; the lock itself goes with the process.
+    # This text is for people; the lock itself ends with the process.
     with contextlib.suppress(OSError):
         (workdir / LOCK).write_text(f'{os.getpid()} {platform.node()}\n')
     return True
@@ -78,7 +78,7 @@ def _leave_no_stub(workdir: Path, made: list[Path]):
     if [path for path in workdir.rglob('*') if not path.is_dir() and path != workdir / LOCK]:
         return
     (workdir / LOCK).unlink(missing_ok=True)
-    # The innermost come first. Of a folder that was there before, only ours.
+    # Remove the innermost first. In a folder that existed before, remove only our own subfolder.
     within = sorted(workdir.rglob('*'), reverse=True) if made else [workdir / 'checkpoints']
     with contextlib.suppress(OSError):
         for folder in [*within, *made]:
@@ -86,7 +86,7 @@ def _leave_no_stub(workdir: Path, made: list[Path]):
 
 
 def keep_compiled(folder: str):
-    """Let XLA find programs that it compiled before in `folder`, and put new ones there."""
+    """Let XLA reuse programs that an earlier run compiled into `folder`, and store new ones there."""
     if folder:
         jax.config.update('jax_compilation_cache_dir', str(Path(folder).expanduser().absolute()))
         # A program that compiles faster than this is not worth a file.
@@ -94,7 +94,7 @@ def keep_compiled(folder: str):
 
 
 class Terminated(threading.Event):
-    """Tell that SIGTERM came. Before there is anything to save, the signal ends the run at once."""
+    """Record that SIGTERM arrived. Before there is anything to save, the signal ends the run at once."""
 
     can_save = False
 
@@ -106,7 +106,7 @@ class Terminated(threading.Event):
 
 
 class TerminatedAnywhere(Terminated):
-    """Tell all hosts between the same two steps that SIGTERM came to one of them."""
+    """Tell all hosts, between the same two steps, that one of them received SIGTERM."""
 
     def __init__(self):
         super().__init__()
@@ -119,10 +119,10 @@ class TerminatedAnywhere(Terminated):
 
 @contextlib.contextmanager
 def signals():
-    """Provide a `Terminated`; the handlers before it are put back afterwards.
+    """Yield a `Terminated`, and restore the previous signal handlers afterwards.
 
-    Ctrl-C gets a handler too, though Python's own does the same: where it stands, asyncio, within
-    orbax, puts one in its place that can lose the interrupt.
+    Ctrl-C gets a handler, too, although Python's default does the same: asyncio, which orbax uses,
+    replaces the default handler with one that can lose the interrupt.
     """
     terminated = Terminated() if hosts.alone() else TerminatedAnywhere()
     if threading.current_thread() is not threading.main_thread():
@@ -140,5 +140,5 @@ def signals():
 
 
 def _interrupt(*_):
-    # Whoever has something to save says so in place of this.
+    # A caller that has something to save replaces this message.
     raise Interrupted('stopped; run the same command to continue')

@@ -19,7 +19,7 @@ AHEAD = 4  # steps that the host may be ahead of the devices
 JAXPRS = Jaxpr, ClosedJaxpr
 
 # Dense bfloat16 FLOP/s by device kind, from the vendors' data sheets (float32 goes through TF32 at
-# half of it, or slower). What is not listed has no share.
+# half of it, or slower). For devices that are not listed, no share is reported.
 PEAK = {
     'NVIDIA H200': 989e12,
     'NVIDIA H100 80GB HBM3': 989e12,
@@ -35,11 +35,11 @@ PEAK = {
 
 
 class Compiled:
-    """Compile a step, (state, batch) -> (state, row), for each shape of a batch, and count what that costs.
+    """Compile a step, (state, batch) -> (state, row), for each batch shape, and measure what that costs.
 
-    The host waits where more than `AHEAD` steps are in flight, or their batches would fill the memory.
+    The host waits when more than `AHEAD` steps are in flight; otherwise their batches would fill the memory.
 
-    Shapes that are `expected` compile in a thread while the steps of the first are already taken.
+    Shapes passed to `expect` compile in a thread, while steps with the first shape are already running.
 
     stacked: whether a batch holds several steps along its first axis.
     """
@@ -60,7 +60,7 @@ class Compiled:
         compilation = self._programs[shape]
         if not compilation.taken:
             self._take(shape, compilation)
-        # Nothing may cross to or from the host here: it would wait for every step.
+        # Nothing may be transferred to or from the host here, or the host would wait for every step.
         with jax.transfer_guard('disallow'):
             state, row = compilation.program(state, batch)
         self._in_flight.append(row)
@@ -69,9 +69,9 @@ class Compiled:
         return state, row
 
     def expect(self, state, batches):
-        """Begin to compile for arguments that are to come, given as `jax.ShapeDtypeStruct`s; once.
+        """Start compiling for later arguments, given as `jax.ShapeDtypeStruct`s; only the first call counts.
 
-        Alone only: several hosts must compile in the same order.
+        With several hosts this does nothing, because they must compile in the same order.
         """
         if self._expecting or not hosts.alone():
             return
@@ -82,7 +82,7 @@ class Compiled:
                 self._programs[shape] = _Compilation(self._function, state, batch)
 
     def _take(self, shape: tuple[int, ...], compilation: '_Compilation'):
-        """Wait for a program, and say what it took."""
+        """Wait for a program, and print how long it took to compile."""
         start = time.perf_counter()
         with status.during('compiling the step'):
             compilation.wait(self._poll)
@@ -96,7 +96,7 @@ class Compiled:
         )
 
     def leave(self, kind: type | None = None, *_):
-        """Wait for what still compiles: Python must not end while XLA is at work. A signal does not wait."""
+        """Wait for running compilations, as Python must not exit during them; after a signal, do not wait."""
         if kind is None or issubclass(kind, UserError):
             for compilation in self._programs.values():
                 compilation.thread.join()
@@ -105,15 +105,15 @@ class Compiled:
 class _Compilation:
     """Compile one program in a thread.
 
-    Signals reach Python between its own instructions only: a thread leaves the main one free to `poll` while
-    XLA compiles for a minute, or to take steps with another program.
+    Python handles signals only between its own instructions. Compiling in a thread leaves the main thread
+    free to `poll` while XLA compiles for a minute, or to take steps with another program.
     """
 
     def __init__(self, function, state, batch):
         self.flops = self.seconds = 0.0
         self.taken = False
         self._error: BaseException | None = None
-        # Shapes alone: the thread must not keep the state's memory alive, nor a donated array.
+        # Keep shapes only: the thread must not keep the state's memory, or a donated array, alive.
         self._arguments = function, *jax.tree.map(_abstract, (state, batch))
         self.thread = threading.Thread(target=self._run, name='compile', daemon=True)
         self.thread.start()
@@ -141,14 +141,14 @@ class _Compilation:
 
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
-    """Return what a program has to know of an array."""
+    """Return an array's shape, dtype and sharding, which is all that compiling needs."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def count_flops(jaxpr: Jaxpr) -> float:
-    """Return FLOPs of all products and convolutions on all devices, two for a multiplication and a sum.
+    """Return FLOPs of all products and convolutions on all devices; a multiply-add counts as two.
 
-    XLA's own count knows nothing of what a GPU's libraries do. Of forms for several platforms, the dearest
+    XLA's own count misses the work of a GPU's libraries. Of branches for several platforms, the costliest
     counts. Products with the zeros of a block-diagonal kernel are no work, and do not count.
     """
     return float(sum(_flops(eqn) / blocks_of(str(eqn.source_info.name_stack)) for eqn in jaxpr.eqns))
@@ -170,7 +170,7 @@ def _flops(eqn) -> float:
     within = jax.tree.leaves(list(params.values()), is_leaf=lambda leaf: isinstance(leaf, JAXPRS))
     closed = [leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf for leaf in within]
     costs = [count_flops(leaf) for leaf in closed if isinstance(leaf, Jaxpr)]
-    # A shard_map's program is that of one device, and a loop's that of one turn.
+    # A shard_map contains the program of one device, and a loop that of one iteration.
     times = params['mesh'].size if name == 'shard_map' else params.get('length', 1)
     return times * (max(costs) if name == 'cond' else sum(costs))
 
@@ -194,7 +194,7 @@ class Tracer:
         self._running = False
 
     def before(self, step: int):
-        """Begin the trace where its first step comes next."""
+        """Start the trace if its first step is next."""
         if step == self._first < self._end:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # keeps the trace small and the timings true
@@ -202,7 +202,7 @@ class Tracer:
             self._running = True
 
     def after(self, step: int, results):
-        """End the trace where its last step is done; `results` is what that returned."""
+        """End the trace if its last step is done; `results` is what that step returned."""
         if self._running and step + 1 >= self._end:
             # The host runs ahead: the devices may not have begun the last step yet.
             jax.block_until_ready(results)

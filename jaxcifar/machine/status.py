@@ -12,25 +12,25 @@ from rich.live import Live
 from rich.text import Text
 
 SILENCE = 1.0  # seconds after which a log file gets a line
-BLINK = 0.3  # … and a terminal: what is shorter would only flicker
+BLINK = 0.3  # … and a terminal one: anything shorter would only flicker
 
 verbose = False  # whether the lines for those who tune XLA are printed too
 _at: list[tuple[str, float]] = []  # what is going on and since when, the innermost last
 _shows = True
 _log: TextIO | None = None
-_told: set[str] = set()  # what this log has been told: an epoch must not say it again
+_told: set[str] = set()  # what this log already says, so that later epochs do not repeat it
 _in_a_table = False
 
 
 class Line:
-    """Render what is going on, anew each time that a terminal asks."""
+    """Render what is going on, anew at each refresh of a terminal."""
 
     def __rich__(self) -> Text:
         return Text(line(), style='dim', no_wrap=True, overflow='ellipsis')
 
 
 def leave_to_the_first_host():
-    """Show nothing from here on: the hosts are at the same thing, and may share a terminal."""
+    """Show nothing from here on: the hosts all do the same, and may share a terminal."""
     global _shows
     _shows = False
 
@@ -47,11 +47,11 @@ def line() -> str:
 def during(what: str) -> Iterator[None]:
     """Show `what`, a phrase such as 'loading digits', for as long as the block runs.
 
-    A terminal gets a line that counts seconds and goes again. A log gets one line, once, if it takes long.
+    A terminal gets a line that counts seconds and then vanishes. A log gets one line, once, if it takes long.
     """
     alarms = [threading.Timer(SILENCE, _tell, [what])]
     live = None
-    # Only the outermost owns the line; those within it change its words.
+    # Only the outermost block owns the line; blocks within it change its words.
     if _shows and not _at and not _in_a_table:
         terminal = Console(stderr=True)
         if terminal.is_terminal:
@@ -88,7 +88,7 @@ def _tell(what: str):
 
 @contextlib.contextmanager
 def logged(log: TextIO | None) -> Iterator[None]:
-    """Tell `log` too what takes long, unless it is a terminal; without this only terminals are told.
+    """Also write to `log` what takes long, unless it is a terminal; by default only terminals show it.
 
     A command whose output another program reads must not mix such lines into it.
     """

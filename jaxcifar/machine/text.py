@@ -1,4 +1,4 @@
-"""Print numbers and values as a reader gets them: one way for each kind."""
+"""Format numbers and values for readers, each kind in one way only."""
 
 import html
 import re
@@ -20,7 +20,7 @@ def duration(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """Return a time in the largest unit that it has two of: 'about 17 days'."""
+    """Return a time in the largest unit of which it has at least two: 'about 17 days'."""
     # At least two of a unit, since rounding 1.5 days to 2 would mislead.
     for unit, size in (('days', 86_400), ('hours', 3600), ('minutes', 60)):
         if seconds >= 2 * size:
@@ -61,7 +61,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: in
 
 
 def show(value, length: int = 60) -> str:
-    """Return a value as an error shows it, shortened: text as it is, others as Python writes them."""
+    """Return a value as errors show it, shortened: text as it is, anything else as its repr."""
     try:
         words = value if isinstance(value, str) and value.isprintable() and value else repr(value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
@@ -73,12 +73,12 @@ def show(value, length: int = 60) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Return whether text can be printed on one line: no control characters, no bytes that are no text."""
+    """Return whether text can be printed on one line: no control characters and no undecodable bytes."""
     return not any(unicodedata.category(c) in BREAKS for c in text)
 
 
 def one_line(text: str) -> str:
-    """Return text with what is not `is_plain` in it as Python writes it: a line break as \\n."""
+    """Return text with characters that are not `is_plain` escaped as in Python: a line break as \\n."""
     return ''.join(c if is_plain(c) else repr(c)[1:-1] for c in text)
 
 

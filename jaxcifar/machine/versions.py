@@ -10,10 +10,10 @@ PACKAGES = ('jaxcifar', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'm
 
 
 def git_commit() -> str:
-    """Return this checkout's commit, with '+changes' behind it where files but results differ.
+    """Return this checkout's commit, followed by '+changes' if files other than results have changed.
 
-    What $JAXCIFAR_COMMIT says comes first: whoever copies the files to another machine knows better than a
-    .git that was copied half. '' where nothing says it.
+    $JAXCIFAR_COMMIT takes precedence: whoever copied the files to another machine knows better than a
+    half-copied .git. Return '' if neither gives a commit.
     """
     if said := os.environ.get('JAXCIFAR_COMMIT'):
         return said

@@ -1,7 +1,7 @@
-"""Save and restore a run. All that is known about orbax is known here.
+"""Save and restore a run. This is the only file that uses orbax.
 
 WORKDIR/checkpoints/STEP  the whole state, the newest N
-WORKDIR/damaged/STEP      one of them whose files have changed since
+WORKDIR/damaged/STEP      a checkpoint whose files have changed since it was saved
 """
 
 import json
@@ -25,18 +25,18 @@ from jaxcifar.machine.files import reading, sha256, write_text
 for _name in ('absl', 'asyncio'):  # orbax narrates, and prints tracebacks of what it raises
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 
-SEAL = 'sha256.json'  # a checkpoint's files and their sums; orbax does not notice wrong bytes
+SEAL = 'sha256.json'  # a checkpoint's files and their checksums; orbax does not notice wrong bytes
 
 
 class Damaged(UserError):
-    """Report files that are not what was written."""
+    """Report files that are no longer as they were written."""
 
 
 class Checkpoints:
-    """Hold the whole states of one run.
+    """Manage the checkpoints of one run, each of which is a whole state.
 
-    Saving is asynchronous: the arrays are copied off the devices, and written while training goes
-    on. A step is complete when it is sealed; older ones are deleted after that. Where one alone is kept,
+    Saving is asynchronous: the arrays are copied off the devices, and written while training continues.
+    A checkpoint is complete when it is sealed; only then are older ones deleted. If only one is kept,
     there is none to fall back on when it is damaged. `before_seal()` waits for whatever else a checkpoint
     needs on disk.
     """
@@ -62,16 +62,16 @@ class Checkpoints:
             return ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
-        """Return the complete checkpoints, oldest first, as they lie on disk."""
-        # Without its seal a checkpoint cannot be checked, and so does not count. Orbax's own list will not
-        # do: it lacks what is deleted once a save is whole, and what stays where that save fails.
+        """Return the steps of the complete checkpoints on disk, oldest first."""
+        # A checkpoint without a seal cannot be checked and does not count. Orbax's own list will not do: it
+        # omits checkpoints that are to be deleted after the current save, and that stay if this save fails.
         return sorted(int(path.parent.name) for path in self.folder.glob(f'[0-9]*/{SEAL}'))
 
     def save(self, step: int, state: TrainState, meta: dict):
-        """Begin to save; a failure of the save before it is raised here.
+        """Start saving; a failure of the previous save is raised here.
 
-        The epoch's sums go to the JSON: which there are is the coupling's choice, and a state is to
-        be taken up by evaluation and by runs with another coupling too.
+        The epoch's sums go into the JSON, because their names depend on the coupling. Evaluation, and runs
+        with another coupling, must be able to load the state, too.
         """
         self._manager.wait_until_finished()
         sums = {name: value.tolist() for name, value in jax.device_get(state.sums).items()}
@@ -80,7 +80,7 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)), meta=ocp.args.JsonSave(meta))
         # orbax does not write a step that it already has.
         again = step in self._manager.all_steps()
-        if again:  # It was saved in mid-evaluation, and is kept until the new one is whole.
+        if again:  # The old one was saved in mid-evaluation, and is kept until the new one is complete.
             self._set_aside(step, self._replaced)
         # The callback runs in orbax's thread, and learns the step from here.
         self._saving = step
@@ -90,7 +90,7 @@ class Checkpoints:
             shutil.rmtree(self._replaced, ignore_errors=not hosts.is_first())
 
     def _seal(self):
-        """Write the sums of a checkpoint whose items are written, before it gets its name."""
+        """Write a checkpoint's checksums, after its items are written and before it gets its final name."""
         folder = next(self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'))
         # Only the items are sealed: orbax may still write files of its own beside them.
         items = [p for item in ('state', 'meta') for p in (folder / item).rglob('*') if p.is_file()]
@@ -99,7 +99,7 @@ class Checkpoints:
         write_text(folder / SEAL, sums)
 
     def wait(self):
-        """Wait until all saves are on disk; raises what went wrong with them."""
+        """Wait until all saves are on disk; raise the error of one that failed."""
         self._manager.wait_until_finished()
 
     def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict]:
@@ -115,7 +115,7 @@ class Checkpoints:
             sums[name] = hosts.put(value, sums[name].sharding)
         del meta['sums']
         like = like.replace(sums=None)
-        # This error can say what differs; one from orbax would show a shape alone.
+        # This error can say what may differ; an error from orbax would only show a shape.
         if meta.pop('shapes') != _shapes(like):
             raise UserError(
                 f'{self._file(step)} was saved with another network, number of classes or members, view, '
@@ -127,10 +127,10 @@ class Checkpoints:
         return like.replace(**restored).replace(sums=sums), meta
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict] | None:
-        """Return the newest state that is whole, or None where there is none.
+        """Return the newest undamaged (state, meta), or None if there is none.
 
-        A damaged one is set aside with a line on stderr, and the one before it is taken. Only for the
-        process that trains: it deletes unfinished saves of a process that was killed.
+        A damaged checkpoint is set aside with a warning on stderr, and the previous one is tried. Only the
+        process that trains may call this, because it deletes unfinished saves of a killed process.
         """
         if hosts.is_first():
             for unfinished in self.folder.glob('*.orbax-checkpoint-tmp*'):
@@ -178,7 +178,7 @@ class Checkpoints:
 
     def _put_back(self):
         """Put back what `save` had set aside when the process was killed."""
-        # A new checkpoint that got its name is whole, and the old one is needless.
+        # If the new checkpoint got its final name it is complete, and the old one is not needed.
         for path in self._replaced.glob('[0-9]*'):
             if not self._file(int(path.name)).exists():
                 os.replace(path, self._file(int(path.name)))
@@ -193,7 +193,7 @@ class Checkpoints:
 
 
 def _fields(state: TrainState) -> dict:
-    """Return what is written: states without a coupling's head are as they were before there was any."""
+    """Return the fields to write; a state without a head is written as before heads existed."""
     return {name: tree for name, tree in vars(state).items() if name != 'head' or tree is not None}
 
 

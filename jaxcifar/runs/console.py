@@ -28,7 +28,7 @@ COLUMNS = ('epoch', 'lr', 'train loss', 'train %', 'validation %', 'best %', 'se
 
 
 class Console:
-    """Print epochs as they come; made for `total` steps of which `step` are done."""
+    """Print epochs as they finish, for a run of `total` steps of which `step` are done."""
 
     def __init__(self, validation: str | None, step: int, total: int):
         self._terminal = Terminal(quiet=not hosts.is_first())
@@ -85,7 +85,7 @@ class Console:
             self.say('data.validation=test: weights are chosen on the TEST images, which flatters them')
         if config.schedule.name == 'warm_restarts':
             start, end = last_restart(config, config.epochs - 1)
-            # The rates of a head come behind those of the members, and would blur the mean.
+            # A head's rates follow those of the members, and do not belong in their mean.
             rate = _mean(session.learning_rates(session.total - 1)[: len(session.names)], '.3g')
             self.say(
                 f'training ends at epoch {config.epochs - start} of a warm-restart cycle of {end - start}, '
@@ -97,7 +97,7 @@ class Console:
             self.say(line)
 
     def stopped(self, session: Session, progress: Progress, members: np.ndarray):
-        """Say which members [K] bool end with this epoch, for want of a new best."""
+        """Print which `members` [K] bool stop after this epoch, for lack of a new best."""
         epoch, best_epoch = progress.epoch, progress.selection.best_epoch
         for k in np.flatnonzero(members):
             line = f'{session.names[k]} stops at epoch {epoch}; its best is epoch {best_epoch[k]}'
@@ -107,7 +107,7 @@ class Console:
             self.say(line)
 
     def step(self, step: int, images_per_second: float):
-        """Show that a step is done; cheap enough for every one."""
+        """Show that a step is done; this is cheap enough to call after every step."""
         rate = f'  {images_per_second:,.0f} images/s' if images_per_second else ''
         if self._live is not None:
             self._progress.update(self._task, completed=step, rate=rate.strip())
@@ -141,7 +141,7 @@ class Console:
         table = Table(*self._columns, box=None, header_style='bold')
         for column in table.columns:
             column.justify, column.no_wrap = 'right', True
-        # A thread draws, while the loop may add a row.
+        # Another thread draws the table, while the loop may add a row.
         for cells in tuple(self._rows):
             table.add_row(*cells)
         return Group(table, self._progress, *[status.Line()] * bool(status.line()))
@@ -166,7 +166,7 @@ def _mean(values, form: str) -> str:
 
 
 def _percent(values) -> str:
-    """Return fractions in percent, for a column that says so."""
+    """Return fractions in percent, without the sign, which the column's heading has."""
     return '' if values is None else _mean(100 * np.asarray(values), '.2f')
 
 
@@ -177,7 +177,7 @@ def _images(rows: list[np.ndarray]) -> str:
 
 
 class Clock:
-    """Count images and seconds, without those in which the steps waited for `program` to compile."""
+    """Count images and seconds, leaving out the time that steps waited for `program` to compile."""
 
     def __init__(self, program):
         self.program = program
@@ -188,16 +188,16 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Count the seconds that pass here as ones in which training waits for `what`."""
+        """Count the seconds that the block takes as time in which training waits for `what`."""
         start = time.perf_counter()
         yield
         waited = time.perf_counter() - start
         self._waits[what] += waited
-        # Within an epoch, these seconds are not those of its steps.
+        # Within an epoch, these seconds must not count as time of its steps.
         self._start += waited if self._start else 0.0
 
     def waits(self) -> dict[str, float]:
-        """Return {what: seconds} waited for since this was asked before."""
+        """Return {what: seconds} waited for since the previous call."""
         waits, self._waits = self._waits, dict.fromkeys(WAITS, 0.0)
         return waits
 
@@ -209,13 +209,13 @@ class Clock:
             self._start, self._compiled = time.perf_counter(), self.program.waited
 
     def count(self, images: int, steps: int):
-        """Count so many steps of so many images each, which have been handed to the devices."""
+        """Count `steps` steps of `images` images each, which have been handed to the devices."""
         self._images += images * steps
         self._steps += steps
 
     def _seconds(self) -> float:
         compiling = self.program.waited - self._compiled
-        # Never zero once begun: it divides, and an epoch on a GPU may take no time.
+        # Never 0 within an epoch: rates are divided by it, and an epoch on a GPU may take almost no time.
         return max(time.perf_counter() - self._start - compiling, 1e-9) if self._start else 0.0
 
     def rate(self) -> float:

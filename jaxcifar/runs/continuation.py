@@ -1,4 +1,4 @@
-"""Say how a run goes on: what a resumed one changes, what ended a finished one, and with which command."""
+"""Say how a run continues: what a resumed run changes, what ended a finished one, and the next command."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ from jaxcifar.runs.progress import Progress
 from jaxcifar.runs.session import Session
 from jaxcifar.runs.sources import split_checkpoint
 
-# Groups of fields that leave every number of a run as it is.
+# Fields, or groups of fields, that do not change any number of a run.
 SILENT = ('resume_from', 'data.root', 'log', 'profile', 'compile_cache', 'steps_per_call', 'checkpoint')
 NOTICED = 5e-3  # relative difference of learning rates that is worth a line
 
 
 def changes(session: Session, workdir: Path, progress: Progress) -> list[str]:
-    """Return lines that say what a resumed run does differently from now on; none where nothing.
+    """Return lines that say what a resumed run does differently from now on; [] if it changes nothing.
 
-    They come from config.json of this run, or of the run that it takes up, before it is written again.
+    The config is compared with config.json of this run, or of the run in resume_from, before it is rewritten.
     """
     config = session.config
     if not progress.step:
@@ -38,7 +38,7 @@ def changes(session: Session, workdir: Path, progress: Progress) -> list[str]:
     source = workdir if (workdir / 'config.json').exists() else other
     try:
         old = saved.load(source / 'config.json')
-    except UserError:  # a lost file: nothing is known of before
+    except UserError:  # the file is lost, so there is nothing to compare with
         return []
     before, after = flatten(saved.to_dict(old)), flatten(saved.to_dict(config))
     differ = [field for field in after if before.get(field) != after[field]]
@@ -97,13 +97,13 @@ def _cause(old: ConfigDict, config: ConfigDict, field: str) -> str:
 
 
 def _numbers(rates: np.ndarray) -> str:
-    """Return one number where all are equal."""
+    """Return the rates as text, or a single number if they are all equal."""
     shown = [f'{rate:.3g}' for rate in rates]
     return shown[0] if len({*shown}) == 1 else ', '.join(shown)
 
 
 def finished(session: Session, workdir: Path, progress: Progress, result: dict) -> list[str]:
-    """Return what a finished run is worth, what ended it, and the command that would continue it."""
+    """Return lines with a finished run's scores, what ended it, and the command that would continue it."""
     config, names = session.config, session.names
     patience, over = config.early_stopping.patience, progress.step >= session.total
     stopped = [
@@ -114,7 +114,7 @@ def finished(session: Session, workdir: Path, progress: Progress, result: dict) 
     if stopped:
         at = '' if over else f' by epoch {progress.epoch} of {config.epochs}'
         ends.append(f'early_stopping.patience={patience} stopped {", ".join(stopped)}{at}')
-    # What stands in the way of another step is what has to grow.
+    # Raise exactly the limits that prevent another step.
     more: dict[str, object] = {'epochs': 2 * config.epochs} if over else {}
     more |= {'early_stopping.patience': 2 * patience} if len(stopped) == len(names) else {}
     lines = [f'{workdir} is finished: {"; ".join(ends)}']
@@ -124,7 +124,7 @@ def finished(session: Session, workdir: Path, progress: Progress, result: dict) 
 
 
 def preempted(session: Session, workdir: Path, step: int) -> Preempted:
-    """Return what SIGTERM raises where all is saved at `step`."""
+    """Return the exception to raise after SIGTERM, once everything is saved at `step`."""
     return Preempted(f'saved at {session.place(step)}; {_go_on(workdir)}')
 
 
@@ -134,7 +134,7 @@ def _go_on(workdir: Path) -> str:
 
 @contextlib.contextmanager
 def told_what_is_kept(keeper: Keeper, progress: Progress) -> Iterator[None]:
-    """Let Ctrl-C end the block with words that say what is saved, once a save in flight is on disk."""
+    """Finish the save in progress on Ctrl-C, then end the block with a message that says what is saved."""
     try:
         yield
     except KeyboardInterrupt:
@@ -145,7 +145,7 @@ def told_what_is_kept(keeper: Keeper, progress: Progress) -> Iterator[None]:
 
 
 def _interrupted(session: Session, workdir: Path, step: int, kept: list[int]) -> str:
-    """Return what Ctrl-C leaves at `step`, where the checkpoints in `kept` are on disk."""
+    """Return the message for Ctrl-C at `step`, when the checkpoints in `kept` are on disk."""
     if not kept:
         return f'stopped at step {step}, before the first save; to start over: {resume_command(workdir)}'
     lost = step - kept[-1]

@@ -1,4 +1,4 @@
-"""Say what a finished run is worth, where its files are, and which commands come next."""
+"""Report a finished run's scores, where its files are, and which commands to run next."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ MOST = 16  # members that have a line each
 
 
 def where_to_go(workdir: Path, drawn: int) -> list[str]:
-    """Return lines for the end of a run that has drawn so many pictures: its files, and three commands."""
+    """Return the last lines of a run that has `drawn` pictures: its files, and three commands to run next."""
     files = [name for name in SHOWN if (workdir / name).exists()]
     files += [f'{drawn} pictures in {workdir / "pictures"}'] if drawn else []
     return [
@@ -25,13 +25,13 @@ def where_to_go(workdir: Path, drawn: int) -> list[str]:
 
 
 def chosen(results: dict) -> str:
-    """Return the weights that stand for a run: 'best', or 'last' where none were chosen."""
+    """Return the name of the weights that represent a run: 'best', or 'last' where none were chosen."""
     return 'best' if 'best' in results['mean'] else 'last'
 
 
 def are_replicates(results: dict) -> bool:
-    """Return whether members differ by their draws alone: a ± over others would look like an error bar."""
-    # A name is ID_NETWORK; members that differ by their id alone are repetitions.
+    """Return whether members differ only in random draws; for others, a ± would pass for an error bar."""
+    # A name is ID_NETWORK; members that differ only in their id are repetitions.
     kinds = {(network_of(m['name']), m.get('loss'), m.get('view')) for m in results['members']}
     varied = any('numbers' in m for m in results['members'])
     return len(kinds) == 1 and not varied and not results.get('own_images')
@@ -45,7 +45,7 @@ def lines(results: dict) -> list[str]:
         if 'fusion' in results:
             scores = {member['name']: member[checkpoint]['test'] for member in results['members']}
             text += fusion_lines(results['fusion'][checkpoint]['test'], scores)
-        # The mean of members of one kind says it all; others are shown one by one.
+        # For members of one kind the mean is enough; members that differ are shown one by one.
         if not are_replicates(results) or 'loss' in results['members'][0]:
             text += _member_lines(results, checkpoint)
         text += _best_of_sweep(results, checkpoint)
@@ -53,7 +53,7 @@ def lines(results: dict) -> list[str]:
 
 
 def _best_of_sweep(results: dict, checkpoint: str) -> list[str]:
-    """Return which of the members with numbers of their own the held-out images found best, as a line."""
+    """Return a line on which member of a sweep over numbers scored best on the held-out images."""
     scores = [m.get(checkpoint, {}).get('validation_accuracy') for m in results['members']]
     if 'numbers' not in results['members'][0] or None in scores or results['selection'] == 'test':
         return []
@@ -63,13 +63,13 @@ def _best_of_sweep(results: dict, checkpoint: str) -> list[str]:
 
 
 def _titled(member: dict) -> str:
-    """Return a member's name, and in what it differs from the others."""
+    """Return a member's name, and how it differs from the others."""
     kinds = [member[kind] for kind in ('loss', 'view') if kind in member]
     return titled(member['name'], kinds, member.get('numbers', {}))
 
 
 def _mean_line(results: dict, checkpoint: str) -> str:
-    """Return what the fused prediction or the members on average are worth, and the mean of probabilities."""
+    """Return a line with the scores of the fused prediction or the average member, and of the ensemble."""
     mean, std = results['mean'][checkpoint], results['std'][checkpoint]
     several, same, fused = len(results['members']) > 1, are_replicates(results), 'fusion' in results
     how = 'last epoch'
@@ -80,7 +80,7 @@ def _mean_line(results: dict, checkpoint: str) -> str:
     accuracy = percent(mean['accuracy'], std['accuracy'] if several and same else None)
     line = f'test accuracy {accuracy} ({how})'
     if fused:
-        # A fusion is run for this number. What it has to beat stands beside it.
+        # This number is the purpose of a fusion run, so what it has to beat is printed beside it.
         mean, experts = results['fusion'][checkpoint]['test']['fused'], mean
         line = f'test accuracy: fused {percent(mean["accuracy"])}, '
         line += f'the experts on average {percent(experts["accuracy"])} ({how})'
@@ -91,7 +91,7 @@ def _mean_line(results: dict, checkpoint: str) -> str:
 
 
 def _member_lines(results: dict, checkpoint: str) -> list[str]:
-    """Return what each member is worth; of many only the best and the worst on the test images."""
+    """Return a line of scores per member; of many, only the best and the worst on the test images."""
     members, rest = results['members'], []
     if len(members) > MOST:
         ranked = sorted(members, key=lambda m: m[checkpoint]['test']['accuracy'])
@@ -100,7 +100,7 @@ def _member_lines(results: dict, checkpoint: str) -> list[str]:
 
 
 def _member_line(results: dict, member: dict, checkpoint: str) -> str:
-    """Return what a member that differs from the others is worth."""
+    """Return a line with the scores of one member."""
     score = member[checkpoint]['test']
     # Without a long tail there are no groups, and a group may be empty.
     shown = [k for k in ('accuracy', 'mean_recall', 'many', 'medium', 'few') if k in score]
@@ -111,7 +111,7 @@ def _member_line(results: dict, member: dict, checkpoint: str) -> str:
 
 
 def fusion_lines(fusion: dict, members: dict[str, dict]) -> list[str]:
-    """Return a fused prediction beside its members and all else that it has to beat, and whether it does."""
+    """Return lines that compare a fused prediction with all that it has to beat, and the verdict."""
     best = fusion['best_expert']
     rows = {
         'fused': fusion['fused'],

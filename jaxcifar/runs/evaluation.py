@@ -1,4 +1,4 @@
-"""Evaluate weights: images to logits to the numbers of members and ensemble."""
+"""Evaluate weights: from images to logits to the scores of members and ensemble."""
 
 import contextlib
 import math
@@ -38,16 +38,16 @@ KEPT = 2**28  # bytes of images to evaluate that stay on the devices; CIFAR's te
 
 
 class EvalStep:
-    """Turn `Weights` into a function of uint8 images [B,H,W,C] to logits [K,B,C], as the networks see them.
+    """Turn `Weights` into a function from uint8 images [B,H,W,C] to logits [K,B,C].
 
-    [K+1,B,C] where the coupling has a head, whose prediction is the last.
+    The logits are [K+1,B,C] if the coupling has a head, whose prediction is the last row.
     """
 
     def __init__(self, config: ConfigDict, population: Population, dataset):
         head = make_head(config, population)
-        # Apart from what follows: whoever exports what `show` gives gets the same numbers, to the bit.
+        # Compiled separately, so that exported weights, which `show` gives, score the same to the bit.
         self._show = jax.jit(population.show)
-        # Images that have been sent, with what they were sent as: they stay for the next evaluation.
+        # Images already on the devices, with their batch size and batches: they stay for the next evaluation.
         self._sent: list[tuple[np.ndarray, int, list[tuple[jax.Array, int]]]] = []
 
         def forward(shown, weights: Weights, images: jax.Array) -> jax.Array:
@@ -66,7 +66,7 @@ class EvalStep:
         return partial(self._forward, self._show(weights.params), weights._replace(params=None))
 
     def batches(self, images, size: int, workers: int, sharding: NamedSharding) -> Generator:
-        """Yield (images on the devices [size,H,W,C], how many of them count); to be closed.
+        """Yield (images on the devices [size,H,W,C], how many of them count); the caller must close it.
 
         Arrays stay on the devices for the next time while they take no more than KEPT bytes together.
         """
@@ -107,7 +107,7 @@ def over_views(predict: Callable, images: jax.Array, views: ConfigDict) -> jax.A
 
 
 def shifted(images: jax.Array, pixels: int) -> tuple[jax.Array, jax.Array]:
-    """Move images [B,H,W,C] up and left, and down and right; what comes in is a reflection."""
+    """Shift images [B,H,W,C] up and left, and down and right; the gaps are filled by reflection."""
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (pixels,) * 2, (pixels,) * 2, (0, 0)), 'reflect')
     return padded[:, 2 * pixels :, 2 * pixels :], padded[:, :height, :width]
@@ -121,7 +121,7 @@ def predict_logits(
     `poll()` is called between batches.
     """
     shards = mesh.shape['data']
-    # A batch must divide over the data shards, and need not exceed the images.
+    # A batch must split evenly over the data shards, and need not be larger than the number of images.
     size = math.ceil(min(config.eval.batch_size, len(images)) / shards) * shards
     sharding = NamedSharding(mesh, PartitionSpec('data'))
     see, outputs, counts = step(weights), list[jax.Array](), list[int]()
@@ -150,12 +150,12 @@ def evaluate_logits(logits: np.ndarray, images: Images) -> tuple[list[dict], dic
 
 
 def compare(names: list[str], logits: np.ndarray, images: Images) -> dict:
-    """Return the fused prediction's scores from logits [K+1,N,C], and what it has to beat."""
+    """Return the fused prediction's scores from logits [K+1,N,C], and the scores that it has to beat."""
     return compare_fused(logits, names, images.labels, images.class_counts)
 
 
 class Scored(NamedTuple):
-    """Hold weights, the step of each of the K members' weights, and logits by the names of the images."""
+    """Hold weights, the K steps they are from, one per member, and logits by the name of the image set."""
 
     weights: Weights
     steps: list[int]
@@ -187,9 +187,9 @@ class Evaluation:
         return predict_logits(self.eval_step, weights, images, session.config, session.mesh, self.poll)
 
     def scores(self, logits: np.ndarray, name: str) -> dict:
-        """Return the metrics that `logits` of the images called `name` are worth.
+        """Return the metrics of `logits` on the images called `name`.
 
-        members: K with their names; mean and std over them; ensemble; of a coupling with a head also fusion.
+        Keys: members, K dicts with names; mean and std over members; ensemble; with a head also fusion.
         """
         images, names = self.images(name), self.session.names
         members, ensemble = evaluate_logits(logits[: len(names)], images)
@@ -200,9 +200,9 @@ class Evaluation:
 
 
 def open_evaluation(path: Path) -> Evaluation:
-    """Return the evaluation of a run; `UserError` where it is none, or the images here are not its own."""
+    """Return the evaluation of a run; `UserError` if there is none, or the images here are not the run's."""
     trained = open_trained(path)
-    # Before the images of an export are downloaded.
+    # This is refused before the images of an export would be downloaded.
     if not isinstance(trained, TrainedRun):
         raise UserError(f'expected the workdir of a run, got {path}, which holds only weights')
     return Evaluation(trained.with_images())

@@ -1,8 +1,8 @@
 """Write TensorBoard's event files: a folder for each member and split, so that curves share tags.
 
-tensorboardX is used for its formats alone. clu.metric_writers import TensorFlow, as of clu 0.0.12. Of
-tensorboardX's own writers one keeps a file open for each folder, and the other a thread that waits forever
-when the disk is full.
+tensorboardX is used only for its file formats. clu.metric_writers imports TensorFlow, as of clu 0.0.12. Of
+tensorboardX's own two writers, one keeps a file open for each folder, and the other has a thread that waits
+forever when the disk is full.
 """
 
 import os
@@ -22,14 +22,14 @@ from jaxcifar.config.values import flatten
 
 BATCHES = 'train_batch'  # the split whose points are within an epoch: their axis is the step
 DELAY = 10.0  # seconds after which a curve shows its points
-RUN = 'run'  # the folder of what belongs to no member
+RUN = 'run'  # the folder for data that belongs to no member
 SHOWN = ('dataset', 'network', 'split', 'loss', 'coupling', 'view', 'epochs', 'batch_size', *PER_MEMBER)
 
 
 class Events:
-    """Write points over epochs into FOLDER/MEMBER/SPLIT; those of BATCHES over steps.
+    """Write points over epochs into FOLDER/MEMBER/SPLIT; the points of BATCHES are over steps.
 
-    What earlier sessions wrote after `epoch`, or of BATCHES after `step`, does not count.
+    Points that earlier sessions wrote after `epoch`, or for BATCHES after `step`, no longer count.
     """
 
     def __init__(self, folder: Path, epoch: int, step: int):
@@ -43,7 +43,7 @@ class Events:
         self._pending: dict[Path, bytes] = {}
         self._written = time.monotonic()
         folder.mkdir(exist_ok=True)
-        # Folders that this session may not write to for long must not show later points until then.
+        # Outdated points are dropped at once, because this session may not write to a folder for a long time.
         for path in {path.parent for path in folder.rglob('events.*')}:
             self._begin(path)
 
@@ -80,8 +80,8 @@ class Events:
     def _begin(self, folder: Path):
         self._begun.add(folder)
         self._append(folder, file_version='brain.Event:2')
-        # At a START, TensorBoard drops earlier points of that step and later ones. An older version wrote all
-        # into one folder, over steps.
+        # At a START event, TensorBoard drops points already written for that step and later steps. An older
+        # version wrote all curves into one folder, over steps.
         over_steps = folder.name == BATCHES or folder == self._folder
         last = self._step if over_steps else self._epoch
         self._append(folder, step=last + 1, session_log={'status': 'START'})
@@ -115,7 +115,7 @@ class Events:
 
 
 def hyperparameters(config: ConfigDict) -> list[dict[str, bool | float | str]]:
-    """Return what each of the K members was trained with: fields that are not as by default, and SHOWN."""
+    """Return each member's hyperparameters, K dicts: fields that differ from their default, and SHOWN."""
     defaults, rows = flatten(to_dict(get_config())), []
     for k in range(config.members):
         values = {

@@ -1,4 +1,4 @@
-"""Show the first training batch of a run as people see images: as it is read, and as networks get it."""
+"""Show the first training batch of a run as viewable images: as it is read, and as networks see it."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ from jaxcifar.runs.session import Session
 
 
 class Shown(NamedTuple):
-    """Hold images as people see them, uint8 [B,H,W,3], and their labels, B titles."""
+    """Hold viewable images, uint8 [B,H,W,3], and their labels as B titles."""
 
     images: np.ndarray
     titles: list[str]
@@ -27,8 +27,8 @@ class Shown(NamedTuple):
 def read_first_batch(session: Session, epochs: Sequence[int]) -> tuple[Shown, list[Shown]]:
     """Return the first batch as it is read, and as augmented in the first step of each of these epochs.
 
-    Where members have batches of their own, or augment each for itself, it is the first member's. All hosts
-    must call it.
+    Where members have their own batches or augmentations, the first member's are returned. All hosts must
+    call this.
     """
     # This batch is read once: it needs neither workers nor the whole data set on the devices.
     config = copy.deepcopy(session.config)
@@ -44,7 +44,7 @@ def read_first_batch(session: Session, epochs: Sequence[int]) -> tuple[Shown, li
     seen = []
     for epoch in epochs:
         images, targets = hosts.fetch(see(placed, jnp.int32(epoch * session.epoch_steps)))
-        # Members that share a batch may still see it augmented each for itself.
+        # Members that share a batch may still augment it independently.
         images = visible(of_first(images, has_own_batches(images)), dataset.mean, dataset.std)
         targets = of_first(targets, targets.first.ndim == 2)
         seen.append(Shown(images, [label(targets, i, classes) for i in range(len(images))]))

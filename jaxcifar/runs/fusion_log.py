@@ -1,7 +1,7 @@
-"""Write one CSV file for each fused run: a row an epoch, everything in its columns.
+"""Write one CSV file for each fused run, with one row per epoch.
 
-It is made of metrics.csv and timing.csv whenever a run saves, and so is the only place where numbers
-and the clock stand side by side.
+The file is made from metrics.csv and timing.csv whenever a run saves. It is the only file in which
+metrics and times are side by side.
 """
 
 import csv
@@ -24,15 +24,15 @@ def file_name(config: ConfigDict) -> str:
 
 
 def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
-    """Make the file again. Losses and accuracies (fractions) are means over an epoch's training images.
+    """Rewrite the file. Losses and accuracies (fractions) are means over an epoch's training images.
 
-    train_loss is the whole loss, val_* are those of the fused prediction; learning rates, of the first
-    member and of the head's parts, are those of the epoch's last step.
+    train_loss is the total loss, and val_* belong to the fused prediction. Learning rates, those of the
+    first member and of the head's parts, are from the epoch's last step.
     """
     # The file is derived, so a crash can damage nothing that the next save does not mend.
     metrics, timing = (_read(workdir / name) for name in ('metrics.csv', 'timing.csv'))
     cells = {(r['epoch'], r['member'], r['split']): r for r in metrics if r['checkpoint'] == 'last'}
-    at = {r['epoch']: r['timestamp'] for r in timing}  # after a resume an epoch may stand twice
+    at = {r['epoch']: r['timestamp'] for r in timing}  # after a resume an epoch may occur twice
     # One row an epoch: the fused row carries it, and the members' rows join by epoch.
     names = member_names(config)
     rows = []
@@ -48,7 +48,7 @@ def write(workdir: Path, config: ConfigDict, learning_rates: Callable):
             'train_loss': fused['loss_total'],
             'val_loss': chosen.get('loss', ''),
             'val_accuracy': chosen.get('accuracy', ''),
-            # Of the table where it has them: a run of more epochs had others before.
+            # Taken from the table if possible: before `epochs` was changed, the schedule had other rates.
             'experts_lr': experts[0].get('lr', ''),
             'fusion_lr': fused['lr'],
             'global_head_lr': _of_head(config, fused, learning_rates),

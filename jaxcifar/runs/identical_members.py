@@ -15,7 +15,7 @@ from jaxcifar.runs.session import Session
 
 
 def warn_of_identical_members(session: Session, state: TrainState):
-    """Say on stderr which members begin as one network and see the same, and what makes them differ."""
+    """Warn on stderr about members with the same weights and images, and say how to make them differ."""
     for members in identical_members(session, state):
         if hosts.is_first():
             names = ', '.join(session.names[k] for k in members)
@@ -28,7 +28,7 @@ def warn_of_identical_members(session: Session, state: TrainState):
 
 
 def identical_members(session: Session, state: TrainState) -> list[list[int]]:
-    """Return the members, two or more together, that nothing tells apart from this state on."""
+    """Return groups of two or more members that will train identically from this state on."""
     config = session.config
     # Members that take turns see each other as they are after the others' update.
     in_turn = config.update_order == 'sequential' and config.coupling != 'none'
@@ -46,7 +46,7 @@ def identical_members(session: Session, state: TrainState) -> list[list[int]]:
 
 
 def _sees(session: Session, k: int) -> tuple:
-    """Return what tells apart what member `k` sees of the images, and how its units are dropped."""
+    """Return a key that is equal for members that see the same images and draw the same dropout."""
     config, order = session.config, session.order
     # The first batch stands for all: later ones come from the same seeds.
     images = order.indices(0)[k].tobytes() if order.own else b''

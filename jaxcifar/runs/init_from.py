@@ -1,10 +1,10 @@
-"""Load weights that are not drawn: config.init_from.
+"""Load initial weights instead of drawing them: config.init_from.
 
-`WORKDIR` stands for the best weights of all members of a run (the last where none were chosen),
-`WORKDIR@last` and `WORKDIR@STEP` for others, a file of PyTorch or safetensors for the weights of one
-network, a folder or file of `jaxcifar.export` for what is in it, and the
-name of a network that comes with the package for that. Sources joined by + give one member
-after the other; a source of one alone is given to every member. A classifier of other classes begins fresh.
+`WORKDIR` stands for the best weights of all members of a run (the last where none were chosen), and
+`WORKDIR@last` and `WORKDIR@STEP` for others. A PyTorch or safetensors file stands for the weights of one
+network, a folder or file of `jaxcifar.export` for its contents, and the name of a network that comes with
+the package for that network. Sources joined by + give one member after the other; a source with a single
+member is given to every member. A classifier for other classes starts with fresh weights.
 """
 
 import sys
@@ -34,8 +34,8 @@ from jaxcifar.runs.trained import open_trained
 def begin_from(config: ConfigDict, population: Population, state: TrainState) -> TrainState:
     """Return the state before the first step, with the members' weights of config.init_from.
 
-    Optimisers, counters and a coupling's head begin as they would anyway. Raises `UserError` where
-    there are not as many members, or other networks.
+    Optimisers, counters and a coupling's head start as in any new run. Raises `UserError` if the
+    sources have another number of members, or other networks.
     """
     shapes, networks = population.shapes(), member_networks(config)
     members: list[dict] = []
@@ -63,9 +63,9 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
 def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
     """Return a source's members, each {'params': …, 'batch_stats': …} on the host.
 
-    shapes: of the network that a file is read for, called `network`. The config's member_ids are taken of a
-    run that has all of these and others. Floats begin as the networks of that run saw its weights; a view
-    with what it was made of.
+    shapes: of the network called `network`, which a file is read for. If a run has all of the config's
+    member_ids, only those members are taken. Without a view, members start from the weights as that run's
+    networks saw them; with a view, from the underlying floats.
     """
     path, checkpoint = split_checkpoint(source)
     name, member_ids = path, config.member_ids
@@ -82,7 +82,7 @@ def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
 
 
 def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
-    """Say on stderr where members have been trained on the images that choose the weights here."""
+    """Warn on stderr if members have been trained on the images that choose the weights here."""
     for source in split_sources(config.init_from) if len(split.validation) else ():
         path = shipped_networks.folder_of(split_checkpoint(source)[0])
         # A workdir or an export tells which images its networks saw; a file of weights cannot be asked.
@@ -108,14 +108,14 @@ def warn_of_seen(config: ConfigDict, dataset: Dataset, split: Split):
 
 
 def _about_data(folder: Path) -> dict:
-    """Return what a workdir or an export says of the data it was trained on, {} where nothing."""
+    """Return what a workdir or an export records about its training data, {} if nothing."""
     about = read_json(folder / 'dataset.json') or (read_json(folder / portable.CARD) or {}).get('data')
     return about if isinstance(about, dict) else {}
 
 
 def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:
-    """Return the weights for a member, with its drawn classifier where theirs tells other classes apart."""
-    # Scales of another view are dropped: the member's own view begins with its own.
+    """Return the weights for a member, with its drawn classifier if theirs has another number of classes."""
+    # Scales of another view are dropped: the member's view starts with its own scales.
     own, fresh = flatten_dict(variables), flatten_dict(drawn)
     own = {path: leaf for path, leaf in own.items() if path in fresh or not is_scale(path[-1])}
     if own.keys() != fresh.keys():  # perhaps only without what a view adds

@@ -22,7 +22,7 @@ class Keeper:
 
     def __init__(self, session: Session, workdir: Path):
         self.session, self.workdir = session, workdir
-        # A checkpoint counts from its seal on, and names the best weights that it comes back to.
+        # A sealed checkpoint counts, so the best weights that it refers to must be on disk before the seal.
         self.checkpoints = Checkpoints(workdir, session.config.checkpoint.keep, self.wait_for_best)
         self.best = BestWeights(workdir)
         self._writer = ThreadPoolExecutor(1, 'best weights')
@@ -45,11 +45,11 @@ class Keeper:
             fusion_log.write(self.workdir, session.config, session.learning_rates)
         self.checkpoints.save(progress.step, state, progress.to_json())
         self.saved = progress.step, progress.pending
-        # Older bests go only now: until the save, a crash would have gone back to them.
+        # Older best weights are deleted only now: a crash before this save would have gone back to them.
         self.best.prune(self.checkpoints.steps())
 
     def choose(self, state: TrainState, progress: Progress, accuracy: np.ndarray) -> np.ndarray:
-        """Take in validation accuracies, one an output, and write the weights of members at a new best.
+        """Record validation accuracies, one per output, and write the weights of members with a new best.
 
         Returns the members that stop here, [K] bool.
         """
@@ -66,7 +66,7 @@ class Keeper:
             files = [(self.session.names[k], *members[k]) for k in np.flatnonzero(better)]
             # A fused prediction chooses for all, so that its head belongs to every new best.
             files += [(part, params, {}) for part, params in head.items()]
-            # Only one set of weights waits in memory.
+            # At most one set of weights may wait in memory to be written.
             self.wait_for_best()
             self._writing = self._writer.submit(self._write, progress.step, files)
         return before & ~selection.active(config)
@@ -76,12 +76,12 @@ class Keeper:
             self.best.save(name, step, params, stats)
 
     def wait_for_best(self):
-        """Wait until the best weights so far are on disk; raises what went wrong with them."""
+        """Wait until the best weights so far are on disk; raise the error if writing them failed."""
         if self._writing is not None:
             self._writing.result()
 
     def require_finite(self, progress: Progress, values):
-        """Raise `UserError` unless the numbers of all outputs that go on, a tree of each, are finite."""
+        """Raise `UserError` unless `values`, a tree per output, are finite for all that still train."""
         diverged = progress.selection.diverged(values, self.session.config)
         if diverged.any():
             # The message lists what is on disk, which a save in flight is not.

@@ -1,4 +1,4 @@
-"""Write what a run leaves behind to be read: metrics.csv, timing.csv, TensorBoard events, WandB, JSON.
+"""Write the logs of a run: metrics.csv, timing.csv, TensorBoard events and WandB.
 
 metrics.csv holds nothing that depends on the clock, so that it can be compared byte for byte.
 """
@@ -22,7 +22,7 @@ from jaxcifar.runs.tables import Table, take_up
 
 METRICS = ('loss', 'accuracy', 'top5', 'ece', 'lr', 'best', 'patience')
 COLUMNS = ('epoch', 'step', 'member', 'split', 'checkpoint', *METRICS)
-ROW = set(COLUMNS[:5])  # what a row is about
+ROW = set(COLUMNS[:5])  # the columns that identify a row
 WAITED = [f'{what}_seconds' for what in WAITS]
 TIMING = ('epoch', 'step', 'seconds', 'images_per_second', 'timestamp', *WAITED)
 
@@ -41,12 +41,12 @@ class Silence:
     write_timing = write_pictures = close = write
 
     def flush(self) -> int:
-        """Return no length: the first host knows it."""
+        """Return 0, because only the first host knows the length."""
         return 0
 
 
 def open_logger(session: Session, workdir: Path, progress: Progress):
-    """Return the `Logger` of the first host, or what the others have instead."""
+    """Return a `Logger` on the first host, and `Silence` on the others."""
     if not hosts.is_first():
         return Silence()
     groups = group_names(session.split.class_counts)
@@ -58,8 +58,8 @@ def open_logger(session: Session, workdir: Path, progress: Progress):
 class Logger:
     """Write the tables and event files of a run whose members are `names`.
 
-    `length` is how much of metrics.csv the run that is continued had written at `step`, and `epoch` the
-    last epoch in it; `groups` are further columns of it.
+    `length` is the number of bytes of metrics.csv that the continued run had written at `step`, and `epoch`
+    is the last epoch in them. `groups` are further columns.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Logger:
     ):  # fmt: skip
         self._names = names
         metrics, timing = workdir / 'metrics.csv', workdir / 'timing.csv'
-        # Rows after the checkpoint are written again, so that the table has each only once.
+        # Rows after the checkpoint will be written again, so they are removed here.
         take_up(metrics, ROW, length, step)
         # Time that was spent stays spent: rows of steps that are taken again are kept.
         take_up(timing, {'epoch', 'step', 'seconds'})
@@ -82,8 +82,8 @@ class Logger:
         self._wandb = _wandb(config, workdir) if config.log.wandb != 'disabled' else None
 
     def write(self, epoch: float, step: int, split: str, row: dict[str, np.ndarray], checkpoint='last'):
-        """Write a line a member of {metric: [K]}; TensorBoard and WandB get those of the last weights."""
-        # The tables format Python's own floats, and numpy's float32 is none.
+        """Write {metric: [K]} as one line per member; TensorBoard and WandB get only the last weights'."""
+        # The tables only format Python's own floats, which NumPy's float32 is not.
         values = {k: np.asarray(v).tolist() for k, v in row.items()}
         scalars: dict[str, float] = {}
         for i, name in enumerate(self._names):
@@ -92,7 +92,7 @@ class Logger:
                 epoch=epoch, step=step, member=name, split=split, checkpoint=checkpoint, **own
             )
             scalars |= {f'{k}/{split}/{name}': v for k, v in own.items()}
-            # Curves are of training: a point of the chosen weights belongs to an earlier step.
+            # Curves show training: a point for the chosen weights would belong to an earlier step.
             if self._events is not None and checkpoint == 'last':
                 # Tags of their own keep points over steps out of the curves over epochs.
                 within = split == BATCHES
@@ -104,10 +104,10 @@ class Logger:
     def write_timing(
         self, epoch: int, step: int, seconds: float, images_per_second: float, waits: dict[str, float]
     ):
-        """Write a row of timing.csv, which is never taken back.
+        """Write a row of timing.csv, which is never removed again.
 
-        seconds: what the epoch's steps took; waits: {what: seconds} that training has waited between the row
-        before and this one.
+        seconds: the time of the epoch's steps; waits: {what: seconds} that training has waited for since the
+        previous row.
         """
         now = datetime.now(UTC).isoformat(timespec='seconds')
         rounded = {f'{what}_seconds': round(waited, 3) for what, waited in waits.items()}
@@ -149,7 +149,7 @@ def _wandb(config: ConfigDict, workdir: Path):
         dir=str(workdir),
         mode=log.wandb,
         project=log.wandb_project,
-        # An offline run cannot be gone on with: the sessions of a run are a group.
+        # An offline WandB run cannot be continued, so the sessions of one run form a group.
         group=log.wandb_group or name,
         name=name,
         config=to_dict(config),

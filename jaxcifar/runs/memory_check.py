@@ -1,4 +1,4 @@
-"""Refuse a run that cannot be in memory, before anything of it is built."""
+"""Refuse a run that cannot fit in memory, before any part of it is built."""
 
 import jax
 
@@ -11,9 +11,9 @@ GB = 1e9
 
 
 def check_run_fits(session: Session):
-    """Raise `UserError` where a step's state and images alone are more than all memory that there is.
+    """Raise `UserError` if a step's state and images alone need more than all available memory.
 
-    Activations, which take most, are not counted: what is refused here could never run.
+    Activations, which take the most memory, are not counted, so a run refused here could never work.
     """
     config, mesh = session.config, session.mesh
     (here, *others), side = mesh.local_devices, mesh.shape['member']

@@ -5,7 +5,7 @@ import scipy  # loads its parts when they are used; stats takes most of a second
 from scipy.special import log_softmax, logsumexp
 
 BINS = 15
-CHANCE = 0.05  # the p-value from which on a difference is not claimed
+CHANCE = 0.05  # the p-value at or above which a difference is not claimed
 MANY, FEW = 100, 20  # training images: more than these make 'many', fewer than those 'few'
 
 
@@ -15,11 +15,11 @@ def summarise(
     """Return metrics of one network from log-probabilities [N,C] and labels [N], in float64.
 
     accuracy and top5 are fractions, nll is in nats, ece the expected calibration error with 15
-    equal-width bins of confidence (Guo et al. 2017, eq. 3). Of equal classes the first ranks higher.
+    equal-width bins of confidence (Guo et al. 2017, eq. 3). Of equally likely classes the first ranks higher.
     `class_counts` [C], the training images of a long tail, adds the mean recall of its groups of classes.
     """
     true = log_p[np.arange(len(labels)), labels]
-    # Ties must fall as argmax lets them fall, or top-1 and accuracy would disagree.
+    # Ties must be broken as argmax breaks them, or top-1 and accuracy would disagree.
     earlier = np.arange(log_p.shape[1]) < labels[:, None]
     rank = np.where(earlier, log_p >= true[:, None], log_p > true[:, None]).sum(1)
     predicted = log_p.argmax(1)
@@ -38,8 +38,8 @@ def compare_fused(
 ) -> dict:
     """Return the scores of a fused prediction, the last of logits [K+1,N,C], and of what it has to beat.
 
-    The best member is the best on these very images, which is hard on the fused one. `beats_mean` says
-    whether that has a higher accuracy than both means; p_value is the larger of those of McNemar's test.
+    The best member is chosen on these very images, which makes it harder to beat. `beats_mean` says whether
+    the fused prediction is more accurate than both means; p_value is the larger p-value of McNemar's tests.
     """
     members, log_p = logits[:-1], log_probabilities(logits)
     predictions = {
@@ -61,10 +61,10 @@ def compare_fused(
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the p-value of two networks being equally often right on the same images, [N] bool each.
+    """Return the p-value for two networks being right equally often on the same images, [N] bool each.
 
-    Two-sided and exact (McNemar 1947, with the binomial distribution). It knows of the chance in which
-    images are tested, not of that in training.
+    The test is two-sided and exact (McNemar 1947, with the binomial distribution). It accounts for the random
+    choice of test images, but not for randomness in training.
     """
     only = int((a & ~b).sum()), int((b & ~a).sum())
     # Where both are right on the same images there is nothing to test.
@@ -80,7 +80,7 @@ def verdict(found: dict) -> str:
 
 
 def class_recalls(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return the share of each class's images that are right, [C]; NaN of a class without images."""
+    """Return the share of each class's images that are classified correctly, [C]; NaN without images."""
     images = np.bincount(labels, minlength=classes)
     # A class without images is 0/0, and NaN is the honest recall.
     with np.errstate(invalid='ignore'):
@@ -88,7 +88,7 @@ def class_recalls(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.n
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return the share of each class's images that are taken for each class, [C,C]; rows are true classes.
+    """Return the share of each class's images classified as each class, [C,C]; rows are true classes.
 
     The row of a class without images is NaN.
     """
@@ -98,7 +98,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
 
 
 def worst_mistakes(log_p: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
-    """Return up to so many rows of log-probabilities [N,C] that are wrong, the most certain ones first."""
+    """Return the indices of up to `most` wrong rows of log-probabilities [N,C], the most confident first."""
     wrong = np.flatnonzero(log_p.argmax(1) != labels)
     return wrong[np.argsort(-log_p[wrong].max(1), kind='stable')][:most]
 
@@ -127,9 +127,9 @@ def group_names(class_counts: np.ndarray | None) -> tuple[str, ...]:
 
 
 def group_recalls(correct: np.ndarray, labels: np.ndarray, class_counts: np.ndarray) -> dict[str, float]:
-    """Return the mean recall of all classes (mean_recall) and of the groups that are among the labels.
+    """Return the mean recall of all classes (mean_recall) and of each group that occurs in the labels.
 
-    Every class counts alike, so that it is the accuracy on a balanced test set whatever this one is.
+    Every class has the same weight, so this is the accuracy on a balanced test set, even if this set is not.
     """
     recalls = class_recalls(correct, labels, len(class_counts))
     groups = {'mean_recall': np.ones(len(class_counts), bool), **class_groups(class_counts)}
@@ -144,7 +144,7 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = B
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> dict[str, list]:
-    """Return a reliability diagram: of each bin the images, and their sums of confidence and of hits."""
+    """Return a reliability diagram: each bin's number of images, sum of confidences and number of hits."""
     index = _bin(confidence, bins)
     columns = {'images': None, 'confidence': confidence, 'correct': correct}
     return {name: np.bincount(index, weights, bins).tolist() for name, weights in columns.items()}

@@ -25,8 +25,8 @@ from jaxcifar.runs.weights import CHOSEN
 class Restored(NamedTuple):
     """Hold weights on the devices, and what belongs to them.
 
-    steps: the step, or one a member, None where it is not known; temperatures: [K], what logits are to be
-    divided by.
+    steps: the step, or a list of one per member, or None if unknown; temperatures: [K], which logits are to
+    be divided by.
     """
 
     weights: Weights
@@ -34,7 +34,7 @@ class Restored(NamedTuple):
     temperatures: np.ndarray
 
     def calibrate(self, logits: np.ndarray) -> np.ndarray:
-        """Return logits [K,N,C] divided by the temperatures; a fused prediction behind them has none."""
+        """Return logits [K,N,C] divided by the temperatures; a fused prediction after them is unchanged."""
         factors = np.ones(len(logits))
         factors[: len(self.temperatures)] = self.temperatures
         return logits / factors[:, None, None]
@@ -58,12 +58,12 @@ class Trained:
 
     def __init__(self, path: Path, config: ConfigDict):
         self.path, self.config = path, config
-        # A run's number of devices is of the machine where it was trained.
+        # A run's number of devices describes the machine on which it was trained, not this one.
         config.devices = None
 
     @property
     def selected_on(self) -> str:
-        """Return the images that chose these weights, as data.validation names them; 'none' of others."""
+        """Return which images chose these weights, as in data.validation; 'none' if none did."""
         return self.config.data.validation if self.checkpoint in CHOSEN else 'none'
 
     @cached_property
@@ -72,14 +72,14 @@ class Trained:
         return self._prepare(self.config, self.described)
 
     def with_images(self) -> Session:
-        """Return the session with the images of the config; `UserError` where they are not the networks'."""
+        """Return the session with the images of the config; `UserError` if they do not suit the networks."""
         self.config.data.root = self._data_root()
         return self._prepare(self.config, self._accept(load_images(self.config)))
 
     def with_test_images(self, name: str) -> Session:
         """Return the session with the test images called `name` alone; see `load_test_images`."""
         config = copy.deepcopy(self.config)
-        # The split of the training parts other images.
+        # The split of the training run applies to other images.
         config.split, config.data.validation = 'shared', 'none'
         with status.during(f'loading {name}'):
             dataset = load_test_images(name, self._data_root(), self.described)
@@ -97,12 +97,12 @@ class Trained:
     def members(self, shown: bool = True) -> list[dict]:
         """Return K members' {'params': …, 'batch_stats': …} on the host.
 
-        shown: as the networks see them, instead of what these are made of.
+        shown: return weights as the networks see them, instead of the underlying ones.
         """
         return self._on_host(self.restore(self.session.population).weights, shown)
 
     def portables(self) -> tuple[list[Portable], FusedHead | None]:
-        """Return the members as others get them, and the head of a fused run."""
+        """Return the members in portable form, and the head of a fused run."""
         weights, _, temperatures = self.restore(self.session.population)
         trees = enumerate(self._on_host(weights, shown=True))
         members = [portable_member(self.config, k, self.described, variables) for k, variables in trees]
@@ -111,7 +111,7 @@ class Trained:
                 member.about['temperature'] = float(temperature)
         for member in members:
             member.about['checkpoint'] = self.checkpoint
-        # A head takes features of all members, so that it leaves with all or not at all.
+        # A head needs the features of all members, so it is exported with all of them or not at all.
         if weights.head is None:
             return members, None
         return members, portable_head(self.config, members, hosts.fetch(weights.head))
@@ -121,12 +121,12 @@ class Trained:
         return dataset
 
     def _prepare(self, config: ConfigDict, dataset: Dataset) -> Session:
-        with reading(self.path / workdirs.CONFIG):  # names of what there is not, in a config that was changed
+        with reading(self.path / workdirs.CONFIG):  # an edited config may name things that do not exist
             return prepare(config, dataset)
 
     def _on_host(self, weights: Weights, shown: bool) -> list[dict]:
         population = self.session.population
-        # Compiled and placed as in evaluation: otherwise a view's sums may be rounded to other last bits.
+        # Compiled and placed as in evaluation; otherwise a view's sums may differ in their last bits.
         params = jax.jit(population.show)(weights.params) if shown else weights.params
         trees = population.disassemble(tuple(zip(params, weights.stats)))
         return [{'params': params, 'batch_stats': stats} for params, stats in trees]

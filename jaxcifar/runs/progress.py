@@ -1,4 +1,4 @@
-"""Count how far a run has come: what its checkpoints keep beside the state."""
+"""Record how far a run has come: what its checkpoints hold besides the state."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Progress:
     step: int = 0
     pending: bool = False  # the epoch is over, but not yet evaluated and logged
     metrics_length: int = 0  # bytes of metrics.csv
-    # [K] of a pending epoch: with more epochs asked for, the schedule would give another.
+    # Rates [K] of a pending epoch: if `epochs` has been raised since, the schedule would give others.
     lr: np.ndarray | None = None
 
     @classmethod
@@ -57,9 +57,9 @@ class Progress:
 
     @classmethod
     def from_json(cls, meta: dict, session: Session) -> 'Progress':
-        """Return what `to_json` gave, or an older version or `jaxcifar.torch_weights`, which knew less.
+        """Return the progress saved by `to_json`, or by older versions and torch_weights, which save less.
 
-        A rate for each output is of no use where another coupling has more of them.
+        Saved rates are dropped if another coupling now has a different number of outputs.
         """
         lr = meta.get('lr') or []
         return cls(

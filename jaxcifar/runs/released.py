@@ -1,4 +1,4 @@
-"""Release a run's members with all that is needed to run them, and nothing of a machine."""
+"""Make a run's members portable: with all that is needed to run them, and nothing about a machine."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from jaxcifar.data.datasets import Dataset
 from jaxcifar.engine.fusion import NAME
 from jaxcifar.formats.portable import FusedHead, Portable
 
-# Fields that name what is on the machine of whoever trained.
+# Fields that name things on the machine where the run was trained.
 PRIVATE = ('resume_from', 'init_from', 'compile_cache', 'files.train', 'files.validation',
            'log.wandb_group', 'log.wandb_name')  # fmt: skip
 
@@ -47,7 +47,7 @@ def _needs_files(config: ConfigDict) -> bool:
 
 
 def released(config: ConfigDict) -> ConfigDict:
-    """Return the config for weights that are what the networks get, without what belongs to a machine."""
+    """Return the config for weights as the networks see them, without anything about a machine."""
     config = ConfigDict(saved.to_dict(config))
     # A folder's name may say who trained; the last part is enough to know the data.
     kind, _, path = config.dataset.partition(':')

@@ -1,4 +1,4 @@
-"""Fill in and check a config: from a config file and a command line to what a run is made from."""
+"""Fill in and check the config from a config file and a command line, so that a run can be made from it."""
 
 import importlib.util
 import os
@@ -132,9 +132,9 @@ def finalize(config: ConfigDict) -> ConfigDict:
     """Fill in the fields that depend on others and check them all.
 
     Runs after the command line's changes, fills in only what is unset, and returns the same object.
-    Raises `UserError` with one line for a value that cannot be.
+    Raises `UserError` with one line for an invalid value.
     """
-    # What takes any value is checked first: the rest counts with these values and looks their names up.
+    # All values are checked first: the rest computes with them and looks their names up.
     check_values(config)
     for field, names in NAMES.items():
         lookup(field, dict.fromkeys(names), get(config, field))
@@ -170,7 +170,7 @@ def _is_tau_ignored(config: ConfigDict) -> bool:
 
 
 def _fill_members(config: ConfigDict):
-    """Fill in how many members there are and which: by what names or parts images for several."""
+    """Fill in members and member_ids, from fields that name several members or a split in several parts."""
     ids = config.member_ids
     if ids is not None:
         ids = tuple(ids) if isinstance(ids, (tuple, list)) else (ids,)
@@ -188,13 +188,13 @@ def _fill_members(config: ConfigDict):
 
 
 def _fill_rates(config: ConfigDict):
-    """Fill in learning rates by rule and features, and check what fusion cannot be with."""
+    """Fill in learning rates by rule and features, and refuse networks that cannot be fused."""
     sizes = {name: build(name, 2).feature_size() for name in config.network.split('+')}
     fusion.fill_rates(config, [sizes[name] for name in member_networks(config)])
 
 
 def _steps_per_call(config: ConfigDict) -> int:
-    """Return how many steps a GPU takes in one call: several of small networks, which wait for the host."""
+    """Return how many steps a GPU takes in one call: several for small networks, which wait for the host."""
     # XLA on a CPU compiles convolutions in a loop to code 30 times as slow.
     if jax.default_backend() == 'cpu' or is_streamed(config.dataset):
         return 1
@@ -205,13 +205,13 @@ def _steps_per_call(config: ConfigDict) -> int:
         # Tracing counts FLOPs without compiling, which would take seconds a network.
         forward = jax.jit(partial(network.apply, train=False)).trace(network.shapes(), image)
         flops[name] = count_flops(forward.jaxpr.jaxpr)
-    # A gradient takes twice as many as the forward pass.
+    # The backward pass takes twice as many FLOPs as the forward pass.
     step = 3 * config.batch_size * sum(flops[name] for name in member_networks(config))
     return int(min(max(CALL_FLOPS // step, 1), MOST_STEPS))
 
 
 def _check(config: ConfigDict):
-    """Raise `UserError` where fields that are right alone do not go together."""
+    """Raise `UserError` if fields that are valid by themselves do not go together."""
     for field in PER_MEMBER:
         per_member(config, field)
     splits.check(config)

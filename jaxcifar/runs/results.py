@@ -1,4 +1,4 @@
-"""Compute what a finished run is worth on the test images, and say which weights were chosen how."""
+"""Score a finished run on the test images, and record how its weights were chosen."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ def score(
 ) -> dict[str, Scored]:
     """Return the last weights, and the best where there are any, with the test images' logits.
 
-    known: logits of the last weights, by the names of the images, which need not be evaluated again.
+    known: logits of the last weights by image set; these need not be computed again.
     """
     session = evaluation.session
 
@@ -51,7 +51,7 @@ def score(
 def summarise(session: Session, progress: Progress, scored: Mapping[str, Scored]) -> dict:
     """Return what results.json holds, from the test images' logits with the weights `last` and `best`.
 
-    Mean, std and ensemble are of the images called test; those of others stand under their name.
+    Mean, std and ensemble at the top level are for the images called test; others have their own key.
     """
     config, names, selection = session.config, session.names, progress.selection
     # How many images each member has seen: one row for all, or one for each.
@@ -93,7 +93,7 @@ def summarise(session: Session, progress: Progress, scored: Mapping[str, Scored]
         if 'best' in member:
             epoch, accuracy = int(selection.best_epoch[k]), float(selection.best[k])
             member['best']['epoch'] = epoch
-            # Where there is a fused prediction, that has chosen for all, and has the accuracy.
+            # A fused prediction chooses for all members, so it holds the validation accuracy.
             by = results.get('fusion', member)
             by['best'] |= {'epoch': epoch, 'validation_accuracy': accuracy}
     return results
@@ -116,7 +116,7 @@ def log(session: Session, progress: Progress, scored: Mapping[str, Scored], work
 
 
 def _images_of_classes(session: Session) -> dict[str, np.ndarray]:
-    """Return the training images of each class, [C], that each output has seen: what joins members, all."""
+    """Return {output: training images per class [C]} that it has seen; outputs that join members see all."""
     outputs = [*session.outputs, 'ensemble']
     rows = train_counts(session.dataset, session.split)
     if len(rows) == 1:

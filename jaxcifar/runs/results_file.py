@@ -9,7 +9,7 @@ NEEDED = {'step': int, 'metrics_length': int, 'members': list, 'mean': dict}
 
 
 def read(workdir: Path, step: int) -> dict | None:
-    """Return the results of a run that was over at `step`, None where it was not.
+    """Return the results of a run that finished at `step`, or None if it did not.
 
     A damaged file is set aside: the run can write it again.
     """
@@ -18,7 +18,7 @@ def read(workdir: Path, step: int) -> dict | None:
 
 
 def last_step(workdir: Path) -> int:
-    """Return the step at which the run was over when it last was, 0 where it never was."""
+    """Return the step at which the run last finished, or 0 if it never did."""
     results = files.read_json_or_set_aside(workdir / FILE, **NEEDED)
     return results['step'] if results is not None else 0
 

@@ -1,4 +1,4 @@
-"""Begin a run on disk, or take it up from a checkpoint of its own or of another run."""
+"""Start a run on disk, or resume it from its own checkpoint or from another run's."""
 
 import shutil
 import sys
@@ -33,8 +33,8 @@ from jaxcifar.runs.weights import BestWeights
 
 FITTED = 2000  # training images that networks fit their first variables to
 
-# What makes another network of the same weights, or scores it on other views of the images: scores before and
-# after do not compare.
+# Fields that make a different network of the same weights, or score it on other views of the images. If they
+# change, scores before and after cannot be compared.
 SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers', 'fusion.rule',
              'fusion.residual', 'fusion.heads', 'eval.flip', 'eval.shift')  # fmt: skip
 
@@ -61,9 +61,9 @@ def check(session: Session):
 
 
 def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dict | None]:
-    """Return the state and progress to go on from, and results.json where the run was over there.
+    """Return the state and progress to continue from, and results.json if the run finished at that step.
 
-    They are those of the newest checkpoint, else of the run in config.resume_from, else of a fresh start.
+    They come from the newest checkpoint, else from the run in config.resume_from, else from a fresh start.
     """
     config, workdir = session.config, keeper.workdir
     # The state of a fresh start comes first: every restore needs its structure and its devices.
@@ -92,9 +92,9 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
         state = with_active(session, state, progress)  # early_stopping may have changed
         # A pending epoch is not evaluated yet, so results.json cannot be about it.
         result = None if progress.pending else results_file.read(workdir, progress.step)
-        if result is not None:  # its rows came after the checkpoint
+        if result is not None:  # its rows were written after the checkpoint
             progress.metrics_length = result['metrics_length']
-    # A run that goes on has had this warning when it began.
+    # A continued run printed this warning when it started.
     if keeper.saved is None:
         warn_of_identical_members(session, state)
     # A finished run needs no best weights to continue, so their loss does not stop it.
@@ -113,12 +113,12 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
 
 
 def lost_best(best: BestWeights, session: Session, progress: Progress) -> str | None:
-    """Return what is wrong with the best weights of the epochs that were chosen, None where nothing is."""
+    """Return what is wrong with the files of the best weights so far, or None if nothing is."""
     for k, member in enumerate(session.names):
         step = int(progress.selection.best_epoch[k]) * progress.epoch_steps
         # The parts of a head are kept whenever the members are.
         for name in [member, *head_parts(session.config)] if step else ():
-            # A state that was saved in mid-evaluation will choose the stamp of its own step again.
+            # A state that was saved in mid-evaluation will choose the weights of its own step again.
             if progress.pending and progress.step in best.steps(name):
                 continue
             if step not in best.steps(name):
@@ -145,7 +145,7 @@ def _begin(session: Session) -> TrainState:
 
 
 def with_active(session: Session, state: TrainState, progress: Progress, **fields) -> TrainState:
-    """Return the state with the members' mask of today, and with other `fields`, on the devices."""
+    """Return the state with the current mask of active members, and with new `fields`, on the devices."""
     # Patience is no part of the state, so the mask is derived again instead of restored.
     fields['active'] = progress.selection.active(session.config)
     return state.replace(**hosts.put(fields, session.population.sharding()))
@@ -162,10 +162,10 @@ def _check_clock(progress: Progress, session: Session):
 
 
 def _warn_of_losses(workdir: Path, progress: Progress):
-    """Say on stderr that checkpoints are gone which this run once had written."""
+    """Warn on stderr if checkpoints that this run once wrote are gone."""
     best = BestWeights(workdir)
     stamps = [step for member in best.folder.glob('*') for step in best.steps(member.name)]
-    # The best weights of an epoch come before its checkpoint: one epoch ahead is nothing unusual.
+    # An epoch's best weights are written before its checkpoint, so being one epoch ahead is normal.
     last = max(stamps, default=0) - progress.epoch_steps
     # results.json also proves a later step where no weights were chosen.
     if max(last, results_file.last_step(workdir)) > progress.step:
@@ -176,9 +176,9 @@ def _warn_of_losses(workdir: Path, progress: Progress):
 def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainState, dict]:
     """Return (state, meta) of config.resume_from, WORKDIR or WORKDIR@STEP; copy its metrics and best weights.
 
-    The new run goes on from that step as if it had been its own, under its own config, which may have
-    another recipe but not other data, batches or members: those give steps and scores their meaning.
-    With another view, choosing the best weights begins anew.
+    The new run continues from that step as if it were its own, under its own config. That may have another
+    recipe, but not other data, batches or members, which give steps and scores their meaning. With another
+    view, the choice of the best weights starts over.
     """
     config = session.config
     # Find the other run and the checkpoint to take.

@@ -24,7 +24,7 @@ class Selection:
         return cls(np.full(members, -1.0), np.zeros(members, int), np.zeros(members, int))
 
     def update(self, accuracy: np.ndarray, epoch: int, config: ConfigDict) -> np.ndarray:
-        """Take in an evaluation [K]; returns which members are at a new best [K].
+        """Record an evaluation [K], and return which members have a new best, [K] bool.
 
         Stopped members' numbers stay as they are. Ties keep the earlier weights. An extra last entry is the
         accuracy of a fused prediction, which then chooses for all members.
@@ -36,8 +36,8 @@ class Selection:
         better = active & (accuracy > self.best)
         self.best = np.where(better, accuracy, self.best)
         self.best_epoch = np.where(better, epoch, self.best_epoch)
-        # The first epochs are noisy: waiting for a new best begins after them. So are ternary weights that
-        # are made from floats which were not trained for it.
+        # The first epochs are noisy, so waiting for a new best starts after them. Ternary weights are noisy,
+        # too, as long as they come from floats that were not trained to be ternary.
         counts = epoch > max(config.early_stopping.min_epochs, float_phase(config))
         waited = np.where(better, 0, self.patience + counts)
         self.patience = np.where(active, waited, self.patience)
@@ -59,7 +59,7 @@ class Selection:
         return np.resize(self.active(config), len(finite)) & ~np.array(finite)
 
     def columns(self, outputs: int) -> dict[str, np.ndarray]:
-        """Return what metrics.csv shows: a number for each output, the fused one's being the members'."""
+        """Return columns for metrics.csv, one number per output; the fused output repeats the members'."""
         return {name: np.resize(getattr(self, name), outputs) for name in ('best', 'patience')}
 
     def to_json(self) -> dict:

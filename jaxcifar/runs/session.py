@@ -41,12 +41,12 @@ class Session:
 
     @property
     def outputs(self) -> list[str]:
-        """Return the names of all that predicts: the K members and, as the last, the coupling's head."""
+        """Return the names of all outputs: the K members and, last, the coupling's head."""
         return output_names(self.config)
 
     @cached_property
     def split(self) -> Split:
-        """Return which images train, choose and only test; `UserError` where that cannot be."""
+        """Return which images train, which choose weights and which only test; `UserError` if impossible."""
         return make_split(self.dataset, self.config)
 
     @cached_property
@@ -67,7 +67,7 @@ class Session:
         return self.config.epochs * self.epoch_steps
 
     def place(self, step: int) -> str:
-        """Return a step as people count: 'step 40, epoch 2 of 9'."""
+        """Return a step in words: 'step 40, epoch 2 of 9'."""
         return f'step {step}, epoch {step / self.epoch_steps:.4g} of {self.config.epochs}'
 
     @cached_property
@@ -137,7 +137,7 @@ def later_batches(session: Session, first: range, batch: dict) -> Iterator[dict]
     for call in order.calls(session.config, first.stop, -(-first.stop // ends) * ends):
         # Only the last call of an epoch can be short.
         size = order.last if order.last and call.stop % ends == 0 else order.batch
-        # Labels have the fewest axes: [steps, members, B] or a part of it, and the rest follows.
+        # Labels have the fewest axes, [steps, members, B] or some of these; other arrays add axes after them.
         *lead, _ = batch['label'].shape
         label = ([len(call), *lead[1:]] if session.config.steps_per_call > 1 else lead) + [size]
 

@@ -13,8 +13,8 @@ def names() -> str:
 
 
 def folder_of(path: Path) -> Path:
-    """Return the folder of the network called so; the path itself where it is no such name."""
-    # What the user has made comes first, and a path with folders is never a name.
+    """Return the folder of the shipped network that `path` names, or the path itself if it names none."""
+    # The user's own files take precedence, and a path with folders is never a name.
     is_name = len(path.parts) == 1 and not path.exists() and (FOLDER / path / 'card.json').exists()
     return FOLDER / path if is_name else path
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def split_sources(text: str) -> list[str]:
-    """Return the sources that + joins. A + stays where it belongs to the name of something that is there."""
+    """Split text at each + and return the sources. A + in the name of an existing path is kept."""
     words, sources = text.split('+'), []
     while words:
         joined = ('+'.join(words[:n]) for n in range(len(words), 1, -1))

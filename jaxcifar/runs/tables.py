@@ -1,4 +1,4 @@
-"""Append rows to CSV files, and take them up again when a run goes on."""
+"""Append rows to CSV files, and continue them when a run is resumed."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxcifar.machine.files import set_aside, write_bytes, write_csv, write_text
 
-LOST = '\ufffd'  # Unicode's sign for bytes that are no text
+LOST = '\ufffd'  # Unicode's replacement character, for bytes that are not text
 
 
 class Table:
@@ -18,7 +18,7 @@ class Table:
     def __init__(self, path: Path, columns: tuple[str, ...]):
         self._file = path.open('a+', newline='')
         self._file.seek(0)
-        # A version with more columns goes on in the old ones, so that rows stay aligned.
+        # A newer version with more columns keeps to the old ones, so that rows stay aligned.
         self.columns = next(csv.reader(self._file), None) or columns
         self._file.seek(0, os.SEEK_END)
         self._writer = csv.DictWriter(self._file, self.columns, lineterminator='\n')
@@ -47,16 +47,16 @@ def _format(value) -> str:
 
 
 def take_up(path: Path, needed: set[str], length: int | None = None, step: int = sys.maxsize):
-    """Leave in a table what a run had written at `step`, when it was `length` bytes long; None is all of it.
+    """Cut a table back to the `length` bytes that a run had written at `step`; None keeps all of it.
 
-    needed: columns without which it is none of ours, and set aside. Where bytes are missing, the rows up to
-    the step that are whole stay, and a line on stderr says so.
+    needed: columns without which the file is not ours, and is set aside. If bytes are missing, only intact
+    rows up to the step are kept, and a line on stderr says so.
     """
     data = path.read_bytes() if path.exists() else b''
-    if b'\r\n' in data:  # an editor of Windows has saved it: its bytes no longer count as ours
+    if b'\r\n' in data:  # a Windows editor has saved it, so that its length differs from ours
         data = data.replace(b'\r\n', b'\n')
         write_bytes(path, data)
-    # A last line without its end was cut by a crash.
+    # A last line without a line break was cut short by a crash.
     length = data.rfind(b'\n') + 1 if length is None else length
     kept, header = data[:length], _rows(data.partition(b'\n')[0])
     if kept and not (header and needed <= set(header[0])):
@@ -84,8 +84,8 @@ def widen(path: Path, length: int, columns: Iterable[str]) -> int:
 
 
 def _rows(data: bytes) -> list[list[str]]:
-    """Return the cells of a table; bytes that are no text become a sign that no cell of ours has."""
-    # NUL stops the reader of csv, so it becomes the sign of lost bytes as well.
+    """Return the cells of a table; undecodable bytes become a character that no cell of ours contains."""
+    # The csv reader would stop at a NUL, so that becomes the replacement character as well.
     text = data.decode(errors='replace').replace('\0', LOST)
     try:
         return list(csv.reader(io.StringIO(text, newline='')))

@@ -1,4 +1,4 @@
-"""Open trained networks: those of a run, of an export, or of a file that others saved.
+"""Open trained networks from a run, an export, or a file that another program saved.
 
 Commands compute on all devices that there are, however many a run was trained on: its last bits depend on
 their number, and a run's own evaluation takes as many.
@@ -36,12 +36,12 @@ def open_trained(path: Path, checkpoint: str | None = None, dataset: str | None 
     path: a workdir, a folder or a file of `jaxcifar.export`, a file of PyTorch or safetensors, or the name of
       a network that comes with the package.
     checkpoint: of a run, as for `load_weights`.
-    dataset: where the images of the training are here, of networks whose config does not say it.
+    dataset: where the training images are on this machine, for networks whose config does not say it.
 
-    Raises `UserError` where there is nothing of the kind.
+    Raises `UserError` if there is nothing of the kind.
     """
     path = shipped_networks.find(path, 'a run, an export, a file of weights')
-    # As of a shell's variable that is not set: the default would pass for what was asked for.
+    # An unset shell variable gives ''. The default would then pass for what was asked for.
     for flag, value in (('--checkpoint', checkpoint), ('--dataset', dataset)):
         if value == '':
             raise UserError(f'{flag} must not be empty: leave it out for the default')
@@ -110,9 +110,9 @@ class TrainedExport(Trained):
 
 
 class TrainedFile(Trained):
-    """Open the network whose weights somebody else saved: told by its tensors, where it is not named.
+    """Open a network whose weights another program saved; unless named, it is recognised by its tensors.
 
-    dataset: by default the CIFAR of as many classes. options: of the network. changes: fields of the config.
+    dataset: by default the CIFAR with as many classes. options: of the network. changes: to config fields.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class TrainedFile(Trained):
         weights = foreign.read(path)
         network, found = (network, {}) if network else weights.network()
         classes = weights.classes() or 10
-        # Stems of the same shapes, as MobileNetV2's, are told apart by the data set alone.
+        # Stems with the same shapes, such as MobileNetV2's, can only be told apart by the data set.
         if (dataset or '').startswith('imagenet:') and has_choice(network, 'stem'):
             shapes, large = build(network, classes, **found).shapes(), {**found, 'stem': 'imagenet'}
             found = large if build(network, classes, **large).shapes() == shapes else found
@@ -152,7 +152,7 @@ class TrainedFile(Trained):
     def described(self) -> Dataset:  # type: ignore[override]
         if self.config.dataset not in CIFAR:
             return self.with_images().dataset
-        # CIFAR's numbers are known, so that naming classes needs no download.
+        # CIFAR's classes, mean and std are known, so describing it needs no download.
         names, mean, std = CIFAR[self.config.dataset]
         return without_images(self.config.dataset, names.split(), 32, mean, std)
 

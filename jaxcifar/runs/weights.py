@@ -30,9 +30,9 @@ PUT_BACK = f'put them back, or {USE_LAST}'
 
 
 class BestWeights:
-    """Keep each member's best (params, batch statistics), one file a member and step.
+    """Keep each member's best (params, batch statistics), one file per member and step.
 
-    So are the parts of a coupling's head, which have no batch statistics.
+    The parts of a coupling's head are kept in the same way, without batch statistics.
     """
 
     def __init__(self, workdir: str | Path, folder: str = 'best'):
@@ -52,11 +52,11 @@ class BestWeights:
         return tree['params'], tree.get('batch_stats', {}), stamp
 
     def temperature(self, member: str) -> float:
-        """Return what was saved with the newest weights."""
+        """Return the temperature that was saved with the newest weights."""
         return float(self._read(member, math.inf, 'temperature')[0]['temperature'])
 
     def _read(self, member: str, upto: float, needed: str) -> tuple[dict, int]:
-        # Stamps after a checkpoint belong to steps that the run may take otherwise.
+        # Stamps after a checkpoint belong to steps that the run will repeat, perhaps with another result.
         stamps = [s for s in self.steps(member) if s <= upto]
         if not stamps:
             before = '' if upto == math.inf else f' of step {upto} or before'
@@ -73,20 +73,20 @@ class BestWeights:
         return tree, stamps[-1]
 
     def steps(self, member: str) -> list[int]:
-        """Return the stamps of a member's files, oldest first; other names are none of ours."""
+        """Return the stamps of a member's files, oldest first; files with other names are not ours."""
         files = (self.folder / member).glob('[0-9]*.npz')
-        # As numbers: in the order of names, 1000 would come before 200.
+        # Sorted as numbers: in the order of names, 1000 would come before 200.
         return sorted(int(path.stem) for path in files if path.stem.isdecimal())
 
     def forget_after(self, step: int):
-        """Delete what a run wrote that has gone back to `step` and may fare differently from there."""
+        """Delete weights of later steps than `step`: the run has gone back there, and may choose others."""
         for member in self.folder.glob('*'):
             for stamp in self.steps(member.name):
                 if stamp > step:
                     self._file(member.name, stamp).unlink(missing_ok=True)
 
     def prune(self, checkpoints: list[int]):
-        """Delete what none of these checkpoints can come back to."""
+        """Delete weights that no run resumed from one of these checkpoints would need."""
         oldest = min(checkpoints, default=0)
         for member in self.folder.glob('*'):
             # The newest stamp of the oldest checkpoint stays: that one may still be restored.
@@ -100,7 +100,7 @@ class BestWeights:
 def load_weights(config: ConfigDict, population: Population, workdir: Path, checkpoint: str | None):
     """Return (`Weights`, step) of the checkpoint called best, last, calibrated or by its step.
 
-    None is best, or last where nothing was chosen. Of the first two the steps are [K], each member's own.
+    None means best, or last where nothing was chosen. For best and calibrated, step is [K], one per member.
     """
     checkpoint = checkpoint or default_checkpoint(config, workdir)
     if checkpoint == CALIBRATED:
@@ -111,7 +111,7 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
     try:
         steps = checkpoints.steps()
         # A finished run still has its best weights when its checkpoints are deleted to save space. Best
-        # weights alone are of a run that was killed before its first save: it may choose others yet.
+        # weights without results are from a run killed before its first save, which may still choose others.
         ended = 0 if steps else results_file.last_step(workdir)
         if not steps and not ended:
             raise UserError(f'{workdir} has no checkpoint yet: train it, or wait for its first save')
@@ -133,7 +133,7 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
 
 
 def default_checkpoint(config: ConfigDict, workdir: Path) -> str:
-    """Return the name of the weights that stand for a run: best, or last where nothing was chosen."""
+    """Return the name of the weights that represent a run: best, or last where nothing was chosen."""
     # A run may also end before its first evaluation.
     results = read_json(workdir / results_file.FILE)
     chose_none = results is not None and 'best' not in results.get('mean', {})
@@ -149,14 +149,14 @@ def load_best(config: ConfigDict, population: Population, workdir: Path, upto: i
 
 
 def load_temperatures(config: ConfigDict, workdir: Path, checkpoint: str | None) -> np.ndarray:
-    """Return what the members' logits are to be divided by, [K]: 1 but for the calibrated checkpoint."""
+    """Return the temperatures that members' logits are divided by, [K]; 1 unless it is `calibrated`."""
     if checkpoint != CALIBRATED:
         return np.ones(config.members)
     return np.array([BestWeights(workdir, CALIBRATED).temperature(name) for name in member_names(config)])
 
 
 def assemble(population: Population, params, stats, head=None) -> Weights:
-    """Return K members' trees and a head's on the host as weights on the devices."""
+    """Put K members' trees and a head's, which are on the host, on the devices; return the `Weights`."""
     placed = head and hosts.put(head, population.sharding())
     return Weights(population.assemble(params), population.assemble(stats), placed)
 
@@ -172,7 +172,7 @@ def _load_files(config: ConfigDict, population: Population, files: BestWeights, 
 
 
 def _check_shapes(path: Path, variables: dict, shapes):
-    """Raise `UserError` unless these are variables of a network; a view may have added its scales."""
+    """Raise `UserError` unless the variables have a network's `shapes`; a view may have added its scales."""
     expected = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep='/').items()}
     given = {name: leaf.shape for name, leaf in flatten_dict(variables, sep='/').items()}
     # Weights of a ternary run, as evaluated, carry scales that the plain network lacks.

@@ -1,4 +1,4 @@
-"""Write and check what a workdir says of its run besides metrics: config, data and where it ran."""
+"""Write and check what a workdir records about its run besides metrics: config, data and where it ran."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def check_config(workdir: Path, config: ConfigDict):
     path = workdir / CONFIG
     if not _has_checkpoint(workdir):
         return
-    # The file itself is the better witness: its error can name the fields.
+    # The file itself is the better evidence: its error can name the fields that differ.
     if path.exists():
         saved.refuse_changes(saved.load(path), config, workdir)
     else:
@@ -61,15 +61,15 @@ def described(workdir: Path) -> Dataset:
 
 
 def as_begun(workdir: Path, session: Session, remedy: str = 'choose a new --workdir') -> Session:
-    """Return the session as the workdir's run began; `UserError` where its images or their split are others.
+    """Return the session as the workdir's run began it; `UserError` if its images or split have changed.
 
-    Every command asks this before it uses a run's images. remedy: beside putting back what there was.
+    Every command calls this before it uses a run's images. remedy: the alternative to putting files back.
     """
     if not _has_checkpoint(workdir):
         return session
     session, path = with_split_of(workdir, session), workdir / DATASET
     dataset, split = session.dataset, session.split.fingerprint()
-    # Without the file, the sums in run.json are the second witness.
+    # Without the file, the checksums in run.json are the next best evidence.
     before = read_json(path, sha256=str)
     if before is None:
         same = _last_session(workdir).get('data_sha256') == [dataset.fingerprint(), split]
@@ -82,22 +82,22 @@ def as_begun(workdir: Path, session: Session, remedy: str = 'choose a new --work
             f'the images of {dataset.name} are not those that {workdir} was trained on: put the files '
             f'back{older}, or {remedy}'
         )
-    # Older files have no split, and cannot be asked about it.
+    # Older files do not record the split, so it cannot be checked.
     if before.get('split', split) != split:
         raise UserError(
             f'the split of {dataset.name} is not that of {workdir}: put back the index files in the data '
             f'folder, or the version of scikit-learn, or {remedy}'
         )
-    # The sum of a stream is of names and sizes: it does not show that pixels are read in another way.
+    # A stream's checksum covers names and sizes, so it does not show that pixels are read in another way.
     if not reads_alike and is_streamed(dataset.name) and hosts.is_first():
         print(f'warning: {workdir} was begun by {OLDER_READING}', file=sys.stderr)
     return session
 
 
 def with_split_of(workdir: Path, session: Session) -> Session:
-    """Return the session without the validation part of its folder where the workdir's run left it unused.
+    """Return the session without its folder's validation part if the workdir's run did not use that part.
 
-    Older versions held images out of the training part whatever else the folder had.
+    Older versions held images out of the training part even if the folder had a validation part.
     """
     dataset = session.dataset
     if dataset.y_val is None or not session.split.own_validation:
@@ -123,13 +123,13 @@ def check_same_images(workdir: Path, other: Path):
 
 
 def _test_images(config: dict) -> tuple:
-    """Return what decides which test images a config has: only six-part long tails leave some out."""
+    """Return the values that decide which test images a config has; only six-part long tails omit some."""
     tail = config.get('long_tail') if config.get('split') == 'long_tail' else None
     return (tail.get('imbalance'), tail.get('seed')) if isinstance(tail, dict) else ()
 
 
 def _refuse_unless(same: bool, path: Path, what: str):
-    """Let a run go on without its file `path` where run.json shows that the `what` is the same."""
+    """Raise `UserError` unless run.json shows that the `what` is the same, now that file `path` is gone."""
     if not same:
         raise UserError(
             f'{path} is gone, and {RUN} does not show that this is the {what} of the run: put the file back, '
@@ -185,7 +185,7 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
         'packages': {name: installed(name) for name in PACKAGES},
         'compiler': compiler.describe(),
         'memory': memory.describe(),
-        # They tell whether a run may go on that has lost the files above.
+        # These show whether a run that has lost the files above may continue.
         'config_sha256': _sum(config),
         'data_sha256': [description['sha256'], description.get('split')],
     }
@@ -210,12 +210,12 @@ def trained_with(workdir: Path) -> dict:
 
 
 def _distinct(words: Iterable[str]) -> str:
-    """Return different words in their order, with commas; without those that are empty."""
+    """Return the distinct non-empty words, in order, joined by commas."""
     return ', '.join(dict.fromkeys(filter(None, words)))
 
 
 def record_speed(workdir: Path, clock) -> list[str]:
-    """Add to the session what its steps cost, and return it as a line; nothing without a whole epoch."""
+    """Add the steps' speed to the session in run.json, and return it as a line; [] without a whole epoch."""
     if not clock.mean_rate():
         return []
     program = clock.program
@@ -239,7 +239,7 @@ def record_speed(workdir: Path, clock) -> list[str]:
 
 
 def _sessions(workdir: Path) -> dict:
-    """Return run.json; a damaged one is set aside, and the list of sessions begins anew."""
+    """Return run.json; a damaged one is set aside, and the list of sessions starts over."""
     run = read_json_or_set_aside(workdir / RUN, sessions=list) or {'sessions': []}
     return {**run, 'sessions': [session for session in run['sessions'] if isinstance(session, dict)]}
 
