@@ -8,13 +8,13 @@ network, so name the network here. --config.member_ids=2 trains the third expert
 
 Splits: overlap (four experts of 22,000: 16,000 shared and 6,000 of their own), disjoint (25 classes
 each), and one network as baseline: pool (the 40,000 that the four have seen), pool_fusion (the 49,000
-that they and their fusion have), all (50,000, last epoch). None sees the 10,000 of the fusion holdout,
-which choose the weights.
+that they and their fusion have), all (50,000, last epoch). overlap, disjoint and pool do not train on the
+10,000 images of the fusion holdout, which choose their weights.
 
 Recipes: seed (250 epochs, warm restarts, mixup) and strong (cosine, CutMix, an augmentation for each
-family of networks), which is the one for results: seed ends in the middle of a cycle, at a third of lr.
+family of networks). Use strong for results: seed ends in the middle of a cycle, at a third of lr.
 
-MODEL_TYPE, EXPERT_ID and EPOCHS of the environment win over the recipe; the command line wins over them.
+MODEL_TYPE, EXPERT_ID and EPOCHS in the environment override the recipe. The command line overrides them.
 Public numbers on 22,000 images, best epoch on the test set: ResNet-18 71.2 %, DenseNet-121 75.3,
 pre-activation ResNeXt-29 76.2, WRN-28-10 78.8; on all 50,000: 80.4, 83.7, 84.8, 84.7.
 """
@@ -56,7 +56,7 @@ STRONG = {
 }
 RECIPES = {'seed': SEED, 'strong': STRONG}
 
-# Of the strong recipe, by what a network's name has in it: the weaker its augmentation, the more smoothing.
+# Changes of the strong recipe by a part of the network's name: weaker augmentation gets more smoothing.
 FAMILIES = {
     'wideresnet': {'augment': 'strong_wrn', 'label_smoothing': 0.03},
     'resnext': {'augment': 'strong_resnext', 'label_smoothing': 0.05},
@@ -76,7 +76,7 @@ KINDS: dict[str, Iterable[str]] = {'recipe': RECIPES, 'split': SPLITS, 'network'
 
 
 def get_config(argument: str = ''):
-    """`argument` is made of a network, one of RECIPES and one of SPLITS, with commas between them."""
+    """Return the config; `argument` joins a network, one of RECIPES and one of SPLITS by commas."""
     given = parse_argument('configs/expert.py', argument, KINDS)
     recipe, split = given.get('recipe', 'seed'), given.get('split', 'overlap')
     c = base.get_config()
@@ -97,7 +97,7 @@ def get_config(argument: str = ''):
 
 
 def _environment(name: str) -> str:
-    """Return a variable of the environment, and name it on stderr where it is set."""
+    """Return an environment variable, '' if it is not set, and report on stderr one that is set."""
     value = os.environ.get(name, '')
     if value:
         print(f'configs/expert.py: {name}={value} of the environment', file=sys.stderr)

@@ -7,14 +7,13 @@ The argument is a network, a rule and strong, each optional, joined by commas. T
 of configs/expert.py (WORKDIR, WORKDIR@last), from several joined by +, or from four PyTorch files
 a.pth+b.pth+c.pth+d.pth. Without init_from they start untrained.
 
-Rules: multiplicative, multiplicativeAddition, TransformerBase, concatenation; each has its augmentation,
-smoothing (of the argument's rule, whatever --config.fusion.rule says) and, with the number of features,
-learning rates. 9,000 images of the fusion holdout, the other
-1,000 choose by the fused accuracy; 100 epochs. Experts on warm restarts, fusion and head on a cosine to
-a tenth; nothing is frozen.
+Rules: multiplicative, multiplicativeAddition, TransformerBase, concatenation. The rule in the argument sets
+augmentation and smoothing, whatever --config.fusion.rule says; rule and number of features set the learning
+rates. Training takes 100 epochs on 9,000 images of the fusion holdout. The other 1,000 choose the weights by
+the fused accuracy. Experts have warm restarts, fusion and head a cosine to a tenth; nothing is frozen.
 
-strong: the head corrects the mean of the experts, from 0; experts stay as they are for 20 epochs and
-move little after that; everything goes down to 0, and its moving average is evaluated.
+strong: the head starts at 0 and corrects the mean of the experts. Experts are frozen for 20 epochs and move
+little after that. Learning rates decay to 0, and the moving average of the weights is evaluated.
 
 Public numbers, best epoch on the test set: DenseNet-121 79.2 to 80.1 %, WRN-28-10 80.6 to 81.3, falling
 to 78 at the last epoch. The sum of the experts' features beat the rules, and one WRN-28-10 trained on all
@@ -53,7 +52,7 @@ KINDS: dict[str, Iterable[str]] = {'rule': RULES, 'network': NETWORKS, 'recipe':
 
 
 def get_config(argument: str = ''):
-    """`argument` is made of a network, a rule and strong, with commas between them."""
+    """Return the config; `argument` joins a network, a rule and strong by commas."""
     given = parse_argument('configs/fusion.py', argument, KINDS)
     c = base.get_config()
     c.dataset, c.members = 'cifar100', 4

@@ -21,7 +21,7 @@ KINDS: dict[str, Iterable[str]] = {
 
 
 def get_config(argument: str = ''):
-    """`argument` is made of words of KINDS, with commas between them."""
+    """Return the config; `argument` joins words of KINDS by commas."""
     given = parse_argument('configs/long_tail.py', argument, KINDS)
     c = base.get_config()
     c.dataset = given.get('dataset', 'cifar100')

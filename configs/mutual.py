@@ -9,8 +9,8 @@ recipe is that of configs/single.py:resnet32,cifar100, which is the independent 
 
 Public numbers for the mean of the nodes at the last of 200 epochs, one run each, trained on all 50,000
 images (--config.data.validation=none, 781 steps an epoch): one network alone 71.2 %, two nodes 72.1,
-three 72.6, four 73.2; ResNet-32 with WRN-28-2 72.9 and 76.5 (alone 75.6). With the default, 10 % of the
-images are held out, choose each node's best weights, and are missed in training.
+three 72.6, four 73.2; ResNet-32 with WRN-28-2 72.9 and 76.5 (alone 75.6). By default, 10 % of the images
+are held out of training to choose each node's best weights.
 
 strong: 300 epochs, separate augmentation of each image for every node, temperature 3, and evaluation of
 the weights' moving average. The best public mean of online distillation is 75.8 %.
@@ -25,7 +25,7 @@ KINDS: dict[str, Iterable[str]] = {**single.KINDS, 'recipe': ('strong',)}
 
 
 def get_config(argument: str = ''):
-    """`argument` is made of NETWORK[+NETWORK…], a dataset and strong, with commas between them."""
+    """Return the config; `argument` joins NETWORK[+NETWORK…], a dataset and strong by commas."""
     given = parse_argument('configs/mutual.py', argument, KINDS)
     network = given.get('network', 'resnet32')
     c = single.get_config(f'{network},{given.get("dataset", "cifar100")}')

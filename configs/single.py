@@ -5,9 +5,9 @@
 200 epochs, SGD with Nesterov momentum, cosine, crop and flip. Error bars from three networks in one
 run: --config.members=3. ResNet-20 on CIFAR-10 ends near 92 % (He et al. 2016: 91.25).
 
-On CIFAR-100 the recipe is that of mutual learning, field by field, but for the coupling: batches of 64
-without the last, shorter one, and a learning rate that moves once an epoch. ResNet-32 on all 50,000
-images (--config.data.validation=none) ends near 71.2 %.
+On CIFAR-100 the recipe equals that of mutual learning in every field except the coupling: batches of 64,
+without a shorter last one, and a learning rate that changes once an epoch. ResNet-32 on all 50,000 images
+(--config.data.validation=none) ends near 71.2 %.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ KINDS: dict[str, Iterable[str]] = {'network': NETWORKS, 'dataset': DATASETS}
 
 
 def get_config(argument: str = ''):
-    """`argument` is made of a network and a dataset, with a comma between them."""
+    """Return the config; `argument` joins a network and a dataset by a comma."""
     given = parse_argument('configs/single.py', argument, KINDS)
     c = base.get_config()
     c.network = given.get('network', 'resnet20')

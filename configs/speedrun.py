@@ -6,9 +6,9 @@
 images: whitened patches, Muon for the convolutions, every image mirrored in every other epoch, and
 mirrored images in the evaluation. `python -m experiments.speedrun 90 5` takes means over runs.
 
-The recipe of `94` is that of Jordan 2024 with Muon: 94.01 % there, the mean of 200 runs. `96` has its
+The recipe of `94` is that of Jordan 2024 with Muon: 94.01 % there, the mean of 200 runs. `96` combines this
 optimiser with the larger network, the stronger augmentation and the length of his recipe for 96 %, which
-has no Muon; it has not been trained yet.
+does not use Muon. `96` has not been trained yet.
 """
 
 from configs import base
@@ -49,14 +49,14 @@ def get_config(mark: str = '94'):
 
 
 def follow_jordan(c):
-    """Kernels on a sphere, a rate for each kind of the rest, no warm-up, and translated test images."""
+    """Set kernels on a sphere, a rate for each other kind of parameter, no warm-up, shifted test images."""
     c.model.whitening, c.model.norm_momentum = 'bias', 0.6
     c.optimizer.lr, c.optimizer.rest, c.optimizer.rescale = 0.24, 1.0, True
     c.optimizer.rest_momentum = 0.85
-    # There, rates are of the sum of a batch's losses; here of their mean.
+    # His rates apply to the sum of a batch's losses, ours to their mean.
     bias, fc = (rate * c.batch_size / c.optimizer.lr for rate in (0.053, 0.000828))
     c.optimizer.rates = f'scale=0 bn.*bias={bias:.4g} fc/|whiten={fc:.4g}'
-    # Rate times decay is .00382 a step there, of all that is no kernel.
+    # In his recipe, rate times decay is .00382 a step for all parameters but kernels.
     c.optimizer.weight_decay = 0.00382 / 0.053 / c.batch_size
     c.optimizer.decay = f'bn.*bias fc/|whiten={bias / fc:.4g}'
     c.schedule.warmup_steps = 0

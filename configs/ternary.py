@@ -4,9 +4,9 @@
     python -m jaxcifar.main --config configs/ternary.py:mobilenetv2,cifar10,ttq --workdir runs/ttq
     python -m jaxcifar.main --config configs/ternary.py:resnet18,imagenet:DIR --workdir runs/imagenet
 
-ResNet-18 on CIFAR-10 by TWN, all but stem and classifier. A third word may be `fp32` (the same recipe
-with floats), `twn`, `ttq` or `all` (TWN, stem and classifier too). 300 epochs of SGD .1 with a cosine,
-label smoothing .1, and CutMix on a half of the batches; stops after 40 epochs without a new best.
+The default is ResNet-18 on CIFAR-10 with TWN in all layers but the stem and the classifier. A third word may
+be `fp32` (the same recipe with floats), `twn`, `ttq` or `all` (TWN, stem and classifier too). 300 epochs of
+SGD .1 with a cosine, label smoothing .1, CutMix on half of the batches; stops after 40 without a new best.
 
 Public marks for ResNet-18 on CIFAR-10 after 300 epochs: floats 96.07 %, ternary 95.07 with a float stem,
 94.64 throughout; MobileNetV2 ternary 93.38.
@@ -22,7 +22,7 @@ KINDS: dict[str, Iterable[str]] = {**single.KINDS, 'variant': VARIANTS}
 
 
 def get_config(argument: str = ''):
-    """`argument` is made of a network, a dataset and one of VARIANTS, with commas between them."""
+    """Return the config; `argument` joins a network, a dataset and one of VARIANTS by commas."""
     given = parse_argument('configs/ternary.py', argument, KINDS)
     variant, dataset = given.get('variant', 'twn'), given.get('dataset', 'cifar10')
     c = base.get_config()

@@ -11,7 +11,7 @@ from experiments.sweep import Sweep
 
 
 class Display:
-    """Show one table of all runs on a terminal, otherwise print a line where something has happened."""
+    """Show one table of all runs on a terminal; elsewhere, print a line for each event."""
 
     def __init__(self, sweep: Sweep, follow: bool):
         self._states = {run.name: '' for run in sweep.runs}

@@ -110,7 +110,7 @@ class FaultyRun:
             pass
         _, err = process.communicate()
         self.lost_rows |= 'metrics.csv' in err  # the fault may have been an earlier one
-        # On a busy machine a process may save nothing in time, and gets longer.
+        # On a busy machine a process may save nothing in time; it then gets more time.
         self._patience = SHORTEST if self.saved() > before else min(2 * self._patience, LONGEST)
         status = process.returncode
         # Any other exit status is a fault: of the program, or of this one.

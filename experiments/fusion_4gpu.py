@@ -3,9 +3,9 @@
     python -m experiments.run experiments/fusion_4gpu.py --jobs 4
 
 The four pairs of the original launcher: DenseNet-121 with multiplicative, ResNet-18 with
-multiplicativeAddition, WRN-28-10 with TransformerBase, ResNeXt-29 with concatenation. For each network
-first its experts, and the networks to compare with: one trained on the same 49,000 images, one on all
-50,000. --slurm submits the same as jobs; --follow prints every line as [task-i-network-rule].
+multiplicativeAddition, WRN-28-10 with TransformerBase, ResNeXt-29 with concatenation. Each network's experts
+are trained first, and the networks to compare with: one on the same 49,000 images, one on all 50,000.
+--slurm submits the same as jobs; --follow prints every line as [task-i-network-rule].
 
     experiments/fusion_4gpu.py:all                                                   all sixteen pairs
     experiments/fusion_4gpu.py:resnet18+wideresnet28_10,multiplicative+concatenation that grid

@@ -1,4 +1,4 @@
-"""Say what is worth measuring on a borrowed GPU, the most important first, and each step in miniature."""
+"""List what is worth measuring on a borrowed GPU, most important first, and each step in miniature."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ class Step(NamedTuple):
     why: str
     command: str
     small: str  # the same in miniature, on a CPU
-    data: str = ''  # the data set that it cannot do without
-    least: int = 30  # seconds that it is worth to begin with
-    most: int = 600  # seconds after which it is asked to leave
+    data: str = ''  # the data set that it needs
+    least: int = 30  # seconds that must be left for it to be worth starting
+    most: int = 600  # seconds after which it is asked to stop
     flags: str = ''  # XLA_FLAGS of the command
 
 

@@ -4,7 +4,7 @@ CIFAR-100-LT with imbalance 100, ResNet-32, all 10,847 images, the whole balance
 cosine, the last epoch; three seeds of a loss are one run. Public: cross entropy 39.1 to
 40.3, balanced softmax, under this name and that of logit adjustment, 43.9 to 46.5.
 
-experiments/long_tail_table.py:steps has the recipe of the repository OpenLT, whose number the 46.5 is: the
+experiments/long_tail_table.py:steps has the recipe of the repository OpenLT, which reports the 46.5: the
 schedule of Cao et al. 2019, a hundredth of the learning rate after 160 epochs and again after 180, with
 Nesterov momentum. OpenLT's trainer keeps the epoch that is best on the test images; ours keeps the last.
 experiments/long_tail_table.py:strong adds AutoAugment and Cutout for 400 epochs; public: 50.3 and more.
@@ -58,7 +58,7 @@ def steps() -> Sweep:
 
 
 def strong() -> Sweep:
-    """Return balanced softmax with all that is done to images, beside none of it for as long."""
+    """Return balanced softmax with AutoAugment and Cutout, and without them for as many epochs."""
     config = 'configs/long_tail.py:strong,standard'
     changes = {**SEEDS, 'eval.every_epochs': 10}
     runs = [

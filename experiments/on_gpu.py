@@ -3,8 +3,8 @@
 Made for a machine that is lent for 13 minutes, takes commands of at most ten, has no network and gives a few
 files back. Each step is a command of this repository. Every row is kept as soon as it exists: OUT/on_gpu.zip
 always holds all rows, the logs and the small files of the runs. After the loan, `--take on_gpu.zip` appends
-its rows to experiments/results. What came to its end is skipped the next time on the same kind of device;
-trainings that were stopped go on where they were while the machine keeps its folder.
+its rows to experiments/results. Finished steps are skipped the next time on the same kind of device. Stopped
+trainings continue where they were, as long as the machine keeps its folder.
 
 The data come as two halves (`python -m experiments.carried_data cifar10 DEST`), if need be one in each call:
 --carried names the folder where they arrive, and --data, outside the checkout, the one where they are kept.
@@ -67,7 +67,7 @@ class Loan:
     def take(self, name: str):
         """Run a step; raises `Preempted` where its time is over, and `UserError` where it fails."""
         step, start = STEPS[name], time.monotonic()
-        # A step has its share at most: what comes later is worth something too.
+        # A step gets at most its share of the time, because later steps matter too.
         until = start + min(self.left(), step.most)
         fields = {'workdir': shlex.quote(str(self.workdir)), 'seconds': f'{until - start:.0f}'}
         for command in (step.small if self.small else step.command).format(**fields).split(' && '):
@@ -110,7 +110,7 @@ class Loan:
             self.pack(anyway=True)
 
     def pack(self, anyway: bool = False):
-        """Write OUT/on_gpu.zip anew where a row has come since it was written, or anyway."""
+        """Rewrite OUT/on_gpu.zip if rows have been added since it was written, or if `anyway`."""
         # The archive is replaced, never changed: whenever the machine is taken back, it is whole.
         rows = sorted(results.FOLDER.glob('*.csv'))
         newest = max((path.stat().st_mtime for path in rows), default=0.0)
@@ -129,7 +129,7 @@ class Loan:
 
 
 def end(process: subprocess.Popen):
-    """Leave nothing of a process and its children running; if it runs, it may save first."""
+    """Stop a process and its children; if it is still running, let it save first."""
     with contextlib.suppress(ProcessLookupError):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
@@ -187,7 +187,7 @@ def rehearse(args: argparse.Namespace, names: list[str]) -> list[str]:
 
 
 def take_rows(path: Path):
-    """Append the rows of an archive to experiments/results, but for those that are there already."""
+    """Append the rows of an archive to experiments/results, except those that are there already."""
     with reading(path, 'fetch it again'), zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             folder, _, file = name.partition('/')
@@ -203,7 +203,7 @@ def take_rows(path: Path):
 
 
 def parse() -> argparse.Namespace:
-    """Return the words of the command line."""
+    """Return the parsed command line."""
     parser = command_parser('experiments.on_gpu', __doc__)
     parser.add_argument('--budget', type=float, default=560, help='seconds that this call may take (560)')
     out = Path(os.environ.get('OUT') or 'runs/on_gpu')

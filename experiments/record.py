@@ -94,7 +94,7 @@ def command(session: dict, workdir: Path) -> str:
         value = value if equals else next(rest, '')
         if field == 'workdir':
             value = f'runs/{workdir.name}'
-        # Runs that this one began from are kept as its neighbours, since that is what the sweep makes them.
+        # Runs that this one started from are recorded as lying beside it, which is where a sweep puts them.
         value = re.sub(rf'(^|\+){re.escape(str(workdir.parent))}/', r'\1runs/', value)
         if field not in LOCAL:
             kept += [f'{flag}={value}'] if equals else [flag, value]

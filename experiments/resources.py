@@ -71,7 +71,7 @@ def add_flags(parser: argparse.ArgumentParser):
 
 
 def resources(sweep: Sweep, args: argparse.Namespace) -> Resources:
-    """Return the flags, what the sweep says where there is none, and the usual; all of it checked."""
+    """Return the resources that the flags ask for, else the sweep, else the defaults; all are checked."""
     for name in sweep.slurm:
         if name not in Resources._fields:
             raise unknown('field of Sweep.slurm', name, Resources._fields)
@@ -80,7 +80,7 @@ def resources(sweep: Sweep, args: argparse.Namespace) -> Resources:
 
 
 def checked(fields: dict[str, Any]) -> Resources:
-    """Return the resources of these fields; `UserError` where one cannot be."""
+    """Return the resources of these fields; raise `UserError` where a value is invalid."""
     fields = dict(fields)
     # Numbers first: what follows counts with them.
     for name in LEAST.keys() & fields.keys():

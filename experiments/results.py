@@ -34,10 +34,10 @@ def pin():
 
 
 def write_rows(path: Path, rows: Sequence[dict], columns: Sequence[str] = ()):
-    """Append rows to a CSV, which is begun with its columns where it is new or empty.
+    """Append rows to a CSV file; if it is new or empty, write its columns first.
 
-    columns: those of the file, in order, whatever else a row holds, and '' where it lacks one; without, the
-      keys of the first row. Raises `UserError` where the file has others.
+    columns: the file's, in order; a row's other keys are left out, and missing ones are ''. The default is
+      the keys of the first row. Raises `UserError` where the file has other columns.
     """
     extra: Literal['ignore', 'raise'] = 'ignore' if columns else 'raise'
     columns = list(columns) or list(rows[0])
@@ -70,7 +70,7 @@ def read(name: str) -> list[dict[str, str]]:
 
 
 def device_kind() -> str:
-    """Return what jax runs on here. It is asked in another process: one that has asked keeps the memory."""
+    """Return jax's device here, asked in another process: a process that asks keeps the device's memory."""
     ask = 'import jax; print(jax.devices()[0].device_kind)'
     return subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True).stdout.strip()
 
@@ -85,11 +85,11 @@ def driver() -> str:
 
 
 def here(device: str | None = None) -> dict:
-    """Return when, with which commit and command and on what something is measured.
+    """Return the date, commit, machine, device and command of a measurement.
 
-    device: without it, this process's.
+    device: by default this process's.
     """
-    import jax  # with the next a second or two: not for those who only ask for ON_GPU
+    import jax  # takes a second or two, which ON_GPU alone must not cost
 
     from jaxcifar.machine.versions import git_commit
 

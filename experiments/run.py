@@ -1,12 +1,12 @@
 """Run a table of experiments: python -m experiments.run SWEEP.py[:ARGUMENT] [--jobs N | --slurm]
 
-A sweep file has a function `get_sweep(argument)` that returns a `Sweep`. Its runs go one after the
-other, or N at a time with a GPU each, or a share of one where there are fewer. They are in FOLDER/NAME, and
-what they print is in FOLDER/NAME.log. Finished runs are skipped and others resumed: after a stop, the same
-command goes on. Each new result is appended to experiments/results/accuracy.csv; at the end the table is
-printed in Markdown, and FOLDER has results.csv and a page about all runs. With --slurm, jobs of a cluster do
-all that. --dry-run lists the commands, or with --slurm writes the scripts. --config.FIELD=VALUE changes a
-field of all runs.
+A sweep file has a function `get_sweep(argument)` that returns a `Sweep`. Its runs are trained one after
+another, or N at a time with a GPU each, or a share of one if there are fewer. The run NAME is in FOLDER/NAME,
+and its output in FOLDER/NAME.log. Finished runs are skipped and others resumed, so the same command continues
+after a stop. Each new result is appended to experiments/results/accuracy.csv. At the end the table is printed
+in Markdown, and FOLDER has results.csv and a page about all runs. With --slurm, cluster jobs do all of this.
+--dry-run lists the commands, or with --slurm writes the scripts. --config.FIELD=VALUE changes a field of all
+runs.
 """
 
 import argparse
@@ -41,21 +41,21 @@ from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
 from jaxcifar.report import tables as report
 
-# What says how much of a GPU's memory a process takes, by its names in older and in newer versions of JAX.
+# The variable for the share of a GPU's memory that a process takes, by its names in older and newer JAX.
 SHARES = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 'XLA_CLIENT_MEM_FRACTION'
 # CUDA counts what it sees from 0, whatever the numbers of the files.
 GPUS = [str(i) for i, _ in enumerate(Path('/dev').glob('nvidia[0-9]*'))]
 
 
 class Runner:
-    """Run trainings as processes, and stop them all where one was stopped."""
+    """Run trainings as processes, and stop all of them if one is stopped."""
 
     def __init__(self, sweep: Sweep, folder: Path, jobs: int, retries: int, display: Display):
         self.sweep, self.folder, self.jobs, self.retries = sweep, folder, jobs, retries
         self.display = display
         self.failed, self.stopped = list[str](), False
         self._processes = set[subprocess.Popen]()
-        self._lock = threading.RLock()  # of a signal that comes while it is held, too
+        self._lock = threading.RLock()  # reentrant: a signal may come while it is held
         self._slots: queue.Queue[int] = queue.Queue()
         for slot in range(jobs):
             self._slots.put(slot)
@@ -103,7 +103,7 @@ class Runner:
             say(f'finished before, {score(workdir)}')
             return
         status = 0 if has_ended(run, self.folder) else self._train(number, run)
-        # A run that was stopped is not tried again: somebody wants it to stop.
+        # A run that was stopped is not retried, because somebody wanted it to stop.
         for retry in range(self.retries):
             if status in (0, EXIT_PREEMPTED) or self.stopped:
                 break
@@ -155,7 +155,7 @@ class Runner:
         if self.jobs == 1 or not gpus:  # one training at a time drives all that there are
             return dict(os.environ)
         chosen = {'CUDA_VISIBLE_DEVICES': gpus[slot % len(gpus)]}
-        # Each would take three quarters of a GPU's memory when it starts. XLA refuses both names at once.
+        # By default each process takes three quarters of a GPU's memory. XLA refuses both names at once.
         at_once = min(self.jobs, len(self.sweep.runs))
         if (sharing := -(-at_once // len(gpus))) > 1 and not any(name in os.environ for name in SHARES):
             chosen[SHARES[0]] = f'{0.9 / sharing:.3f}'

@@ -1,7 +1,7 @@
 """Write the jobs of a sweep on a cluster: readable sbatch scripts in FOLDER/slurm, and their submission.
 
-Runs that wait for the same others are one array job. A job that Slurm takes back, or whose time is over,
-saves, ends with exit status 75 and puts itself into the queue again.
+Runs that wait for the same runs form one array job. A job that Slurm preempts, or whose time is up, saves,
+ends with exit status 75 and requeues itself.
 """
 
 import re
@@ -28,9 +28,9 @@ class Job(NamedTuple):
 
 
 def jobs(sweep: Sweep, folder: Path, pack: int) -> list[Job]:
-    """Return what is not finished, as few jobs as may be.
+    """Return the unfinished runs in as few jobs as possible.
 
-    An array is of runs that wait for the same others; packed are those that wait for as long a chain.
+    An array holds runs that wait for the same runs, a packed job runs that wait for equally long chains.
     """
     # Jobs of one depth wait for none of each other; a finished run is no longer waited for.
     todo: dict[str, Run] = {}
@@ -84,7 +84,7 @@ def header(name: str, ask: Resources, share: int = 1, **more: Any) -> Iterator[s
 
 
 def script(job: Job, folder: Path, ask: Resources) -> str:
-    """Return an array job, a run for each of its tasks, or a packed one, all its runs side by side."""
+    """Return the script of an array job, one run per task, or of a packed job, all runs side by side."""
     # The number of an array's task counts its own runs; what is printed has the run's number in the sweep.
     packed = ask.pack > 1
     at_once = f'%{ask.at_once}' if ask.at_once else ''
@@ -157,7 +157,7 @@ def _command(run: Run, folder: Path) -> str:
 
 
 def collector(sweep: str, changes: list[str], folder: Path, ask: Resources) -> str:
-    """Return the last job, which writes the results of a sweep whose fields are changed so."""
+    """Return the script of the last job, which writes the results of the sweep with these changes."""
     # The last job needs neither a GPU nor the nodes that have them.
     kept = tuple(option for option in ask.sbatch if option.lstrip('-').partition('=')[0] in FOR_RESULTS)
     ask = ask._replace(gpus=0, cpus=1, nodes=1, memory='4G', time='30:00', sbatch=kept)
@@ -172,7 +172,7 @@ def collector(sweep: str, changes: list[str], folder: Path, ask: Resources) -> s
 
 
 def submission(todo: list[Job], folder: Path, packed: bool) -> str:
-    """Return submit.sh: each job with those that it comes after; it prints their names and numbers."""
+    """Return submit.sh, which submits each job with its dependencies and prints their names and numbers."""
     place = {run.name: (job.name, i) for job in todo for i, run in enumerate(job.runs)}
     lines = [
         '#!/bin/bash',

@@ -4,10 +4,10 @@
 
 Trains configs/speedrun.py:MARK with so many seeds, each in a process of its own, and prints the mean test
 accuracy of the last epoch with its standard error, the seconds of training without and with compilation,
-and those of the whole process. Fields of the config may be changed. The runs share compiled programs, but
-for the step, which holds its seed as a constant. Finished runs are not repeated, and one that was stopped
-begins anew, for its seconds to be those of one process. Each run is a row of
-experiments/results/speedrun_seeds.csv as soon as it has ended.
+and those of the whole process. Fields of the config may be changed. The runs share compiled programs, except
+the step, which holds its seed as a constant. Finished runs are not repeated. A stopped run starts over, so
+that its seconds are those of one process. Each run is a row of experiments/results/speedrun_seeds.csv as soon
+as it has ended.
 """
 
 import csv
@@ -29,7 +29,7 @@ SECONDS = ('seconds', 'seconds_with_compilation', 'seconds_of_process')
 
 
 def train(mark: str, seed: int, folder: Path, changes: list[str]) -> dict:
-    """The row of a run, which is kept beside it; `UserError` where that is of other changes."""
+    """Return a run's row, which is kept in its folder; raise `UserError` if a kept row has other changes."""
     workdir = folder / f'{mark}_{seed}'
     kept = workdir / 'row.json'
     row = read_json(kept)
@@ -45,7 +45,7 @@ def train(mark: str, seed: int, folder: Path, changes: list[str]) -> dict:
 
 
 def _measure(mark: str, seed: int, workdir: Path, changes: list[str]) -> dict:
-    """What a run of its own process came to."""
+    """Run a training in its own process and return its row."""
     shutil.rmtree(workdir, ignore_errors=True)
     command = ['-m', 'jaxcifar.main', '--config', f'configs/speedrun.py:{mark}', '--workdir', str(workdir)]
     command += [f'--config.seed={seed}', '--config.log.tensorboard=False', '--config.log.pictures=False']

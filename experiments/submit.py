@@ -53,7 +53,7 @@ def submit(sweep: Sweep, folder: Path, args: argparse.Namespace):
             'expected sbatch on this machine, got none: on the cluster, submit with bash '
             f'{shlex.quote(str(place / "submit.sh"))}'
         )
-    # sbatch's own check comes for all jobs before any is in the queue.
+    # sbatch checks all jobs before any of them is queued.
     for name in scripts:
         _call(f'{name}.sbatch', place, 'sbatch', '--test-only', f'{name}.sbatch')
     if args.test_only:
@@ -94,7 +94,7 @@ def follow(todo: list[Job], folder: Path, numbers: dict[str, str]):
 
 
 def _call(what: str, place: Path, *command: str) -> str:
-    """Return what a command prints; `UserError` with what sbatch means by its refusal, and what helps."""
+    """Return what a command prints; if sbatch refuses, raise a `UserError` with its reason and a remedy."""
     done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     if not done.returncode:
         return done.stdout

@@ -1,4 +1,4 @@
-"""Say what a table of experiments is made of, and what of it is done."""
+"""Define a table of experiments, and find out which of its runs are done."""
 
 import json
 import re
@@ -30,7 +30,7 @@ TAKEN = ('slurm', 'report', 'results.csv', 'table.md')  # a sweep's own files be
 
 
 class Run(NamedTuple):
-    """Hold one training: a config file, and what is different from it."""
+    """Hold one training: a config file, and the changes to it."""
 
     name: str  # of its workdir: `check_name` says what it may be
     row: str  # of the table; runs of one row are its seeds
@@ -57,7 +57,7 @@ class Sweep(NamedTuple):
 def load(sweep: str, changes: Sequence[str] = ()) -> Sweep:
     """Return the sweep of SWEEP.py[:ARGUMENT], its fields changed by `take_changes`.
 
-    Raises `UserError` where the file has none, or its runs cannot be.
+    Raises `UserError` where the file has none, or its runs are invalid.
     """
     path, _, argument = sweep.partition(':')
     if not Path(path).is_file():
@@ -91,7 +91,7 @@ def take_changes(words: list[str]) -> tuple[list[str], list[str]]:
 def with_changes(sweep: Sweep, words: Sequence[str]) -> Sweep:
     """Return the sweep with fields of all runs changed by `take_changes`."""
     changes = dict(word.removeprefix('--config.').split('=', 1) for word in words)
-    # A field that there is not would fail every run, on a cluster hours later.
+    # An unknown field would make every run fail, on a cluster hours later.
     known = flatten(get_config().to_dict())
     for name in changes:
         lookup('field', known, name)
@@ -99,7 +99,7 @@ def with_changes(sweep: Sweep, words: Sequence[str]) -> Sweep:
 
 
 def check_name(name: str):
-    """Raise `UserError` for a name that is no plain one of a folder: workdirs, logs and jobs carry it."""
+    """Raise `UserError` for a name that is not plain enough for workdirs, logs and jobs, which carry it."""
     is_text = isinstance(name, str)
     taken = is_text and (name in TAKEN or name.endswith('.log'))
     if not is_text or taken or not NAME.fullmatch(name):
@@ -112,7 +112,7 @@ def check_name(name: str):
 
 
 def check(runs: list[Run], path: str):
-    """Raise `UserError` unless each has a name of its own, and comes after those that it waits for."""
+    """Raise `UserError` unless every run has its own name and comes after the runs that it waits for."""
     before: list[str] = []
     for run in runs:
         check_name(run.name)
@@ -136,7 +136,7 @@ def is_finished(run: Run, folder: Path) -> bool:
 def has_ended(run: Run, folder: Path) -> bool:
     """Return whether the last session in its workdir had this command and came to its end.
 
-    The command may have flags behind it that leave the results as they are: scripts of jobs can be edited.
+    Further flags that do not affect the results may follow the command, since job scripts can be edited.
     """
     words, arguments = _anywhere(last_command(run, folder)), _anywhere(run.arguments(folder))
     starts = [i for i in range(len(words)) if words[i : i + len(arguments)] == arguments]
@@ -144,7 +144,7 @@ def has_ended(run: Run, folder: Path) -> bool:
 
 
 def last_command(run: Run, folder: Path) -> list[str]:
-    """Return the words of the session that came to its end last in a run's workdir, [] where none did."""
+    """Return the command, as words, of the last session that finished in a run's workdir; [] if none did."""
     workdir = folder / run.name
     results, config = workdir / 'results.json', workdir / 'config.json'
     # A session writes its config first and its results last.
@@ -166,7 +166,7 @@ def _anywhere(arguments: list[str]) -> list[str]:
 def record_results(run: Run, folder: Path):
     """Put a run's numbers into the table of results, once."""
     kept, ended = folder / run.name / KEPT, folder / run.name / 'results.json'
-    # A sweep that is repeated with more workers finds the same results; only their command is another.
+    # A sweep repeated with more workers finds the same results; only their command differs.
     if not kept.exists() or kept.stat().st_mtime_ns < ended.stat().st_mtime_ns:
         record.append([folder / run.name])
     write_json(kept, run.arguments(folder))
@@ -208,7 +208,7 @@ def table(sweep: Sweep, folder: Path) -> list[str]:
             of_network.setdefault(network, []).append(100 * member[weights]['test']['accuracy'])
         for network, values in of_network.items():
             nodes.setdefault((run.row, network), []).extend(values)
-            # Members that know nothing of each other, and saw the same images, are as many seeds.
+            # Uncoupled members that saw the same images count as that many seeds.
             alone = config['coupling'] == 'none' and not results.get('own_images')
             if 'fusion' in results:
                 values = [100 * results['fusion'][weights]['test']['fused']['accuracy']]

@@ -8,7 +8,7 @@ layer go to experiments/results/sparsity.csv.
 experiments/ternary_table.py:resnet20 has the network of Zhu et al. 2017, table 1: 91.77 with floats, 91.13 by
 TTQ from the trained floats, stem and classifier as floats. 100 epochs, weight decay 2e-4 as there.
 experiments/ternary_table.py:short takes less than an hour on two CPU cores; it says what it shortens.
-experiments/ternary_table.py:recipes compares ways to more with plain TWN, ResNet-18.
+experiments/ternary_table.py:recipes compares ways to higher accuracy with plain TWN, on ResNet-18.
 """
 
 from typing import Any

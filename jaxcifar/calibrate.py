@@ -28,7 +28,7 @@ from jaxcifar.runs.weights import BestWeights, load_weights
 FILE = 'calibration.json'
 FITTED_ON = 'val_lt'
 SHOWN = ('val_lt', 'test_lt', 'test')
-RANGE = np.log(0.05), np.log(20)  # of T: correct predictions only have no best one, and float16 an end
+RANGE = np.log(0.05), np.log(20)  # of log T: without mistakes no T is best, and float16 may overflow
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -49,10 +49,10 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit(logits: dict[str, np.ndarray], images: Mapping[str, Images], names: list[str]) -> dict:
-    """Return temperatures and what they do, from logits [K,n,C] of each part.
+    """Return temperatures and their effect, from the logits [K,n,C] of each part.
 
-    The mean is that of the calibrated members' probabilities p, and its temperature divides log p; its
-    numbers `before` are those of the members as they were trained.
+    The mean averages the calibrated members' probabilities p, and its temperature divides log p. Its
+    numbers `before` average the members as they were trained.
     """
     # Without validation images nothing is fitted: T is 1, and the logits are only exported.
     fitted = FITTED_ON in logits
@@ -112,8 +112,8 @@ def calibrate(
 ) -> dict:
     """Calibrate, export and save; returns what calibration.json holds.
 
-    A run that has just ended gives its own evaluation, and its weights as it has `scored` them. Raises
-    `UserError` where the run is not one of a long tail.
+    A run that has just ended passes its own `evaluation`, and its weights with known logits as `scored`.
+    Raises `UserError` unless the run has a long tail.
     """
     # The command opens the run; a training passes on what it has in memory.
     evaluation = evaluation or open_evaluation(workdir)
@@ -124,7 +124,7 @@ def calibrate(
     if scored is None:
         checkpoints = ['last'] if session.chooses_on is None else ['best', 'last']
         scored = {checkpoint: _load(workdir, session, checkpoint) for checkpoint in checkpoints}
-    (workdir / FILE).unlink(missing_ok=True)  # until all of it is there again
+    (workdir / FILE).unlink(missing_ok=True)  # until everything has been written again
     report: dict = {
         'step': scored['last'].steps[0],
         'fitted_on': FITTED_ON if FITTED_ON in session.images else None,
@@ -149,7 +149,7 @@ def _load(workdir: Path, session: Session, checkpoint: str) -> Scored:
 
 
 def _calibrate_one(workdir: Path, evaluation: Evaluation, scored: Scored, folder: str, main: bool) -> dict:
-    """Calibrate the members as they are with one choice of weights; `main` weights are saved as well."""
+    """Calibrate the members with one choice of weights, and save them if they are the `main` choice."""
     session, names = evaluation.session, evaluation.session.names
     logits = {}
     for part in session.images:
@@ -196,7 +196,7 @@ def _export(workdir: Path, session: Session, logits: dict[str, np.ndarray], repo
 
 def _save_weights(workdir: Path, session: Session, scored: Scored, report: dict):
     kept = BestWeights(workdir, 'calibrated')
-    # Stamps of an earlier calibration would be mixed with these; every step is after -1.
+    # Delete all weights of an earlier calibration, which would mix with these; every step is after -1.
     kept.forget_after(-1)
     # One (params, batch statistics) for each of the K members.
     members = session.population.disassemble(tuple(zip(scored.weights.params, scored.weights.stats)))

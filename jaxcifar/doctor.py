@@ -26,20 +26,20 @@ GB = 1e9
 
 
 class Doctor:
-    """Say what is there, and collect what is wrong."""
+    """Report what this machine has, and collect its problems."""
 
     def __init__(self, say=print):
         self.say = say
         self.faults: list[str] = []
 
     def fault(self, text: str):
-        """Say what is to be mended, and count it."""
+        """Print a problem, and count it."""
         self.faults.append(text)
         self.say(f'PROBLEM: {text}')
 
     def attempt(self, what: str, work, *arguments):
         """Return the result of `work`, or None with a fault where it fails as a run would."""
-        # One fault must not hide the others: what comes next is tried as well.
+        # One fault must not hide the others, so the checks continue.
         try:
             return work(*arguments)
         except Exception as error:
@@ -83,7 +83,7 @@ class Doctor:
         self.say(f'data in {root}: {", ".join(there) or "none yet; CIFAR is downloaded by the first run"}')
 
     def folder(self, what: str, path: Path) -> Path | None:
-        """Return the part of a path that is there, or None with a fault where it cannot be written into."""
+        """Return the part of a path that exists, or None and a fault where it cannot be written to."""
         # The run makes the folders that are missing, so that the lowest one that exists decides.
         part = path.absolute()
         while not part.exists():
@@ -102,7 +102,7 @@ class Doctor:
         return part
 
     def run(self, config, workdir: Path):
-        """Take a few steps of a run, and say what all of it takes."""
+        """Take a few steps of a run, and estimate what the whole run needs."""
         from jaxcifar.data.datasets import load_dataset
         from jaxcifar.data.long_tail import keeping_nothing
         from jaxcifar.runs.resolve import finalize
@@ -158,7 +158,7 @@ class Doctor:
                 state, row = step(state, batch)
                 jax.block_until_ready(row)
                 seconds.setdefault(taken, []).append((time.perf_counter() - start) / taken)
-        # The first call of a size compiles. The fastest of the others is the machine's, undisturbed.
+        # The first call of each size compiles. The fastest of the others is the least disturbed one.
         best = min(min(times[1:] or times) for times in seconds.values())
         self.say(
             f'{config.network} x {config.members} on {config.dataset}: a step takes {1e3 * best:,.1f} ms, '

@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _check_alone(test_images: str, flags: Mapping):
-    """Raise `UserError` where --test-images comes with what other images than those are needed for."""
+    """Raise `UserError` where --test-images is combined with flags that need the data set's own images."""
     if not test_images:
         raise UserError('--test-images must not be empty: leave it out for those of the data set')
     if given := [flag for flag, is_given in flags.items() if is_given]:
@@ -86,7 +86,7 @@ def _check_alone(test_images: str, flags: Mapping):
 
 
 def log_priors_to_take(session: Session) -> np.ndarray:
-    """Return log π, the classes' shares in training, [K,1,C]; 0 of members that adjusted it in training."""
+    """Return log π [K,1,C], π the classes' shares in training; 0 for members whose loss has used it."""
     config = session.config
     # Losses that adjusted logits in training have taken the prior out already.
     plain = per_output(config, np.array(member_losses(config)) == 'cross_entropy')
@@ -95,9 +95,9 @@ def log_priors_to_take(session: Session) -> np.ndarray:
 
 
 def improve_on(rows: list[dict], baseline: Path) -> list[dict]:
-    """Return members' rows with their accuracy, less the mean of the same network in the run `baseline`.
+    """Return members' rows with their `improvement`: accuracy minus the same network's mean in `baseline`.
 
-    That mean is of the test images, and of the baseline's chosen weights where it chose any.
+    That mean is over the baseline's members, on its test images, with its chosen weights if it chose any.
     """
     results = read_json(baseline / 'results.json')
     if results is None:
@@ -130,7 +130,7 @@ def rounded(tree):
 
 
 def evaluate_all(folders: list[Path], baseline: Path | None = None, **options) -> list[dict]:
-    """Return what `evaluate` does of each folder; of several, those that cannot be are named on stderr."""
+    """Return the result of `evaluate` for each folder; of several, those that fail are named on stderr."""
     found = []
     if baseline and options.get('split', 'test') != 'test':
         raise UserError(f'--baseline compares test images, got --split {options["split"]}: leave one out')
@@ -145,7 +145,7 @@ def evaluate_all(folders: list[Path], baseline: Path | None = None, **options) -
         except UserError as error:
             if len(folders) == 1:
                 raise
-            # A sweep has runs that are not there yet; the others are worth their table.
+            # A sweep may have runs that do not exist yet; the others still get their table.
             print(f'left out: {error}', file=sys.stderr)
         else:
             found.append(scores)
@@ -200,7 +200,7 @@ def main():
     folders, as_json, path = [*args.pop('workdir'), *args.pop('runs')], args.pop('json'), args.pop('csv')
     found = evaluate_all(folders, **args)
     rows = [row for scores in found for row in score_rows(scores)]
-    # The numbers are printed first: that a file cannot be written must not cost them.
+    # The numbers are printed first, so that they are not lost if the file cannot be written.
     if as_json:
         print(json.dumps(rounded(found if len(folders) > 1 else found[0]), indent=2))
     else:

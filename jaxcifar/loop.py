@@ -77,7 +77,7 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
             keeper.save(state, progress, logger)  # a takeover is saved; a resumed run has this step already
 
         while True:
-            # Evaluate, where an epoch is over. If SIGTERM comes before the end, none of it has happened.
+            # Evaluate at the end of an epoch. If SIGTERM interrupts this, it is as if it had never begun.
             validated: dict[str, np.ndarray] = {}
             if progress.pending:
                 seconds, rate = _log_time(clock, state, progress, logger)
@@ -97,8 +97,8 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
             if not progress.goes_on(session):
                 break
 
-            # The next batch, and the step. The host stays a few steps ahead of the devices, and waits for
-            # nothing but these: within an epoch no number is fetched that no row needs.
+            # Get the next batch and take the step. The host stays a few steps ahead of the devices and waits
+            # only for them: within an epoch it fetches no numbers except those that a row needs.
             clock.start()
             call, batch = next(feed)
             tracer.before(call.start)
@@ -117,7 +117,7 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
 
 
 def _open(session: Session, workdir: Path, state: TrainState, progress: Progress, stack):
-    """Return a run's logger, console and tracer, which are closed with the stack; say what it does."""
+    """Return a run's logger, console and tracer, to be closed by the stack, and print what the run does."""
 
     def closed(resource):
         return stack.enter_context(contextlib.closing(resource))
@@ -135,7 +135,7 @@ def _open(session: Session, workdir: Path, state: TrainState, progress: Progress
 
 def _make_step(session: Session, state: TrainState, say: Callable, poll: Callable) -> Compiled:
     """Return the step as a program that says when it has compiled."""
-    # Several hosts poll equally often: one may be compiling still when another has done.
+    # Several hosts must poll equally often, but one may still be compiling when another has finished.
     polled = poll if hosts.alone() else lambda: None
     return Compiled(make_step(session, state), say, polled, session.config.steps_per_call > 1)
 
@@ -157,7 +157,7 @@ def _training_means(session: Session, keeper: Keeper, state: TrainState, progres
 
 
 def _log_time(clock: Clock, state: TrainState, progress: Progress, logger) -> tuple[float, float]:
-    """Return (seconds, images a second) of the epoch that is over, and write them down.
+    """Return and log (seconds, images a second) of the epoch that is over.
 
     There are none where only an evaluation was left to do.
     """
@@ -170,8 +170,8 @@ def _log_time(clock: Clock, state: TrainState, progress: Progress, logger) -> tu
 
 
 def _log_batch(session: Session, keeper: Keeper, progress: Progress, row: dict, logger):
-    """Write a step's numbers, every so many steps; only these are fetched within an epoch."""
-    # Each fetch waits for the devices, so that a row a step would slow training down.
+    """Log a step's numbers every log.every_steps steps; no others are fetched within an epoch."""
+    # Each fetch waits for the devices, so a row per step would slow training down.
     every = session.config.log.every_steps
     if every and progress.step % every == 0:
         row = jax.device_get(row)
@@ -182,7 +182,7 @@ def _log_batch(session: Session, keeper: Keeper, progress: Progress, row: dict, 
 def _validate(
     session: Session, evaluation: Evaluation, state: TrainState, progress: Progress, clock: Clock
 ) -> dict:
-    """Return {name: logits} of the images that choose the weights; nothing where it is not time for that."""
+    """Return {name: logits} of the images that choose the weights; {} where no evaluation is due."""
     # The last epoch is always evaluated: its weights may be the best.
     due = progress.epoch % session.config.eval.every_epochs == 0 or progress.step >= session.total
     if session.chooses_on is None or not due:
@@ -222,7 +222,7 @@ def _finish(
 ) -> dict:  # fmt: skip
     """Evaluate the test images and write all that a run leaves behind; returns what results.json holds.
 
-    validated: logits of the last weights, by the names of the images, which need not be evaluated again.
+    validated: {part: logits of the last weights} of parts that need not be evaluated again.
     """
     workdir = keeper.workdir
     speed = workdirs.record_speed(workdir, clock)
@@ -232,9 +232,9 @@ def _finish(
     sparsity.record(session, workdir, scored, result)
     results.log(session, progress, scored, workdir, logger)
     keeper.checkpoints.wait()
-    # What only deleted checkpoints could have come back to goes with them.
+    # Delete the best weights to which only deleted checkpoints could have returned.
     keeper.best.prune(keeper.checkpoints.steps())
-    # With results.json the run is over: all else must be on disk before it.
+    # results.json marks the run as finished, so everything else must be on disk before it.
     result['metrics_length'] = logger.flush()
     results_file.write(workdir, result)
     console.end([*speed, *session.dataset.complaints(), *ending.lines(result)])

@@ -49,8 +49,8 @@ def write_pictures(
 ) -> dict[str, Path]:
     """Draw and write all pictures of a run whose test images have these logits, [K,N,C] or [K+1,N,C].
 
-    Returns {name: path}, with which `show` has been called. What cannot be drawn is said in a line and raises
-    nothing: the run is over, and must not be lost for a picture. Of several hosts, the first draws.
+    Returns {name: path}, with which `show` has been called. A failure is reported in one line and raises
+    nothing, because a finished run must not fail for a picture. Of several hosts, only the first draws.
     """
     drawn: dict[str, Path] = {}
     if not session.config.log.pictures:
@@ -76,18 +76,18 @@ def _draw_all(session: Session, workdir: Path, logits: np.ndarray, drawn: dict[s
         path = workdir / FOLDER / f'{name}.png'
         write_bytes(path, png(draw))
         drawn[name] = path
-    # A run that goes on may have no mistakes any more.
+    # Delete old pictures that no longer apply: a continued run may make no mistakes any more.
     for name in NAMES:
         if name not in drawn:
             (workdir / FOLDER / f'{name}.png').unlink(missing_ok=True)
 
 
 class Judged(NamedTuple):
-    """Hold what networks say of test images.
+    """Hold the predictions for the test images.
 
     log_p [N,C]: of the fused prediction, the best of a sweep's members, or the members' ensemble. shares
-    [C,C]: the confusion of the same, a mean over members. recalls [K,C]: each member's right answers of each
-    class; accuracy: the right ones of all.
+    [C,C]: the confusion matrix of the same; for an ensemble, the mean over its members. recalls [K,C]: each
+    member's accuracy in each class. accuracy: over all images.
     """
 
     name: str
@@ -98,14 +98,14 @@ class Judged(NamedTuple):
 
 
 def judge(logits: np.ndarray, labels: np.ndarray, run: 'RunFiles') -> Judged:
-    """Return what the logits of a run, [K,N,C] or [K+1,N,C] with a fused prediction, say of labels [N]."""
+    """Compare a run's logits, [K,N,C] or [K+1,N,C] with a fused prediction, with the labels [N]."""
     log_p = log_probabilities(logits)
     shares = np.stack([confusion(p.argmax(1), labels, logits.shape[-1]) for p in log_p])
     recalls = np.diagonal(shares[: len(run.members)], axis1=1, axis2=2)
     if run.fused or len(run.members) == 1:
         name, rows = 'fused prediction' if run.fused else run.members[0], [-1]
     elif (best := run.best_of_sweep()) is not None:
-        # The mean of a sweep would be about its bad numbers.
+        # The mean of a sweep would include the members with bad values.
         name, rows = run.titles()[best], [best]
     else:
         name, rows = f'mean of {len(log_p)} members', [*range(len(log_p))]
@@ -158,7 +158,7 @@ def _recipes(
 
 
 def _dots(run: 'RunFiles', judged: Judged) -> dict[str, np.ndarray]:
-    """Return the recalls to draw beside the joint ones: of each member that differs, or of all as one."""
+    """Return the recalls to draw beside the joint ones: a series per member that differs, or one for all."""
     if run.differ and len(run.members) <= DOTS:
         return dict(zip(run.titles(), judged.recalls))
     return {'each member': judged.recalls} if len(run.members) > 1 else {}
@@ -172,7 +172,7 @@ def _scores(run: 'RunFiles') -> dict[str, np.ndarray]:
 
 
 def _draw_mistakes(images: Images, classes: np.ndarray, judged: Judged, rows: np.ndarray) -> 'Figure':
-    """Draw the images of these rows, which are wrong, with what they are and what they are taken for."""
+    """Draw the misclassified images of these rows with their true and predicted classes."""
     from jaxcifar.report.figures import shorten
     from jaxcifar.report.predictions import draw_sheet
 

@@ -23,9 +23,9 @@ def predict(
     member: str | None = None,
     top: int = 3,
 ) -> Predictions:
-    """Return what the networks at `path` see on the images, as `jaxcifar.load(path).predict(images)`.
+    """Return the predictions of the networks at `path`, as `jaxcifar.load(path).predict(images)` does.
 
-    path, checkpoint, dataset: as for `open_trained`. The images of a run need not be there.
+    path, checkpoint, dataset: as for `open_trained`. The images that a run was trained on are not needed.
     """
     if path.suffix.lower() in ENDINGS:
         raise UserError(

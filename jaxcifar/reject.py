@@ -33,9 +33,9 @@ POINTS = np.linspace(0.01, 1, 100)  # coverages at which curves are kept
 
 
 def group_errors(wrong, weights, group):
-    """Return coverage [n] and errors [G,n] of the n most confident images, n = 1…N; 0 without any of a group.
+    """Return coverage [N] and errors [G,N] of the n most confident images, n = 1…N; 0 for a group with none.
 
-    All in the order of falling confidence: wrong [N] bool, weights [N] of sum 1, group [N] of 0…G-1.
+    The arguments are ordered by falling confidence: wrong [N] bool, weights [N] of sum 1, group [N] of 0…G-1.
     """
     errors = []
     for g in range(group.max() + 1):
@@ -48,7 +48,7 @@ def group_errors(wrong, weights, group):
 
 
 def risk_coverage(confidence, wrong, weights, group) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return (coverage [M], {risk: [M]}) at the M thresholds that tell images apart, from the highest down.
+    """Return (coverage [M], {risk: [M]}) at the M distinct confidences, from the highest down.
 
     error: of all answers; balanced and worst: the mean and the largest of the groups' errors.
     """
@@ -72,7 +72,7 @@ def area(coverage: np.ndarray, risk: np.ndarray) -> float:
 
 
 def prior_weights(labels: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
-    """Return [N] of sum 1: classes weigh as their shares of the training images, `class_counts` [C]."""
+    """Return weights [N] that sum to 1 and give each class its share of the training images."""
     # A class that is absent from the labels divides by 1 instead of 0.
     weights = (class_counts / np.maximum(np.bincount(labels, minlength=len(class_counts)), 1))[labels]
     return weights / weights.sum()
@@ -183,7 +183,7 @@ def main():
     args = parser.parse_args()
     if not 1 <= args.samples <= 1_000_000:
         parser.error(f'--samples must be from 1 to 1,000,000, got {args.samples}')
-    saved.load(args.workdir / 'config.json')  # or a line that says it is no workdir
+    saved.load(args.workdir / 'config.json')  # ends in one line if this is not a workdir
     for row in rejection_table(reject(args.workdir, args.samples)):
         print('  '.join(f'{cell:<24}' for cell in row).rstrip())
 

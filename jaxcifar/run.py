@@ -1,4 +1,4 @@
-"""Hold a run in its folder: what `jaxcifar.train` and `jaxcifar.open` return. Without JAX."""
+"""Represent a run by its folder: what `jaxcifar.train` and `jaxcifar.open` return. Imports no JAX."""
 
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from jaxcifar.runs.ending import are_replicates, chosen
 
 
 class Run(dict):
-    """Give the numbers, the config and the networks of a run; as a dict it is what results.json holds.
+    """Give access to a run's numbers, config and networks; as a dict, it is the contents of results.json.
 
     Attributes:
       workdir: the run's folder.
@@ -35,7 +35,7 @@ class Run(dict):
 
     @property
     def names(self) -> list[str]:
-        """Return the K names of all that predicts: the members and, of a fused run, 'fused' as the last."""
+        """Return the K names in `history`: the members and, at the end for a fused run, 'fused'."""
         return self._tables[0]
 
     @property

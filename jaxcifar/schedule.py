@@ -26,9 +26,9 @@ from jaxcifar.machine.files import write_where_asked
 from jaxcifar.machine.text import print_table
 from jaxcifar.runs.resolve import finalize
 
-POINTS = 4000  # of a line: more than a picture has pixels
-SHARES = ('start', '25 %', '50 %', '75 %', 'end')  # of the run, which the table has
-MOST_LINES = 6  # that the table has
+POINTS = 4000  # per line: more than a picture has pixels
+SHARES = ('start', '25 %', '50 %', '75 %', 'end')  # points of the run that the table shows
+MOST_LINES = 6  # that the table shows
 
 
 class Schedule:
@@ -42,7 +42,7 @@ class Schedule:
     def __init__(self, config: ConfigDict):
         """Count the steps as on one device: the shape of a last, shorter batch may differ on several."""
         self.config, dataset = config, labels_only(config)
-        # A long tail keeps index files. Those of labels without pixels must not be taken for a data set's.
+        # A long tail writes index files. Those made without pixels must not be mistaken for the data set's.
         with tempfile.TemporaryDirectory() as root:
             apart = copy.deepcopy(config)
             apart.data.root = root
@@ -59,7 +59,7 @@ class Schedule:
         self.lines = {self._name(names, columns): columns[0] for columns in same.values()}
 
     def _name(self, names: list[str], columns: list[int]) -> str:
-        """Return the name of a line: of all members, or of those that it is of."""
+        """Return the name of a line: all members, or the members that share it."""
         if columns == [*range(self.config.members)] and len(columns) > 1:
             return f'all {len(columns)} members'
         first, others = names[columns[0]], len(columns) - 1
@@ -85,7 +85,7 @@ class Schedule:
         return [['', 'epoch', 'step', *shown], *rows]
 
     def notes(self) -> list[str]:
-        """Return what else decides how far a parameter moves."""
+        """Return notes on what else determines how far a parameter moves."""
         config, notes = self.config, []
         if len(self.lines) > MOST_LINES:
             notes.append(f'the table shows {MOST_LINES} of {len(self.lines)} lines, the picture all of them')
@@ -121,16 +121,16 @@ class Schedule:
 def labels_only(config: ConfigDict) -> Dataset:
     """Return the config's data set as far as its steps depend on it: labels, but no pixels where possible.
 
-    CIFAR need not be there, and files of a folder are listed and not read.
+    CIFAR need not be downloaded, and a folder's files are listed but not read.
     """
     name = config.dataset
     if name not in CIFAR:
-        # The same files in the same parts; that some cannot be read is found out by training.
+        # The files and parts are the same. Unreadable files are noticed only by training.
         listed = name.replace('folder:', 'stream:', 1) if name.startswith('folder:') else name
         return load_dataset(listed, config.data.root, config.data.image_size)
     names, mean, std = CIFAR[name]
     classes = tuple(names.split())
-    # An array without memory of its own has the shape, which is all that is asked of pixels here.
+    # Only the shape of the pixels matters here, so these arrays take no memory.
     x_train, x_test = (np.broadcast_to(np.uint8(0), (n, 32, 32, 3)) for n in (50_000, 10_000))
     y_train, y_test = (np.arange(len(x)) % len(classes) for x in (x_train, x_test))
     return Dataset(name, x_train, y_train, x_test, y_test, classes, mean, std)

@@ -29,9 +29,9 @@ def import_weights(path: Path, workdir: Path, network: str | None = None, datase
                    image_size: int | None = None, optimizer: str = 'sgd', **options):  # fmt: skip
     """Make a workdir whose checkpoint of step 0 holds the weights of the file `path`.
 
-    network: by default the one whose tensors these are, and its options.
-    dataset: by default the CIFAR of as many classes. image_size: as data.image_size.
-    optimizer: whose fresh state the checkpoint has: that of the training that goes on from it.
+    network: by default the one, with its options, that has these tensors.
+    dataset: by default the CIFAR with as many classes. image_size: as data.image_size.
+    optimizer: of the training that will continue from the checkpoint, which holds its fresh state.
     options: of the network, as for `build`.
     """
     changes = {'optimizer.name': optimizer, 'data.image_size': image_size}
@@ -48,7 +48,7 @@ def import_weights(path: Path, workdir: Path, network: str | None = None, datase
 
 
 def _write_workdir(workdir: Path, session: Session, weights: Weights):
-    """Write all that a run of no steps would have written, the config last."""
+    """Write everything that a run of zero steps would have written, the config last."""
     config = session.config
     # A fresh optimiser's state with the file's weights.
     state = init_state(config, session.population).replace(params=weights.params, stats=weights.stats)
@@ -72,7 +72,7 @@ def _write_workdir(workdir: Path, session: Session, weights: Weights):
 def export_weights(workdir: Path, path: Path, member: str | int | None = None, checkpoint: str | None = None):
     """Write one member's weights as a state_dict; `checkpoint` is best, last or a step, as in evaluation.
 
-    They are those that its network sees: of a ternary one the ternary ones, not the floats behind them.
+    The weights are those that the network uses: for a ternary network, not the floats behind its kernels.
     """
     # torch takes seconds to import, and only this direction writes with it.
     import torch

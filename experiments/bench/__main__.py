@@ -1,18 +1,18 @@
 """Put the training step beside PyTorch's: python -m experiments.bench [NETWORK…] [--batch 128,512]
 
-For each network and batch: our compiled step, the same layers in plain Flax Linen, and PyTorch in each of
-its forms, each in a process of its own, on all cores, by the clock. On a CPU all are alive together and take
-turns, so that what disturbs one disturbs all; batches are those of a step of some 100 GFLOP, at least 16. A
-GPU's memory does not hold them all: they come one after another, and the series runs --passes times, the
-second time with what the first has compiled. Rates are medians of the turns, with the slowest and fastest.
-Compile seconds are those of the first pass. Memory is the peak: of a GPU's, or what the process has come to
-above its imports, compiling included. Let nothing else run: PyTorch's threads wait for each other by
+Times, for each network and batch, our compiled step, the same layers in plain Flax Linen, and PyTorch in
+each of its forms. Each runs in its own process on all cores, by the wall clock. On a CPU all processes are
+alive together and take turns, so that a disturbance affects them all; a batch makes a step of some 100 GFLOP,
+but is at least 16. A GPU's memory does not hold them all, so they run one after another; the series runs
+--passes times, from the second on with what the first has compiled. Rates are medians of the turns, with the
+slowest and fastest. Compile seconds are those of the first pass. Memory is the peak: of the GPU, or of the
+process above its imports, compilation included. Run nothing else: PyTorch's threads wait for each other by
 spinning, and beside another program its steps take many times as long.
 
-A way's row is appended to experiments/results/bench.csv after its last turn. What this version has measured
-on this device is not measured again, so that the command goes on where it was stopped. The picture,
-bench.png, is drawn from the newest rows. `python -m experiments.bench start_up` measures the seconds to
-initialise and compile alone, of all networks, into start_up.csv.
+A row is appended to experiments/results/bench.csv after the last turn. Rows that this version has measured on
+this device are skipped, so that the same command continues where it was stopped. The picture, bench.png, is
+drawn from the newest rows. `python -m experiments.bench start_up` measures only the seconds to initialise and
+to compile, for all networks, into start_up.csv.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def start_up(names: list[str]):
 
 
 def chosen_ways(patterns: str) -> list[str]:
-    """Return the ways that one of these names or patterns, joined by commas, fits."""
+    """Return the ways that match any of these names or patterns, joined by commas."""
     ways: dict[str, None] = {}
     for pattern in patterns.split(','):
         fitting = [way for way in compare.WAYS if fnmatchcase(way, pattern)]
@@ -70,7 +70,7 @@ def chosen_ways(patterns: str) -> list[str]:
 
 
 def parse() -> argparse.Namespace:
-    """Return the words of the command line."""
+    """Return the parsed command line."""
     parser = command_parser('experiments.bench', __doc__)
     parser.add_argument('networks', nargs='*', help='start_up, or networks: ' + ', '.join(CHOSEN))
     parser.add_argument('--batch', help='batch sizes (128,512 on a GPU; steps of 100 GFLOP on a CPU)')

@@ -1,8 +1,8 @@
 """Measure what augmentation costs: python -m experiments.bench.augmentations [BATCH]
 
-Times each preset, from uint8 images to what the network sees, alone and as a share of the training steps of
-ResNet-18 and ResNet-20 without any, in turns; without a GPU in the CPU time of one core. A row is appended
-to experiments/results/augmentations.csv after a way's last turn.
+Times each preset, from uint8 images to the network's input, in turns with the training steps of ResNet-18
+and ResNet-20 without augmentation, and gives it as a share of these too. Without a GPU, it takes the CPU time
+of one core. A row is appended to experiments/results/augmentations.csv after each preset's last turn.
 """
 
 from functools import partial

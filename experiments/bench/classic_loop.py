@@ -1,7 +1,7 @@
 """Train as tutorials do: python -m experiments.bench.classic_loop NETWORK DATASET EPOCHS [fast]
 
-torchvision's transforms in DataLoader workers, a PyTorch network, SGD with cosine, the test images after
-each epoch, and a checkpoint. `fast` adds what is commonly advised: channels_last, torch.compile for one shape
+Trains a PyTorch network by SGD with a cosine, on torchvision's transforms in DataLoader workers. After each
+epoch it is tested and saved. `fast` adds what is commonly advised: channels_last, torch.compile for one shape
 of batches, bfloat16, TF32, cuDNN's benchmark, a fused optimiser, and more workers beside a GPU.
 """
 
@@ -79,7 +79,7 @@ class Loop:
 
     @torch.no_grad()
     def hits(self, loader: DataLoader) -> int:
-        """Return how many images are classified rightly."""
+        """Return how many images are classified correctly."""
         self.network.eval()
         total = torch.zeros((), dtype=torch.long, device=self.device)
         for images, labels in self.put(loader):

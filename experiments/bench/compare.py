@@ -17,7 +17,7 @@ from experiments.results import ON_GPU
 
 TOGETHER = not ON_GPU  # whether the processes of all ways are alive at once
 PASSES, ROUNDS, SECONDS = (2, 4, 0.5) if ON_GPU else (1, 7, 1)  # of a turn, some
-PAUSE = 0 if ON_GPU else 0.3  # seconds in which the spinning threads of the one before go to sleep
+PAUSE = 0 if ON_GPU else 0.3  # seconds for the spinning threads of the previous way to go to sleep
 PATIENCE = 150  # seconds until a way must be built where time is short: max-autotune may take longer
 DEVICE = 'experiments.bench.steps:device'
 OURS, LINEN = 'experiments.bench.steps:ours', 'experiments.bench.steps:linen'
@@ -70,7 +70,7 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Hold how long is measured: passes over all ways, turns in each, a turn's seconds, and the end."""
+    """Hold how long to measure: passes over all ways, turns per pass, seconds per turn, and a deadline."""
 
     passes: int = PASSES
     rounds: int = ROUNDS
@@ -79,7 +79,7 @@ class Plan(NamedTuple):
 
 
 class Measured(Times):
-    """Hold a way's turns in all passes, and what it said of itself in the first."""
+    """Hold a way's turns in all passes, and the report that it gave in the first."""
 
     report: dict[str, float]
 
@@ -89,7 +89,7 @@ class Measured(Times):
 
 
 def measure(job: Job, ways: list[str], plan: Plan) -> Iterator[tuple[str, Measured]]:
-    """Yield each way and its times when its last turn is over, but for those that no time is left for."""
+    """Yield each way and its times after its last turn, except ways for which no time is left."""
     measured = {way: Measured() for way in ways}
     groups, longest = [ways] if TOGETHER else [[way] for way in ways], 0.0
     ended: set[str] = set()  # those that no time was left for
@@ -159,7 +159,7 @@ def rows_of(job: Job, ways: list[str], plan: Plan) -> list[dict[str, str]]:
     print(f'{job.network}, batch {job.batch} …', flush=True)
     common = {**job.here, 'jax': version('jax'), 'torch': version('torch')}
     common |= {'network': job.network, 'batch': job.batch}
-    # An image's FLOPs are those of a row that is there, until one of ours says them.
+    # An image's FLOPs are taken from an existing row, until one of our own ways reports them.
     known_rows = (row for row in rows if row['share_of_peak'] and row['images_per_second'])
     flops = next((job.batch * job.peak * float(row['share_of_peak']) / float(row['images_per_second'])
                   for row in known_rows), float('nan'))  # fmt: skip

@@ -31,7 +31,7 @@ def bfloat16(rows: Rows) -> Rows:
 
 
 def best(rows: Rows, start: str) -> dict[str, str]:
-    """Return the fastest of the ways whose names begin so; one without values where none has worked."""
+    """Return the row of the fastest way whose name starts with `start`; one without values if all failed."""
     own = [row for row in rows if row['way'].startswith(start) and not row['failed']]
     return max(own, key=rate, default={'way': start, 'images_per_second': ''})
 
@@ -42,7 +42,7 @@ def rate(row: dict[str, str], column: str = 'images_per_second') -> float:
 
 
 def cell(row: dict[str, str]) -> str:
-    """Return the rate; below it how far it spread, if far, and which of several ways it is."""
+    """Return the rate and, below it, its range if this is wide, and which of several ways it is."""
     lines = [row['images_per_second'] or 'failed']
     slowest, fastest = rate(row, 'slowest'), rate(row, 'fastest')
     if fastest > WIDE_SPREAD * slowest:
@@ -83,7 +83,7 @@ def table(groups: list[Rows]) -> Table:
 
 
 def newest(rows: Rows, here: dict[str, str]) -> list[Rows]:
-    """Return the last row of each way, by network and batch, of those measured on a machine as this one."""
+    """Return each way's last row measured on a machine like this one, grouped by network and batch."""
     groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     # Later rows replace earlier ones: the file is in the order of measuring.
     for row in rows:

@@ -84,7 +84,7 @@ class Bench:
         return self._rate(source, use, steps)
 
     def _rate(self, source, use: Callable, steps: int) -> dict[str, float]:
-        """Return the images a second of a source; `use(batch, i)` gives what is to be ready in the end."""
+        """Return the images a second of a source; `use(batch, i)` returns what must be ready at the end."""
         done, start = None, 0.0
         # What loaders hold in store must not count, so some batches go before the clock starts.
         for i in range(WARM + steps):

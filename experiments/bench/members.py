@@ -3,9 +3,9 @@
 Times the step of mutual learning for each K of MEMBERS (1,2,4,8) on one device, K = 4 and 1 on 2 and 4
 devices, and all members in one convolution: on a CPU K = 4 in its grouped form, which is slow there, on a
 GPU each K in both forms. A GPU computes in bfloat16, and a turn is 30 steps that do not wait. On a busy
-machine the seconds of its cores (`cpu`; beside an accelerator those of the host's work alone) say more than
-those of the clock. Without accelerators the devices are four virtual ones on the same cores: their rows show
-what is exchanged, not what is gained. A row goes to experiments/results/members.csv after a way's last turn.
+machine CPU seconds (`cpu`; with an accelerator, of the host's work alone) say more than wall-clock seconds.
+Without accelerators, four virtual devices share the same cores: their rows show what is exchanged, not a
+speed-up. A row is appended to experiments/results/members.csv after each way's last turn.
 """
 
 import os
@@ -43,7 +43,7 @@ def build(network: str, batch: int, size: int, way: str, members: int, devices: 
 
 
 def collectives(step: OurStep) -> tuple[str, int]:
-    """Return what a step exchanges between devices, as '1 all-gather', and the bytes of it on each."""
+    """Return a step's exchanges between devices, such as '1 all-gather', and their bytes on each device."""
     # The compiled text names each exchange with the shapes of its results.
     calls = re.findall(rf'= (.+?) ({COLLECTIVES})(?:-start)?\(', step.program.as_text())
     kinds = [kind for _, kind in calls]

@@ -1,14 +1,14 @@
-"""Measure what options bring to our training step.
+"""Measure how each option changes the speed of our training step.
 
     python -m experiments.bench.options [NETWORK [BATCH [ROUNDS [VARIANTS]]]]
 
-Each variant is timed in turns with the step as it comes (on a GPU in bfloat16). The first of them is that
-same step again, which shows what chance does. Medians are over rounds by the clock, with the slowest and
-fastest. VARIANTS are names or patterns joined by semicolons (all). GLIBC_TUNABLES=glibc.malloc.hugetlb=0 in
-front shows it all without huge pages. A variant's row is appended to experiments/results/options.csv as soon
-as it is measured. What this version has measured on this device is not measured again, so that the
-command goes on where it was stopped. The seconds to compile are a warm process's: XLA remembers which of
-cuDNN's algorithms were the fastest.
+Each variant is timed in turns with the default step (on a GPU in bfloat16). The first variant is the default
+step again, which shows the noise. Medians are over rounds by the wall clock, with the slowest and fastest.
+VARIANTS are names or patterns joined by semicolons (all). Prefix the command with
+GLIBC_TUNABLES=glibc.malloc.hugetlb=0 to measure without huge pages. A variant's row is appended to
+experiments/results/options.csv as soon as it is measured. Rows that this version has measured on this device
+are skipped, so that the same command continues where it was stopped. The seconds to compile are those of a
+warm process: XLA remembers which of cuDNN's algorithms were the fastest.
 """
 
 import math
@@ -33,7 +33,7 @@ from jaxcifar.models import convolution
 PRECISION = 'bfloat16' if ON_GPU else 'float32'
 STEPS = 32 if ON_GPU else 1  # that are timed together, if a call does not take more
 MEASURED = ('ms', 'slowest', 'fastest', 'times_default', 'megabytes', 'compile_seconds')
-# What does not wait for each other may run side by side: most of all members.
+# Independent operations may run side by side, above all those of different members.
 CONCURRENT = {**ALL, 'xla_gpu_command_buffer_scheduling_mode': 'CONCURRENT'}
 
 # By backend: name -> fields of the config, `donated` of `OurStep`, the least channels of Winograd's
@@ -72,9 +72,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def variants(patterns: str) -> dict[str, dict[str, Any]]:
-    """Return this backend's that fit a pattern, in the order of the patterns.
+    """Return this backend's variants that match a pattern, in the order of the patterns.
 
-    There is one without each of the options that the project has chosen for this backend, too.
+    For each option that the project has chosen for this backend, there is also a variant without it.
     """
     without = {f'without {name}': {name: None} for name in compiler_options()}
     named = VARIANTS[jax.default_backend()] | without
@@ -152,7 +152,7 @@ def main(network: str = 'resnet32', batch: str = '64', rounds: str = '5', patter
         results.append('options', [row])
         show(row)
         if row['failed']:
-            default.turn()  # raises where the device is lost: the rest has not failed
+            default.turn()  # raises if the device is lost, so that the rest is not recorded as failed
 
 
 if __name__ == '__main__':

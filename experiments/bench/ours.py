@@ -1,4 +1,4 @@
-"""Build our training step on a batch that lies on the device, in one place for all that measure it."""
+"""Build our training step on a batch already on the device, for all programs that measure it."""
 
 import time
 from typing import Any
@@ -41,7 +41,7 @@ def first_batch(dataset: Dataset, count: int) -> dict[str, np.ndarray]:
 
 
 class OurStep:
-    """Hold our compiled step, the batch that it takes again and again, and the state it has come to.
+    """Hold our compiled step, the one batch that it takes every time, and its current state.
 
     config: a run's, with its batch_size, network, members and devices; it is finalised here.
     donated, options: arguments of `jax.jit` and options of XLA in place of those that training uses; an
@@ -98,7 +98,7 @@ class OurStep:
         jax.block_until_ready((self.state, row))
 
     def turn(self, steps: int = 1) -> dict[str, float]:
-        """Return the milliseconds of a step, the mean of some: 'ms' by the clock, 'cpu_ms' in all cores."""
+        """Return a step's mean milliseconds: 'ms' by the wall clock, 'cpu_ms' summed over all cores."""
         calls = max(steps // self.steps, 1)
         start = time.perf_counter(), time.process_time()
         self.take(calls)
@@ -113,6 +113,6 @@ class OurStep:
         memory: Any = self.program.memory_analysis()
         if not memory:
             return ''
-        # What is given away is used again for what comes out.
+        # Donated inputs are reused for outputs.
         sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes
         return f'{(sum(sizes) - memory.alias_size_in_bytes) / 1e6:.0f}'

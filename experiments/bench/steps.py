@@ -1,4 +1,4 @@
-"""Build JAX's training step in two hands: ours and plain Flax Linen's; `torch_steps` has PyTorch's.
+"""Build JAX's training step in two versions, ours and plain Flax Linen's; `torch_steps` has PyTorch's.
 
 All take the same step: forward, cross entropy, backward and SGD with Nesterov momentum and weight decay
 on a batch that is on the device already. The others' images are normalised beforehand; ours come as
@@ -102,7 +102,7 @@ device_bytes = peak_bytes if ON_GPU else None
 
 
 def device() -> Step:
-    """Return no way, but what they all run on: its 'kind' and its 'peak' FLOP/s."""
+    """Return a step that does nothing and reports the device: its 'kind' and its 'peak' FLOP/s."""
     kind = jax.devices()[0].device_kind
     return Step(lambda steps: None, {'kind': kind, 'peak': PEAK.get(kind) or fastest_product()})
 

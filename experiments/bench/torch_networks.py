@@ -84,7 +84,7 @@ class ResNeXt(nn.Module):
 class Network(nn.Module):
     """Compute a 3x3 stem of `stem` channels, stages of `blocks` blocks with these widths, and the head.
 
-    `first`: norm and ReLU come behind the stem, and not behind the last block.
+    `first`: norm and ReLU follow the stem instead of the last block.
     """
 
     def __init__(self, block, stem, widths, blocks, first, classes=10):
@@ -119,7 +119,7 @@ def cifar_densenet(growth, blocks, width, classes=10):
 
 
 def cifar_mobilenet(classes=10):
-    """Return a MobileNetV2 whose stem, and the first stage that would, do not halve the image."""
+    """Return a MobileNetV2 whose stem and first strided stage do not halve the image."""
     network = models.mobilenet_v2(num_classes=classes, dropout=0)
     network.features[0][0].stride = network.features[2].conv[1][0].stride = (1, 1)
     return network

@@ -12,7 +12,7 @@ from experiments.results import ON_GPU
 from jaxcifar.machine.errors import lookup
 
 DEVICE = 'cuda' if ON_GPU else 'cpu'
-GRAPH_WARMUP = 3  # steps before a graph is recorded: they allocate what it may not
+GRAPH_WARMUP = 3  # steps before a graph is recorded, to allocate memory, which a recording may not
 
 
 def pytorch(
@@ -45,7 +45,7 @@ def pytorch(
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        # A cast weight that autocast keeps from one replay to the next would be an old one.
+        # A cast weight that autocast has cached would be out of date in the next replay.
         with torch.autocast(DEVICE, torch.bfloat16, enabled=bfloat16, cache_enabled=not graph):
             loss = forward(x, y)
         loss.backward()
@@ -62,7 +62,7 @@ def on_device(batch: int, memory: torch.memory_format) -> tuple[torch.Tensor, to
 
 
 def measured(step: Callable[[], None], compiled: bool, graph: bool) -> Step:
-    """Return the way of a step that has been compiled, and recorded where that is wanted."""
+    """Compile the step, record it as a graph if asked to, and return it as a `Step`."""
     start, run = time.perf_counter(), step
     step()
     wait()

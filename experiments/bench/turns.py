@@ -1,7 +1,7 @@
-"""Take turns: the one loop of all programs here that measure speed.
+"""Take turns: the one loop that all speed measurements here share.
 
-Ways that are compared are measured in rounds, and each way has one turn in a round. So what else the
-machine does disturbs all of them alike, and their ratios mean more than their rates.
+Ways that are compared are measured in rounds, and each way has one turn in a round. Other work of the
+machine then disturbs all of them alike, and their ratios mean more than their rates.
 """
 
 import statistics
@@ -27,7 +27,7 @@ class Times:
         self.failed = ''
 
     def values(self, name: str) -> list[float]:
-        """Return a reading of all turns; one nan where the way failed."""
+        """Return a reading of all turns; [] where the way failed."""
         return [] if self.failed else [reading[name] for reading in self.readings]
 
     def median(self, name: str) -> float:
@@ -86,7 +86,7 @@ def take_turns(
 def clock(run: Callable[[], Any], calls: int = 1) -> dict[str, float]:
     """Return the milliseconds ('ms') of one of several calls that do not wait for each other.
 
-    They are those of the wall clock on a GPU and in a process that is not pinned, else of a core.
+    The time is that of `results.clock`: of the wall clock on a GPU, else CPU time of the process.
     """
     start = results.clock()
     for _ in range(calls):

@@ -1,7 +1,7 @@
-"""Run a way to train in a process of its own, which takes its turns when it is told to.
+"""Run one way to train in its own process, which takes its turns when told to.
 
-The threads of PyTorch and XLA wait for work by spinning, and each library keeps the memory that it has had.
-Within one process the two slow each other down. This module imports nothing large: each worker imports it.
+The threads of PyTorch and XLA wait for work by spinning, and each library keeps the memory it has allocated.
+In one process the two would slow each other down. Each worker imports this module, so it must stay small.
 """
 
 import json
@@ -46,7 +46,7 @@ class WorkerError(UserError):
 
 
 class Worker:
-    """Keep a process with the Step that `make`, written module:function, returns; a context manager.
+    """Run a process with the Step that `make` ('module:function') returns; a context manager.
 
     folder: where compilers keep what they have made.
     limit: seconds for its first answer; then the process is killed. Some compilers take many minutes.
@@ -74,7 +74,7 @@ class Worker:
         self._process.__exit__(*fault)  # it sees the end of its input and leaves
 
     def answer(self) -> dict[str, Any]:
-        """Return what it says next; first of all, when the Step is built, its report."""
+        """Return the process's next answer; the first, once the Step is built, is its report."""
         if not select.select([self._process.stdout], [], [], self._limit)[0]:
             self._process.kill()
             self.is_late = True
@@ -130,7 +130,7 @@ def turn(take: Callable[[int], Any], limit: float) -> tuple[int, float]:
         take(steps)
         return time.perf_counter() - start
 
-    some = max(1, round(limit / 10 / clock(1)))  # at a time, for a GPU is waited for behind them
+    some = max(1, round(limit / 10 / clock(1)))  # calls per reading, since each reading waits for the GPU
     steps, took = 0, 0.0
     while steps == 0 or took < limit:
         steps, took = steps + some, took + clock(some)

@@ -2,12 +2,12 @@
 
     python -m experiments.faults [--quick]
 
-Values of config fields and command lines; images, folders, arrays and lists; weights that others saved; the
-files of workdirs and exports for every command; names and resources of jobs. Each input must end in one line
-or be taken with a line on stderr. What is taken without a word is counted by its reason. Faults are a
-traceback, more than two minutes, and what is taken without a reason: they are printed, and the exit status is
-1. All inputs are drawn from fixed seeds. Appends the counts to experiments/results/faults.csv.
---quick tries a twentieth of them, and writes no row.
+The inputs are values of config fields and command lines; images, folders, arrays and lists; weights that
+others saved; the files of workdirs and exports for every command; names and resources of jobs. Each must end
+in a one-line error, or be accepted with a line on stderr. Inputs accepted silently are counted by the reason.
+Faults are tracebacks, inputs that take more than two minutes, and inputs accepted silently for no reason.
+They are printed, and the exit status is then 1. All inputs are drawn from fixed seeds. Appends the counts to
+experiments/results/faults.csv. --quick tries a twentieth of the inputs, and writes no row.
 """
 
 import contextlib

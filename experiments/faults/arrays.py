@@ -111,7 +111,7 @@ TYPES = ('|u1', '|O', '|V8', '<U1000000', '<f8', 'x', '', '|b1', '<M8[s]')
 
 
 def cases(folder: Path, share: float = 1) -> Iterator[Case]:
-    """Yield .npz files; the tenth of a whole one's bytes are damaged `60 * share` times."""
+    """Yield bad .npz files, `100 * share` of them damaged copies of a good one."""
     path, draw = folder / 'own.npz', random.Random(0)
 
     def case(name: str, data: bytes) -> Case:

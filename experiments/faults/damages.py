@@ -34,7 +34,7 @@ INSTEAD: dict[str, Callable[[Path], Any]] = {
 
 
 def with_other_values(content: dict, share: float = 1) -> Iterator[tuple[str, bytes]]:
-    """Yield (what, JSON) of an object in which one value after the other is of another kind."""
+    """Yield (description, JSON) of an object with one value at a time replaced by one of another kind."""
     draw = random.Random(0)
     for path in places(content):
         if path:
@@ -63,7 +63,7 @@ def replaced(tree, path: tuple, part):
 
 
 def damages(file: Path, share: float = 1) -> Iterator[tuple[str, Callable[[Path], Any]]]:
-    """Yield (name, what does it to a path) of all that can happen to a file."""
+    """Yield (name, function that does it to a path) for each kind of damage to a file."""
     data, draw = file.read_bytes(), random.Random(0)
     contents = [(name, damage(data)) for name, damage in BYTES.items()]
     contents += [(f'bytes {i}', copy) for i, copy in enumerate(damaged(data, draw, round(8 * share)))]

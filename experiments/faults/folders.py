@@ -57,7 +57,7 @@ def _parts(**parts) -> Callable[[Path], None]:
 
 
 AB = ('a', 'b')
-# What a folder is, and whether anything is wrong that a line must say.
+# A description of a folder, and what makes it.
 FOLDERS: dict[str, Callable[[Path], Any]] = {
     'nothing': str,
     'a file': Path.touch,
@@ -101,7 +101,7 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
 
 
 def cases(folder: Path) -> Iterator[Case]:
-    """Yield folders of images as both kinds of data sets read them, to the last image."""
+    """Yield folders of images, each read to the last image by both kinds of data sets."""
     for (name, make), kind in ((item, kind) for item in FOLDERS.items() for kind in ('folder', 'stream')):
         place = folder / 'images'
 

@@ -44,7 +44,7 @@ class Harmless:
 
 
 def damaged(data: bytes, draw: random.Random, count: int) -> Iterator[bytes]:
-    """Yield copies of bytes that are cut, or in which one or eight are others, mostly near the beginning."""
+    """Yield damaged copies: cut off, or with one or eight bytes replaced, often near the beginning."""
     for i in range(count):
         if i % 3 == 0:
             yield data[: draw.randrange(len(data))]

@@ -1,4 +1,4 @@
-"""Lists of indices that are no lists, or of what there is not."""
+"""Index files that hold no list, or indices that do not exist."""
 
 import io
 import pickle

@@ -12,7 +12,7 @@ from jaxcifar.models.layers import Layers, head
 
 
 class Tiny(nn.Module):
-    """A convolution, a batch norm and dropout. No kinks: at a ReLU's, rounding decides a gradient."""
+    """Compute a convolution, a norm and dropout. SiLU has no kink, where rounding would decide a gradient."""
 
     num_classes: int
     layers: Layers
@@ -26,6 +26,6 @@ class Tiny(nn.Module):
 
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
-    """Make 'tiny' the name of a network, and of foreign weights the only one: to try all takes seconds."""
+    """Register the network 'tiny', the only one tried for foreign weights, since trying all takes seconds."""
     with patch.dict(NETWORKS, {'tiny': Tiny}), patch.object(foreign, 'NETWORKS', {'tiny': Tiny}):
         yield

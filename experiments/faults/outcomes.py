@@ -18,7 +18,7 @@ SECONDS = 120  # an input that takes longer counts as a traceback
 class Case(NamedTuple):
     """Hold one bad input: its name, and a call with it.
 
-    why: what the call returned -> why it may be taken without a word, '' where nothing explains that.
+    why: maps what the call returned to why it may be accepted silently; '' if there is no reason.
     """
 
     name: str
@@ -29,8 +29,8 @@ class Case(NamedTuple):
 class Tally:
     """Count the outcomes of cases at one door.
 
-    Each input ends in one line (`lines`), is taken with a line on stderr (`said`), is taken without one for a
-    reason (`silent`: reason -> how many) or without any (`unexplained`), or ends in a traceback.
+    Each input ends in a one-line error (`lines`) or a traceback, or is accepted: with a line on stderr
+    (`said`), silently for a reason (`silent`: reason -> how many), or silently for none (`unexplained`).
     """
 
     def __init__(self, door: str):
@@ -97,7 +97,7 @@ def _line(error: BaseException, heard: str) -> str | None:
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """Raise `TimeoutError` within the block after so many seconds; warnings are no words of ours."""
+    """Raise `TimeoutError` in the block after SECONDS; silence warnings, which do not count as a line."""
 
     def stop(*_):
         raise TimeoutError

@@ -81,7 +81,7 @@ def can_be(field: str, value) -> str:
 
 
 def with_value(field: str, value):
-    """Return a config whose file sets the field, past the type that ml_collections holds it to."""
+    """Return a config with the field set as by a config file, bypassing ml_collections' type check."""
     config = get_config()
     group, _, leaf = field.rpartition('.')
     with config.ignore_type(), contextlib.suppress(OverflowError):  # ml_collections' own

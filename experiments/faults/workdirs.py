@@ -102,7 +102,7 @@ FILES = {
     'data/splits/*/manifest.json': ('tail evaluate',),
     'data/splits/*/train.json': ('tail evaluate',),
 }
-# Of these only so many damages are tried: a training takes a second.
+# Only these shares of the damages are tried with slow commands: a training takes a second.
 SHARES = {'train': 0.05, 'take over': 0.05, 'begin from': 0.05, 'report': 0.1}
 NO_SUM = 'numbers or words of a file that has no sum, as it shows them'
 SHOWN = ('report', 'baseline', 'release', 'export')  # commands that show what such files say
@@ -174,7 +174,7 @@ def cases(folder: Path, share: float = 1, commands: dict[str, tuple[str, ...]] =
         place = file.relative_to(folder)
         for command in names:
             key = command, place.parts[0]
-            if key not in whole:  # what it says of whole files, with which other answers are compared
+            if key not in whole:  # the answer for undamaged files, with which the others are compared
                 whole[key] = _tried(folder, copy, place, command, lambda path: None)
             for name, damage in damages(file, share):
                 if draw.random() < share * SHARES.get(command, 0.25) or name in ('gone', 'cut'):
@@ -193,13 +193,13 @@ def _tried(folder: Path, copy: Path, place: Path, command: str, damage: Callable
         config.write_text(config.read_text().replace(str(folder), str(copy)))
     damage(copy / place)
     if place.parts[0] == 'release' and place.name != portable.SUMS and (copy / place).is_file():
-        portable.write_sums(copy / 'release')  # or the sums alone would tell
+        portable.write_sums(copy / 'release')  # or the sums alone would reveal the damage
     top = copy / place.parts[0]
     return COMMANDS[command](copy, copy / 'packed' if place.name == 'image.png' else top)
 
 
 def _why(whole: Any, command: str, file: Path, answer: Any) -> str:
-    """Return why an answer that no line came with is right."""
+    """Return why an answer without a line on stderr is right."""
     if str(answer) == str(whole):
         return 'the same answer as of the whole file'
     return NO_SUM if command in SHOWN and file.suffix in ('.json', '.csv') else ''

@@ -1,7 +1,7 @@
-"""Change the colours of uint8 images [B,H,W,3], each image with its own number [B].
+"""Change the colours of uint8 images [B,H,W,3], each image with its own parameter [B].
 
-They follow torchvision.transforms.v2.functional on uint8 tensors to the grey level: results are cut
-off, not rounded, and grey is the floor of .2989 R + .587 G + .114 B.
+The functions reproduce torchvision.transforms.v2.functional on uint8 tensors exactly. Results are
+truncated, not rounded, and grey is the floor of .2989 R + .587 G + .114 B.
 """
 
 import jax
@@ -25,10 +25,10 @@ def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blend with a blurred image: 0 is blurred, 1 leaves the image; the outermost pixels stay."""
+    """Blend with a blurred image: 0 is blurred, 1 leaves the image; border pixels are left as they are."""
     x = images.astype(jnp.float32)
     height, width = images.shape[1:3]
-    # Neighbours of a padded image: XLA fuses that with the rest, but not a border that is written later.
+    # Padding first lets XLA fuse the whole blur; a border written afterwards would not be fused.
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
@@ -41,7 +41,7 @@ def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def hue(images: jax.Array, shift: jax.Array) -> jax.Array:
-    """Turn the colours by `shift` of the circle, -.5 to .5, in the HSV space."""
+    """Rotate the hue by `shift`, a fraction of the colour circle from -.5 to .5, in HSV space."""
     rgb = images / jnp.float32(255)
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     value, low = rgb.max(-1), rgb.min(-1)
@@ -57,7 +57,7 @@ def hue(images: jax.Array, shift: jax.Array) -> jax.Array:
     # Channel n is V - chroma·clip(min(k, 4-k), 0, 1), k = (n + 6H) mod 6 and n = 5, 3, 1.
     k = (sixths[..., None] + jnp.array([5, 3, 1], jnp.float32)) % 6
     turned = value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
-    # Floats are cut off, so a factor of 255 would almost never reach 255.
+    # Floats are truncated, so a factor of 255 would almost never give 255.
     return _to_uint8(turned * 255.999)
 
 
@@ -74,7 +74,7 @@ def solarize(images: jax.Array, threshold: jax.Array) -> jax.Array:
 
 
 def autocontrast(images: jax.Array) -> jax.Array:
-    """Stretch each channel to 0..255; a channel of one value stays."""
+    """Stretch each channel to 0..255; a constant channel is left unchanged."""
     low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
     flat = low == high
     return jnp.asarray(_stretched())[high - low, images - jnp.where(flat, 0, low)]
@@ -83,7 +83,7 @@ def autocontrast(images: jax.Array) -> jax.Array:
 def _stretched() -> np.ndarray:
     """Tabulate the stretched values: uint8 [channel's range, distance from its lowest value].
 
-    Computed here because XLA does not divide by a scale but multiplies with its reciprocal.
+    NumPy computes them, because XLA would multiply by the reciprocal of the scale instead of dividing.
     """
     distance = np.arange(256, dtype=np.float32)
     scale = distance * np.float32(1 / 255)
@@ -94,8 +94,8 @@ def _stretched() -> np.ndarray:
 def equalize(images: jax.Array) -> jax.Array:
     """Spread each channel's histogram, by Pillow's integer rule.
 
-    A value becomes (pixels below it + s//2) // s; s is a 255th of the pixels that are not of the
-    channel's largest value. A channel with s = 0 stays.
+    A value becomes (pixels below it + s//2) // s, where s is the number of pixels below the channel's
+    largest value, divided by 255 and rounded down. A channel with s = 0 is left unchanged.
     """
     batch, _, _, channels = images.shape
     x = images.reshape(batch, -1, channels).astype(jnp.int32)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TRIES = 10  # of a box that fits, as in torchvision
+TRIES = 10  # attempts to find a box that fits, as in torchvision
 
 
 def random_erasing(
@@ -16,10 +16,10 @@ def random_erasing(
     ratio: tuple[float, float] = (0.3, 3.3),
     value: float | tuple[float, ...] = 0.0,
 ) -> Callable:
-    """Paint over a box of `scale` of the area and an aspect log-uniform in `ratio` (Zhong et al. 2020).
+    """Paint over a box: area uniform in `scale`, aspect log-uniform in `ratio` (Zhong et al. 2020).
 
-    `value` is one number or one a channel. Of ten boxes the first that fits is taken; none may fit.
-    Raises ValueError for numbers out of range.
+    `value` is one number, or one per channel. The first of ten random boxes that fits is used; if none
+    fits, the image is left unchanged. Raises ValueError for numbers out of range.
     """
     if not 0 <= probability <= 1:
         raise ValueError(f'probability must be from 0 to 1, got {probability}')
@@ -51,7 +51,7 @@ def random_erasing(
 
 
 def cutout(size: int) -> Callable:
-    """Paint over a square of `size` pixels around any pixel, cut off at the edges (DeVries, Taylor 2017)."""
+    """Paint over a square of `size` pixels at a random centre, clipped at edges (DeVries, Taylor 2017)."""
     if not isinstance(size, int) or size < 1:
         raise ValueError(f'size must be a whole number of pixels from 1 up, got {size!r}')
 
@@ -65,12 +65,12 @@ def cutout(size: int) -> Callable:
 
 
 def _paint(images, corner, end, happens, colour) -> jax.Array:
-    """Paint boxes from `corner` [B,2] up to but without `end` [B,2], rows first, in one colour."""
+    """Paint boxes from `corner` [B,2] up to but excluding `end` [B,2], each (row, column), in one colour."""
 
     def inside(axis: int) -> jax.Array:
         at = jnp.arange(images.shape[1 + axis])
         return (at >= corner[:, axis, None]) & (at < end[:, axis, None])
 
-    # Comparing rows and columns needs no slice of a size that varies by image.
+    # Comparing coordinates avoids slices whose size would differ between images.
     box = inside(0)[:, :, None] & inside(1)[:, None] & happens[:, None, None]
     return jnp.where(box[..., None], colour, images)

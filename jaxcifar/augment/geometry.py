@@ -1,8 +1,8 @@
 """Transform images affinely, as torchvision does: nearest neighbour, zeros from outside.
 
-A matrix (a, b, c, d, e, f) says where an output pixel comes from: column a·x + b·y + c and row
-d·x + e·y + f, with x and y in pixels from the image's centre, x to the right and y down, and column
-and row on torch's scale, which has -1 and 1 at the image's edges.
+A matrix (a, b, c, d, e, f) maps an output pixel to its source: column a·x + b·y + c and row
+d·x + e·y + f. Here x (right) and y (down) are in pixels from the image's centre. Column and row are
+on torch's scale, which has -1 and 1 at the image's edges.
 """
 
 import math
@@ -17,9 +17,8 @@ GEOMETRIC = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate')
 def inverse_matrix(op: str, magnitude: float, height: int, width: int) -> np.ndarray:
     """Return the matrix, [6], of one of GEOMETRIC; any other op leaves the pixels where they are.
 
-    Magnitudes are torchvision's: shears are ratios and leave the upper left corner where it is,
-    translations are in pixels and cut to whole ones, positive angles (degrees) turn
-    counter-clockwise.
+    Magnitudes follow torchvision. Shears are ratios and keep the upper left corner fixed. Translations
+    are in pixels, truncated to whole ones. Positive angles (in degrees) turn counter-clockwise.
     """
     cos, sin = math.cos(math.radians(magnitude)), math.sin(math.radians(magnitude))
     matrix = {
@@ -41,7 +40,7 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
     a, b, c, d, e, f = (m[:, None, None] for m in jnp.moveaxis(matrices, -1, 0))
     column = _to_pixel(x, y, (a, b, c), width)
     row = _to_pixel(x, y, (d, e, f), height)
-    # Pixels from outside read pixel 0, and are painted black after.
+    # Sources outside the image read pixel 0, and are painted black afterwards.
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     source = jnp.where(inside, row * width + column, 0).reshape(batch, -1, 1)
     moved = jnp.take_along_axis(images.reshape(batch, -1, channels), source, 1)
@@ -53,9 +52,9 @@ def _centred(size: int) -> np.ndarray:
 
 
 def _to_pixel(x, y, line, size: int) -> jax.Array:
-    """Return the nearest row or column, with torch's roundings to float32.
+    """Return the nearest row or column, rounding to float32 wherever torch does.
 
-    They decide where a point goes that lies half-way between two pixels, as whole rows of a shear do.
+    These roundings break ties for points half-way between two pixels, such as whole rows of a shear.
     """
     across, down, offset = line
     scaled = _rounded_product(x, across) + _rounded_product(y, down) + offset
@@ -65,8 +64,8 @@ def _to_pixel(x, y, line, size: int) -> jax.Array:
 def _rounded_product(x: np.ndarray, y: jax.Array) -> jax.Array:
     """Return x·y rounded to float32, for x of at most 12 bits.
 
-    XLA computes a·b + c without rounding a·b. Of y in two halves both products are exact, so that
-    the only rounding is that of their sum.
+    XLA computes a·b + c without rounding a·b. With y split into two halves, both products are exact, and
+    only their sum is rounded.
     """
     # The mask keeps the upper 12 of the 24 bits of y's significand.
     bits = jax.lax.bitcast_convert_type(y, jnp.int32)

@@ -12,7 +12,7 @@ PER = {'batch': 'batch', 'image': 'image'}
 
 
 class Targets(NamedTuple):
-    """Hold labels to train on, [B] or [K,B], and where images are mixed a second label and a share."""
+    """Hold the labels to train on, [B] or [K,B]; mixed images also have a second label and a share."""
 
     first: jax.Array
     second: jax.Array | None = None
@@ -27,7 +27,7 @@ class Targets(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """Hold one way to mix: `own_share` is (key, count, height, width) -> each pixel's own share."""
+    """Hold one way to mix: `own_share` is (key, count, height, width) -> the share kept of each pixel."""
 
     name: str
     probability: float
@@ -38,13 +38,13 @@ class Mix(NamedTuple):
 def _beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
     """Draw from Beta(α, α).
 
-    α = 1 is drawn without rejection, which is a loop whose end a GPU's host would wait for.
+    α = 1 is uniform, and needs no rejection loop, whose end the host of a GPU would have to wait for.
     """
     return jax.random.uniform(key, shape) if alpha == 1 else jax.random.beta(key, alpha, alpha, shape)
 
 
 def mixup(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> Mix:
-    """Mix λ·x + (1-λ)·x' with λ ~ Beta(α, α), one a batch or one an image (Zhang et al. 2018)."""
+    """Mix λ·x + (1-λ)·x' with λ ~ Beta(α, α), one per batch or per image (Zhang et al. 2018)."""
     _check(alpha, probability, per)
 
     def own_share(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
@@ -56,14 +56,14 @@ def mixup(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> M
 def cutmix(alpha: float = 1.0, probability: float = 1.0, per: str = 'batch') -> Mix:
     """Paste a box of another image (Yun et al. 2019).
 
-    Its sides are √(1-λ) of the image's, λ ~ Beta(α, α), its centre is any pixel, and what hangs over
-    the edge is cut off: the share kept is larger than λ then.
+    The box has sides √(1-λ) of the image's, with λ ~ Beta(α, α), and a random centre. It is clipped at
+    the edges, so the share kept may be larger than λ.
     """
     _check(alpha, probability, per)
 
     def own_share(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
         share, place = jax.random.split(key)
-        # The kept share is counted from the box as cut off, not from λ.
+        # The kept share follows from the clipped box, not from λ.
         half = jnp.sqrt(1 - _beta(share, alpha, (count,))) / 2
         y, x = jax.random.uniform(place, (2, count, 1))
 
@@ -101,9 +101,9 @@ def check_together(mixes: list[Mix]):
 
 
 def mix_batch(mixes: list[Mix], key: jax.Array, images: jax.Array, labels: jax.Array):
-    """Return (mixed images [B,H,W,C], Targets): at most one of the mixes happens, by one draw.
+    """Return (mixed images [B,H,W,C], Targets); one draw chooses at most one of the mixes.
 
-    The other image is that of a random permutation of the batch.
+    Each image is mixed with its partner in a random permutation of the batch.
     """
     batch, height, width, _ = images.shape
     count = 1 if mixes[0].per == 'batch' else batch

@@ -1,8 +1,8 @@
 """Apply random changes to a training batch, on the device and inside the compiled step.
 
 A config joins augmentations by name: 'crop(4)+flip+erasing(.25)+cutmix(1.0)'. They come in three
-stages: on uint8 pixels, on normalised images, and mixing images with their labels. Every draw is a
-function of the key alone, but for `alternating_flip`, which goes by the image and the epoch.
+stages: on uint8 pixels, on normalised images, and mixing images with their labels. Every draw depends
+on the key alone, except in `alternating_flip`, which depends on the image and the epoch.
 """
 
 import ast
@@ -22,7 +22,7 @@ PADDINGS = {'zeros': 'constant', 'reflect': 'reflect'}
 
 
 def random_crop(padding: int, mode: str = 'zeros') -> Callable:
-    """Shift by up to `padding` pixels in each direction; what comes in is zeros, or a reflection."""
+    """Shift by up to `padding` pixels in each direction, filling the border with zeros or a reflection."""
     mode = lookup('padding', PADDINGS, mode)
     if not isinstance(padding, int) or padding < 0:
         raise ValueError(f'padding must be a whole number of pixels from 0 up, got {padding!r}')
@@ -55,7 +55,7 @@ def random_flip(probability: float = 0.5) -> Callable:
 
 
 def alternating_flip() -> Callable:
-    """Mirror every image in every other epoch; a fixed half of them in the even ones (Jordan 2024)."""
+    """Mirror each image in every other epoch: a fixed half in even ones, the rest in odd (Jordan 2024)."""
 
     def flip(images: jax.Array, index: jax.Array, epoch: jax.Array) -> jax.Array:
         # A hash of the index fixes each image's half without a table of the data set.
@@ -82,7 +82,7 @@ NORMALISED: dict[str, Callable] = {'erasing': random_erasing, 'cutout': cutout}
 # Of two images and their labels: a `Mix`.
 MIXES: dict[str, Callable] = {'mixup': mixup, 'cutmix': cutmix}
 AUGMENTATIONS = {**PIXELS, **INDEXED, **NORMALISED, **MIXES}
-# The order that stages come in; those of one rank in any order.
+# The required order of the stages; stages of one rank may come in any order.
 RANKS: tuple[tuple[dict, ...], ...] = ((PIXELS, INDEXED), (NORMALISED,), (MIXES,))
 
 # Whole recipes: seed000 and strong_* of the expert networks, fusion_* of the fusion rules.
@@ -101,14 +101,14 @@ PRESETS = {
 
 
 class Pipeline(NamedTuple):
-    """Hold a config's augment as read: (stage, function) in their order, and the mixes."""
+    """Hold a config's parsed `augment`: (stage, function) pairs in order, and the mixes."""
 
     steps: list[tuple[dict, Callable]]
     mixes: list[Mix]
 
 
 class Term(NamedTuple):
-    """Hold one augmentation of a text: its stage is one of PIXELS, INDEXED, NORMALISED and MIXES."""
+    """Hold one parsed augmentation; its stage is one of PIXELS, INDEXED, NORMALISED and MIXES."""
 
     name: str
     stage: dict
@@ -123,10 +123,10 @@ class Term(NamedTuple):
 def parse(text: str) -> Pipeline:
     """Read 'crop(4, mode="reflect")+flip', a preset's name, or both joined; '' or 'none' changes nothing.
 
-    Raises `UserError` for a name, a parameter or an order that cannot be.
+    Raises `UserError` for an unknown name, a wrong parameter or a wrong order.
     """
     terms = [] if text in ('', 'none') else [_call(node) for node in _terms(text)]
-    # What a preset is continued by goes where it belongs. Whoever writes all terms writes their order.
+    # Terms added to a preset are sorted into place. Without a preset, the user's order must be right.
     if any(name in text for name in PRESETS):
         terms.sort(key=lambda term: term.rank)
     for before, term in pairwise(terms):
@@ -139,7 +139,7 @@ def parse(text: str) -> Pipeline:
 
 
 def _terms(text: str) -> list[ast.expr]:
-    """Parse the terms that + joins, those of presets in their place."""
+    """Parse the terms joined by +, with each preset replaced by its own terms."""
     try:
         node = ast.parse(text, mode='eval').body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -157,7 +157,7 @@ def _terms(text: str) -> list[ast.expr]:
 
 
 def _call(node: ast.expr) -> Term:
-    """Make what a name, or a name with literal parameters, stands for."""
+    """Build the augmentation that a name, with or without literal parameters, stands for."""
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     text = ast.unparse(node)
     if not isinstance(call.func, ast.Name):
@@ -189,7 +189,7 @@ def has_own_batches(images) -> bool:
 
 
 def normalise(images: jax.Array, mean, std) -> jax.Array:
-    """Turn uint8 [...,C] to float32 with the mean and deviation of the training images taken out."""
+    """Normalise uint8 [...,C] by the training images' mean and standard deviation, as float32."""
     mean, std = jnp.asarray(mean, jnp.float32) * 255, jnp.asarray(std, jnp.float32) * 255
     return (images.astype(jnp.float32) - mean) / std
 
@@ -197,8 +197,8 @@ def normalise(images: jax.Array, mean, std) -> jax.Array:
 class Augmentation:
     """Turn (key, batch, epoch) into (normalised float32 images, `Targets`).
 
-    batch: 'image' uint8 [B,H,W,C], 'label' [B] and 'index' [B], each image's number among the
-    training images; or [K,B,...] where members have their own, with K keys.
+    batch: 'image' uint8 [B,H,W,C], 'label' [B] and 'index' [B], each image's position among the
+    training images; or, where members have their own batches, [K,B,...] with K keys.
     """
 
     def __init__(self, text: str, mean, std):
@@ -212,7 +212,7 @@ class Augmentation:
 
     def _augment(self, key: jax.Array, batch: dict[str, jax.Array], epoch: jax.Array):
         images = batch['image']
-        # Each step's key goes by its place, so that one more at the end changes none before it.
+        # Each step's key depends on its position, so appending a step leaves earlier draws unchanged.
         keys = [jax.random.fold_in(key, i) for i in range(len(self.steps) + 1)]
         for (stage, step), step_key in zip(self.steps, keys):
             if stage is NORMALISED and images.dtype == jnp.uint8:

@@ -1,8 +1,8 @@
 """Apply the augmentation policies of torchvision: RandAugment, TrivialAugmentWide, AutoAugment, ColorJitter.
 
-All ops and strengths that a policy can choose stand in a table made when the step is compiled. An
-image draws its row, and one pass does what any row may ask for: one gather moves pixels, the colours
-of all ops are elementwise and fused, and the one op chosen is kept.
+A table built when the step is compiled lists all ops and strengths that a policy can choose. Each
+image draws a row, and one pass serves every possible row: one gather moves pixels, all colour ops run
+elementwise and fused, and the result of the chosen op is kept.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Change(NamedTuple):
 
 
 class Ranges(NamedTuple):
-    """Hold the strongest magnitudes; those of the weakest bin change nothing."""
+    """Hold the magnitudes of the strongest bin; the weakest bin changes nothing."""
 
     shear: float
     translate: float | None  # pixels; None is 150/331 of the image
@@ -56,7 +56,7 @@ WIDE = Ranges(0.99, 32.0, 135.0, 0.99, 6)
 
 
 def magnitudes(op: str, ranges: Ranges, bins: int, size: tuple[int, ...]) -> np.ndarray:
-    """Return the op's bins, from weak to strong, as torchvision has them: float64 [bins]."""
+    """Return the op's magnitude in each bin, from weak to strong, as in torchvision: float64 [bins]."""
     if op == 'posterize':
         # torchvision counts the bits that are kept, from 8 down.
         return np.round(8 - np.arange(bins) / ((bins - 1) / ranges.bits))
@@ -73,9 +73,9 @@ def magnitudes(op: str, ranges: Ranges, bins: int, size: tuple[int, ...]) -> np.
 
 
 def linspace(start: float, end: float, count: int) -> np.ndarray:
-    """Return torch.linspace, rounded once: a float32 step, taken from both ends.
+    """Compute torch.linspace with a single rounding: a float32 step, counted from both ends.
 
-    Otherwise 16 pixels come out as 15.999. On some processors torch's own last bit is another.
+    Otherwise 16 pixels would become 15.999. On some processors torch's own last bit differs.
     """
     first, last, i = np.float32(start), np.float32(end), np.arange(count)
     step = float((last - first) / np.float32(max(count - 1, 1)))
@@ -96,7 +96,7 @@ def stack(rows: list) -> Change:
 
 
 def both_signs(op: str, magnitude: float, size: tuple[int, ...]) -> Change:
-    """Return two rows: the op and its opposite, or twice the same where it has none."""
+    """Return two rows: the op and its opposite, or the op twice where it has none."""
     opposite = -magnitude if op in SIGNED else magnitude
     return stack([change(op, magnitude, size), change(op, opposite, size)])
 
@@ -111,8 +111,8 @@ def draw(table: Change, *chances: jax.Array) -> Change:
 def apply(images: jax.Array, change: Change, colours) -> jax.Array:
     """Change each image [B,H,W,C] in its own way; `colours` names those that can occur.
 
-    Either its colours or its pixels' places change. Colours first: fused behind it, the gather would
-    be made again for each of their nine reads of a pixel.
+    An op changes either colours or positions. Colours come first: fused after the gather, they would
+    repeat it for each of the nine pixels that they read.
     """
     coloured = apply_colour(images, change.colour, change.amount, colours)
     return affine(coloured, change.matrix)
@@ -215,7 +215,7 @@ def auto_augment() -> Callable:
 def color_jitter(
     brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
 ) -> Callable:
-    """Apply factors from 1-b to 1+b and a turn of the hue from -h to h, in a random order."""
+    """Scale by factors from 1-b to 1+b and shift the hue by -h to h, in a random order."""
     limits = {'brightness': brightness, 'contrast': contrast, 'saturation': saturation, 'hue': hue}
     for name, limit in limits.items():
         if not 0 <= limit <= (0.5 if name == 'hue' else float('inf')):
@@ -230,7 +230,7 @@ def color_jitter(
         # Sorting uniform numbers gives each image a random permutation.
         order = order.argsort(1)
         amounts = jnp.take_along_axis(low + chances * (high - low), order, 1)
-        # An op may come first for one image and last for another, so each turn offers all.
+        # An op may come first for one image and last for another, so each pass must offer every op.
         for i in range(len(active)):
             images = apply_colour(images, jnp.asarray(positions)[order[:, i]], amounts[:, i], active)
         return images

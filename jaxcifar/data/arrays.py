@@ -45,7 +45,7 @@ def check_labels_known(arrays: dict[str, np.ndarray], part: str, count: int, hin
 
 
 def class_names(classes: np.ndarray) -> tuple[str, ...]:
-    """Return the names in an array, which may be empty; ValueError where they are none."""
+    """Return the class names in an array, which may be empty. Raise ValueError for anything but text."""
     try:
         names = tuple(classes.astype(str).ravel().tolist())
     except ValueError:  # bytes that are not ASCII
@@ -55,7 +55,7 @@ def class_names(classes: np.ndarray) -> tuple[str, ...]:
 
 
 def check_names(classes: tuple[str, ...]):
-    """Raise ValueError unless class names are different lines of text."""
+    """Raise ValueError unless the class names are distinct and each is one line of text."""
     # Tables, cards and commands print them, and files hold them as UTF-8.
     for name, times in Counter(classes).items():
         if not name or not is_plain(name):
@@ -78,7 +78,7 @@ def check_part(arrays: dict[str, np.ndarray], part: str):
 
 def _check_images(key: str, x: np.ndarray):
     is_shaped = x.ndim == 4 and x.shape[1] == x.shape[2] and x.shape[3] == 3 and x.size > 0
-    # The usual case ends here; all below serves the message.
+    # The usual case ends here. The rest only builds the error message.
     if is_shaped and x.dtype == np.uint8:
         return
     remedies = ([] if is_shaped else _reshape(key, x)) + _recast(key, x)
@@ -126,7 +126,7 @@ def _check_labels(key: str, y: np.ndarray, images: int):
     is_integer = np.issubdtype(y.dtype, np.integer)
     if is_integer and y.shape == (images,):
         return
-    # Advice may not lose anything: of 0.5 or NaN nobody knows the class.
+    # The advice must not lose information: 0.5 and NaN do not name a class.
     is_whole = y.dtype.kind in 'biu' or (y.dtype.kind == 'f' and np.isfinite(y).all() and (y == y // 1).all())
     advice = ''
     if y.shape == (images, 1) and is_whole:
@@ -142,7 +142,7 @@ def _check_labels(key: str, y: np.ndarray, images: int):
 
 
 def check_images_fit(images: int, size: int):
-    """Raise `UserError` where so many images of `size` pixels a side are more than all memory."""
+    """Raise `UserError` if this many images of `size` pixels a side exceed the machine's memory."""
     needed, there = 3 * images * size**2, memory.total()
     if needed > there:
         raise UserError(
@@ -152,7 +152,7 @@ def check_images_fit(images: int, size: int):
 
 
 def set_aside_test(x: np.ndarray, y: np.ndarray, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Part images and labels into train and test, class by class alike and the same every time.
+    """Split images and labels into train and test, stratified by class and the same every time.
 
     Raises ValueError where a class is too small for both.
     """
@@ -164,10 +164,10 @@ def set_aside_test(x: np.ndarray, y: np.ndarray, names: Sequence[str] = ()) -> d
 
 
 def cut(arrays: tuple, labels: np.ndarray, seed: int, names: Sequence[str] = (), **size: float) -> list:
-    """Cut arrays of n rows in two, class by class alike: the first and the second part of each in turn.
+    """Split arrays of n rows in two, stratified by class: [first, second] of each array in turn.
 
-    size: train_size of the first part or test_size of the second, as for scikit-learn; `names` are those of
-    the labels. Raises ValueError where a part cannot have each class.
+    size: train_size of the first part or test_size of the second, as in scikit-learn. names: the classes',
+    for messages. Raises ValueError where a part cannot have every class.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < 2:

@@ -13,14 +13,14 @@ from jaxcifar.machine.errors import UserError
 
 
 class Split(NamedTuple):
-    """Hold indices into the training images, and parts that are evaluated besides.
+    """Hold indices into the training images, and further parts to evaluate.
 
-    `train` is [n] where members share their images, else [K,n], with -1 behind the images of a member
-    that has fewer (see `rows_of`); `validation` is [m], empty unless training images were held out.
-    `parts` are indices by name, into the test images for those in `of_test` and else into the training
-    images; they replace train and test where they have these names.
-    `class_counts` [C] are the images of the long tail before its parts, by which classes are grouped.
-    `own_validation` is the sha256 of the data set's own validation part where that part is used, else ''.
+    `train` is [n] where members share their images. Otherwise it is [K,n], with the rows of members that
+    have fewer images padded by -1 (see `rows_of`). `validation` is [m], empty unless training images were
+    held out. `parts` are indices by name: into the test images for the names in `of_test`, otherwise into
+    the training images. Parts called train or test replace these. `class_counts` [C] groups the classes of
+    a long tail: its images per class before it is cut into parts. `own_validation` is the sha256 of the
+    data set's own validation part where that part is used, else ''.
     """
 
     train: np.ndarray
@@ -31,7 +31,7 @@ class Split(NamedTuple):
     own_validation: str = ''
 
     def fingerprint(self) -> str:
-        """Return the sha256 of all indices, and of an own validation part, in hex."""
+        """Return the sha256, in hex, of all indices and of the data set's own validation part."""
         digest = hashlib.sha256(self.own_validation.encode())
         # Order counts: the same images in another order make another run.
         for indices in (self.train, self.validation, *self.parts.values()):
@@ -46,7 +46,7 @@ def shared(dataset, config) -> Split:
 
 
 def overlap(dataset, config) -> Split:
-    """Give each expert images of the pool that all see, and some that are its own."""
+    """Give each expert the pool's shared images and some of its own."""
     _, pool = expert_splits.holdout_and_pool(len(dataset.y_train), config)
     return _own_images(expert_splits.overlap(pool, config), dataset, config)
 
@@ -59,7 +59,7 @@ def disjoint(dataset, config) -> Split:
 
 
 def fusion(dataset, config) -> Split:
-    """Give all members the fusion holdout, but for what is held out of it in turn."""
+    """Give all members the fusion holdout, except the validation images held out of it."""
     held, _ = expert_splits.holdout_and_pool(len(dataset.y_train), config)
     return _hold_out(held, dataset, config)
 
@@ -106,7 +106,7 @@ SPLITS = {
 
 
 def _validation(dataset, config) -> np.ndarray:
-    """Return what data.validation holds out whatever the split, sorted; [] of others."""
+    """Return the sorted images that data.validation holds out of any split; [] for its other values."""
     images = len(dataset.y_train)
     if config.data.validation == 'fusion_holdout':
         return expert_splits.holdout_and_pool(images, config)[0]
@@ -123,7 +123,7 @@ def _validation(dataset, config) -> np.ndarray:
 
 
 def _hold_out(pool: np.ndarray, dataset, config) -> Split:
-    """Take the validation images out of the pool; with `holdout`, class by class alike.
+    """Take the validation images out of the pool; `holdout` draws them stratified by class.
 
     A data set's own validation part takes the place of `holdout`: nothing leaves the pool.
     """
@@ -147,7 +147,7 @@ def _hold_out(pool: np.ndarray, dataset, config) -> Split:
 
 
 def _remedy(labels: np.ndarray) -> str:
-    """Return what else than data.validation=none helps where images with these labels cannot be held out."""
+    """Return what helps, besides data.validation=none, where images with these labels cannot be held out."""
     counts = np.unique(labels, return_counts=True)[1]
     least, most = len(counts), len(labels) - len(counts)
     if counts.min() < 2:

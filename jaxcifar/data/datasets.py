@@ -35,8 +35,8 @@ from jaxcifar.machine.text import show
 class Dataset:
     """Hold images uint8 [n,H,W,3], labels int32 [n]; `mean` and `std` per channel on the 0..1 scale.
 
-    `x_val` and `y_val` are the validation part that a folder brings, None where there is none. `notes`
-    are lines that tell the user what was taken for what.
+    `x_val` and `y_val` are a folder's own validation part, None if it has none. `notes` are lines that
+    tell the user how files and folders were interpreted.
     """
 
     name: str
@@ -62,20 +62,20 @@ class Dataset:
         return self.x_train.shape[1]
 
     def normalised(self, indices: np.ndarray) -> np.ndarray:
-        """Return these training images with mean and deviation taken out, float32 [N,H,W,3]."""
+        """Return these training images normalised by mean and deviation, float32 [N,H,W,3]."""
         mean, std = np.array([self.mean, self.std], np.float32)
         return (np.asarray(self.x_train[indices], np.float32) / 255 - mean) / std
 
     def fingerprint(self) -> str:
-        """Return the sha256 of training and test part, in hex; of files on disk by names and sizes."""
+        """Return the sha256 of the training and test parts, in hex; files on disk count by name and size."""
         return _sha256(self.x_train, self.y_train, self.x_test, self.y_test)
 
     def val_fingerprint(self) -> str:
-        """Return the same of the validation part; '' where there is none."""
+        """Return the fingerprint of the validation part; '' where there is none."""
         return '' if self.x_val is None else _sha256(self.x_val, self.y_val)
 
     def complaints(self) -> list[str]:
-        """Return what a run says of its images when it ends."""
+        """Return the lines on unreadable or converted images that a run prints at its end."""
         parts = [x for x in (self.x_train, self.x_val, self.x_test) if isinstance(x, ImageFiles)]
         return summarise(parts, sum(map(len, parts)))
 
@@ -171,7 +171,7 @@ def _npz(name: str, root: Path, image_size: int) -> Dataset:
 
 
 def _folder(name: str, root: Path, image_size: int) -> Dataset:
-    """Read PATH/train/<class>/* with PATH/test and PATH/val, or a single tree that is parted."""
+    """Read PATH/train/<class>/* with PATH/test and PATH/val, or split the single tree PATH/<class>/*."""
     path = local_path(name)
     try:
         layout, listings = list_parts(path)
@@ -179,7 +179,7 @@ def _folder(name: str, root: Path, image_size: int) -> Dataset:
         for part, listing in listings.items():
             images, labels, summary = read_images(listing, image_size)
             arrays |= {f'x_{part}': images, f'y_{part}': labels}
-            # What is left out is said at once on stderr, by every command; the rest with a run's first lines.
+            # Every command reports files left out on stderr at once. Other notes appear when a run starts.
             is_whole = listing.is_whole(len(images))
             notes += [summary] if is_whole else []
             if not is_whole:
@@ -192,7 +192,7 @@ def _folder(name: str, root: Path, image_size: int) -> Dataset:
 
 
 def _stream(name: str, root: Path, image_size: int) -> Dataset:
-    """List the same folders and read nothing; with ImageNet's statistics."""
+    """List the image files of such folders without reading them, and use ImageNet's statistics."""
     path = local_path(name)
     try:
         layout, listings = list_parts(path)
@@ -200,7 +200,7 @@ def _stream(name: str, root: Path, image_size: int) -> Dataset:
         for listing in listings.values():
             if listing.others:
                 print(listing.summary({}, {}), file=sys.stderr)
-        # Names in one array are parted like pixels: by indices.
+        # Indices split the files as they would split an array of pixels.
         train = files['train']
         if 'test' not in files:
             parted = set_aside_test(np.arange(len(train)), train.labels, layout.classes)
@@ -239,7 +239,7 @@ DATASETS = {
 
 
 def _dataset(name, arrays, classes, mean=None, std=None, notes=()) -> Dataset:
-    """Build the checked data set; `classes` () numbers them, `mean` None measures. ValueError if bad."""
+    """Build the data set; () numbers the classes, None measures mean and std. Raise ValueError if bad."""
     check_arrays(arrays, classes)
     if mean is None:
         mean, std = mean_std(arrays['x_train'])

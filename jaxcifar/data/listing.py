@@ -61,7 +61,7 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
     paths, labels, others = list[str](), list[int](), dict[str, str]()
     for label, name in enumerate(classes):
         before = len(paths)
-        # The order is part of the data set: splits and fingerprints go by it.
+        # The order is part of the data set: splits and fingerprints depend on it.
         for place, files, odd in sorted(_walk(str(folder / name), (os.path.realpath(folder),))):
             within = os.path.relpath(place, folder)
             others |= {os.path.normpath(os.path.join(within, entry)): why for entry, why in odd.items()}
@@ -81,10 +81,10 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
 
 
 def _walk(place: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    """Yield (folder, its files, {what else is in it: why it is left out}) of a folder and those below.
+    """Yield (folder, its files, {other entry: why it is left out}) for a folder and all folders below it.
 
-    Hidden files and folders are passed over, and links are followed but for those back to a folder `above`.
-    Raises OSError: a folder that may not be read is not an empty one.
+    Hidden files and folders are skipped. Links are followed, except those back to a folder in `above`.
+    Raises OSError for a folder that cannot be read, so that it does not pass for an empty one.
     """
     real = os.path.realpath(place)
     if real in above:
@@ -94,7 +94,7 @@ def _walk(place: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str], 
     with os.scandir(place) as entries:
         for entry in entries:
             if is_folder(entry):
-                # Copies of the images in a folder of thumbnails would be trained and tested on as well.
+                # A folder of thumbnails holds copies of images, which must not be trained or tested on.
                 below += [] if is_hidden(entry.name) else [entry.path]
             elif entry.name[0] == '.':
                 continue
@@ -176,11 +176,11 @@ def list_parts(path: Path) -> tuple[Layout, dict[str, Listing]]:
 
 
 def _doubt(listing: Listing) -> str:
-    """Say why the folders of a single tree may be parts and not classes; '' where nothing speaks for it."""
+    """Say why the folders of a single tree may be parts rather than classes; '' if nothing suggests it."""
     below: dict[str, set[str]] = {name: set() for name in listing.classes}
     for path in listing.paths:
         name, *inner = path.split(os.sep)[:-1]
-        below[name].add(inner[0] if inner else '')  # '' for images of its own
+        below[name].add(inner[0] if inner else '')  # '' for images directly in the folder
     first, *others = below.values()
     named = ', '.join(f'{name}/' for name in listing.classes[:NAMED])
     if '' not in first and len(first) > 1 and all(inside == first for inside in others):

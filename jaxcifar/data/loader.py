@@ -27,10 +27,10 @@ class Order:
 
     Attributes:
       own: whether members have batches of their own, [K,B], or share one, [B].
-      rows: the images that each of K batches, or the one, is drawn from.
-      steps_per_epoch: batches of an epoch, a shorter last one included.
-      last: size of that last batch, 0 where there is none.
-      trimmed: images of it that are left out, so that it splits evenly.
+      rows: the images that each of the K batches, or the shared one, is drawn from.
+      steps_per_epoch: batches per epoch, including a shorter last one.
+      last: size of the shorter last batch, 0 if there is none.
+      trimmed: images left out of the last batch so that it divides evenly.
     """
 
     def __init__(self, config: ConfigDict, train: np.ndarray, multiple: int):
@@ -50,8 +50,8 @@ class Order:
                 f'expected {self.batch} training images or more, a batch, got {images}: '
                 'set a smaller batch_size'
             )
-        # Who draws: all members at once, or each by itself. Only members with an order of their own
-        # have a seed of their own.
+        # All members draw one order together, or each draws by itself. Members have their own seeds only
+        # with data.order=member.
         own_order = config.data.order == 'member'
         self.own = train.ndim == 2 or own_order
         members = config.members if self.own else 1
@@ -71,12 +71,12 @@ class Order:
         return self._shuffled[..., i * self.batch : i * self.batch + size]
 
     def calls(self, config: ConfigDict, step: int, total: int) -> Iterator[range]:
-        """Yield the steps from `step` to `total` that are handed to the devices together.
+        """Yield ranges of steps, from `step` to `total`, that are sent to the devices in one call each.
 
-        All of one shape, and none beyond a step after which something is to be done: steps_per_call of them,
-        or one. Each other number of steps would be another program to compile.
+        A call takes steps_per_call steps or one, since every other number would compile another program. Its
+        batches have one shape, and it ends at the latest at a step after which the host has something to do.
         """
-        # What recurs ends a call: an epoch, which may be evaluated, the log, a checkpoint.
+        # These recur and end a call: an epoch, which may be evaluated, a log row, a checkpoint.
         every = [
             n for n in (self.steps_per_epoch, config.log.every_steps, config.checkpoint.every_steps) if n
         ]
@@ -98,7 +98,7 @@ class Order:
         return np.stack([self.indices(step) for step in steps])
 
     def _shuffle(self, epoch: int) -> np.ndarray:
-        """Draw an epoch, [n] or [K,n]: one shuffle; a member with fewer images than others adds another."""
+        """Shuffle an epoch, [n] or [K,n]; a member with fewer images than others appends more shuffles."""
         n = self.train.shape[-1]
 
         def shuffles(seed: tuple[int, ...], images: np.ndarray) -> np.ndarray:
@@ -111,9 +111,9 @@ class Order:
 
 
 def batches(config: ConfigDict, dataset, order: Order, mesh: Mesh, steps: range):
-    """Iterate over the batches {'image', 'label', 'index'} of some steps, on the devices; to be closed.
+    """Iterate over the batches {'image', 'label', 'index'} of `steps`, on the devices; close it after use.
 
-    With steps_per_call above 1, those of each of `Order.calls`, stacked along a first axis.
+    With steps_per_call above 1, each item holds the batches of one of `Order.calls`, stacked on a first axis.
     """
     axes = ('member', 'data') if order.own else ('data',)
     sharding = NamedSharding(mesh, PartitionSpec(*(axes if config.steps_per_call == 1 else (None, *axes))))
@@ -159,7 +159,7 @@ def _device_batches(config, dataset, order: Order, sharding: NamedSharding, call
 
 
 def in_order(images, size: int, workers: int) -> Generator[np.ndarray]:
-    """Yield all images, `size` at a time, to be evaluated; an iterator to be closed."""
+    """Yield all images in order, `size` at a time, for evaluation; close the iterator after use."""
     starts = range(0, len(images), size)
     if isinstance(images, np.ndarray):
         yield from (images[start : start + size] for start in starts)
@@ -178,7 +178,7 @@ def in_order(images, size: int, workers: int) -> Generator[np.ndarray]:
 def prefetch(source, place: Callable, depth: int = 2) -> Generator:
     """Yield `place(item)` for the items of `source`, made by a thread that runs `depth` ahead.
 
-    What the thread raises is raised here, where the batch is wanted.
+    Exceptions of the thread are raised here, where the batch is requested.
     """
     ready: queue.Queue = queue.Queue(depth)
     closed = threading.Event()

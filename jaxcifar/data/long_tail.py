@@ -1,9 +1,9 @@
 """Draw long-tailed subsets of a data set, and keep them in files.
 
 Class i of C keeps n_i = int(n_max · IF^(-i/(C-1))) training images (Cui et al. 2019), class ids being
-ranks. `long_tail` cuts them into train, tuneV, val_small and calib, and draws val_lt and test_lt from
-the test images with the same tail; what is left of those is `test`. `long_tail_standard`, the field's
-protocol, trains on all and tests on the whole balanced test set.
+ranks. `long_tail` splits them into train, tuneV, val_small and calib, and draws val_lt and test_lt from
+the test images with the same tail; `test` is all test images except val_lt. `long_tail_standard`, the
+field's protocol, trains on all of them and tests on the whole balanced test set.
 """
 
 import copy
@@ -49,7 +49,7 @@ def parts(y_train: np.ndarray, y_test: np.ndarray, classes: int, config) -> dict
         raise UserError(
             f'long_tail.imbalance={imbalance:g} leaves the last class without images: set a smaller one'
         )
-    # Each draw begins its own generator: the test images do not depend on the training ones.
+    # Each draw starts a new generator, so the test images do not depend on the training images.
     train = _draw(y_train, sizes, seed)
     if config.split == 'long_tail_standard':
         return {'train': train}
@@ -78,8 +78,8 @@ def _cut(indices: np.ndarray, labels: np.ndarray, share: float, seed: int):
 
 
 def _cut_train(images: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Cut the images into 80, 8, 6 and 3 %. In any other order a class has one image left for two parts."""
-    # Each share is of what the cuts before it have left.
+    """Split off parts of 80, 8, 6 and 3 %. In any other order, a class has one image left for two parts."""
+    # Each share is relative to what the earlier splits have left.
     images, _ = _cut(images, labels, 0.97, seed)
     tune, images = _cut(images, labels, 0.08 / 0.97, seed)
     images, calib = _cut(images, labels, 0.86 / 0.89, seed)
@@ -99,7 +99,7 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
 
     DATA/splits/NAME_seedS/PART.json is a list of indices in row order; manifest.json beside them has
     the seed, the class counts, and the sha256 of the images and of every file. Raises `UserError` where
-    files are not what the manifest says, or the manifest is of other images or numbers.
+    files do not match the manifest, or the manifest belongs to other images or settings.
     """
     folder = Path(os.path.expanduser(config.data.root)) / SPLITS
     folder /= f'{folder_name(config)}_seed{config.long_tail.seed}'
@@ -124,9 +124,9 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
 
 @contextmanager
 def keeping_nothing(config) -> Iterator:
-    """Yield the config with a data folder of its own, for what only looks at a data set that is loaded.
+    """Yield the config with a temporary data folder, for code that only inspects a loaded data set.
 
-    Index files that are there are read; others are drawn, and gone at the end.
+    Existing index files are read. Missing ones are drawn, and deleted at the end.
     """
     apart, there = copy.deepcopy(config), Path(os.path.expanduser(config.data.root)) / SPLITS
     with tempfile.TemporaryDirectory() as root:
@@ -155,7 +155,7 @@ def _write(folder: Path, dataset, made_from: dict, drawn: dict[str, np.ndarray])
         }
     files['manifest.json'] = (json.dumps(manifest, indent=1) + '\n').encode()
     folder.mkdir(parents=True, exist_ok=True)
-    # Several runs may begin at once: each writes in a place of its own, and all write the same.
+    # Several runs may start at once. Each writes in its own temporary folder, and all write the same files.
     with tempfile.TemporaryDirectory(dir=folder) as own:
         for name, text in files.items():
             (Path(own) / name).write_bytes(text)
@@ -163,9 +163,9 @@ def _write(folder: Path, dataset, made_from: dict, drawn: dict[str, np.ndarray])
 
 
 def _read(folder: Path, made_from: dict) -> dict[str, np.ndarray]:
-    """Read the index files that the manifest vouches for; `UserError` where they are others."""
+    """Read the index files and check them against the manifest; raise `UserError` where they differ."""
     remedy = 'put back what was there, or delete the folder to have it made anew'
-    # The loop changes this name, so that an error tells which file it met.
+    # The loop updates this name, so that an error can say which file caused it.
     name = 'manifest'
     try:
         manifest = json.loads((folder / 'manifest.json').read_text())

@@ -12,7 +12,7 @@ KEYS = ('x_train', 'y_train', 'x_test', 'y_test', 'classes')
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the .npz so that nobody ever sees half of it; uncompressed, for it loads faster."""
+    """Write the .npz atomically, and uncompressed, because it then loads faster."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.write-') as folder:
         part = Path(folder, path.name)
         np.savez(part, **arrays)  # type: ignore[arg-type]
@@ -20,7 +20,7 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 class Unusable(ValueError):
-    """Report a whole file whose contents are no data set."""
+    """Report an intact file whose contents are not a data set."""
 
 
 def read_npz(
@@ -28,9 +28,9 @@ def read_npz(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Read a data set's arrays from an .npz file: ({key of KEYS: array}, the names of the others).
 
-    parts: those that are read; the first must be there.
+    parts: the parts to read; the first is required.
 
-    Raises ValueError with one line for a file that is missing, damaged, or of other keys.
+    Raises ValueError with a one-line message for a file that is missing or damaged, or has other keys.
     """
     try:
         if path.exists() and not path.is_file():
@@ -46,7 +46,7 @@ def read_npz(
     except Exception as error:  # zipfile and numpy raise nearly anything on damaged bytes
         text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         text = re.sub(' on line .*<ast.*', ' in a header', ' '.join(text.split()))
-        # numpy takes whatever is neither a zip archive nor an array for a pickle, and tells how to run it.
+        # numpy mistakes anything but a zip archive or an array for a pickle, and tells how to run it.
         text = 'no zip archive of arrays' if 'pickled' in text else text
         raise ValueError(f'not a whole .npz file ({text[:LONGEST]})') from error
 

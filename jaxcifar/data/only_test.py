@@ -1,4 +1,4 @@
-"""Read test images for networks that are trained already: no training part is needed, and none is read."""
+"""Read test images for networks that are already trained; a training part is neither needed nor read."""
 
 import sys
 from dataclasses import replace
@@ -22,8 +22,8 @@ def load_test_images(name: str, root: str | Path, alike: Dataset) -> Dataset:
     """Read the test images called `name` for networks that were trained on a data set like `alike`.
 
     npz:FILE holds x_test and y_test; folder:DIR holds test/<class>/* or <class>/*, whose names are those of
-    the classes. Normalisation and the size of image files are those of `alike`. Raises `UserError` where
-    classes or sizes differ from its.
+    the classes. Images are scaled and normalised as those of `alike`. Raises `UserError` where the classes
+    or sizes differ from those of `alike`.
     """
     kind = name.partition(':')[0]
     if name in WHOLE:
@@ -51,8 +51,8 @@ def check_alike(here: Dataset, there: Dataset):
     sizes = [f'{d.num_classes} classes of {d.image_size} pixels' for d in (there, here)]
     if sizes[0] != sizes[1]:
         raise UserError(f'expected {sizes[0]}, got {sizes[1]} of {here.name}: name other images')
-    # A label is a place in the list of classes. Without names, nothing tells whether the lists agree, but
-    # folders of numbers are in the order of text, as 0, 1, 10, 11, 2.
+    # A label is a position in the list of classes. Without names, nothing shows whether two lists agree.
+    # Folders named by numbers are an exception: they are sorted as text, as in 0, 1, 10, 11, 2.
     named, reordered = _is_named(here) and _is_named(there), {*here.classes} == {*there.classes}
     if here.classes != there.classes and (named or reordered):
         label = next(i for i, (a, b) in enumerate(zip(there.classes, here.classes)) if a != b)
@@ -89,11 +89,11 @@ def _folder(name: str, alike: Dataset) -> tuple[np.ndarray | ImageFiles, np.ndar
     try:
         folder, classes = find_test(path, alike.classes)
         listing = list_images(folder, classes)
-        # Folders may be of some of the classes, and are numbered among themselves.
+        # The folders may have only some of the classes, and `list_images` numbers just these.
         numbers = np.array([alike.classes.index(one) for one in classes])
         listing = listing._replace(labels=numbers[listing.labels], classes=alike.classes)
         if is_streamed(alike.name):
-            # The network's own test images were cut as streams are, which differs from `read_images`.
+            # The network's own test images were cropped as in a stream, which differs from `read_images`.
             images = ImageFiles.of(folder, listing.paths, listing.labels, alike.image_size)
             labels, summary = listing.labels, listing.summary({}, {})
         else:

@@ -1,4 +1,4 @@
-"""Decide which images each member trains on, which choose the weights, which are only evaluated.
+"""Decide which images each member trains on, which choose the weights, and which are only evaluated.
 
 A *split* assigns a data set's images; a *part* is one of the pieces: train, validation, test, ….
 """
@@ -35,7 +35,7 @@ ANY_SPLIT = tuple(v for v in VALIDATIONS if v != 'val_lt')
 
 
 def make_split(dataset, config) -> Split:
-    """Assign the images as config.split says; raises `UserError` where that cannot be done with these."""
+    """Assign the images as config.split says; raise `UserError` where these images do not allow it."""
     split = lookup('split', SPLITS, config.split)(dataset, config)
     if both := np.intersect1d(split.train, split.validation).size:
         raise UserError(
@@ -47,9 +47,9 @@ def make_split(dataset, config) -> Split:
 
 
 def population(config) -> int | None:
-    """Return how many members the images are parted for, None where all see the same.
+    """Return how many members the images are divided among; None where all members see the same images.
 
-    A run may train some of them, its `member_ids`.
+    A run may train only some of these members: its `member_ids`.
     """
     if config.split == 'file' and config.files.train:
         rows = expert_splits.count_rows(config.files.train)
@@ -60,8 +60,8 @@ def population(config) -> int | None:
 class Images(NamedTuple):
     """Hold images to evaluate: uint8 [N,H,W,C], or files in their place, with their labels [N].
 
-    indices [N]: their rows in the data set's arrays. class_counts [C]: training images by which a long
-    tail's classes are grouped, None for others.
+    indices [N]: their rows in the data set's arrays. class_counts [C]: training images per class, by which
+    a long tail's classes are grouped; None for other data.
     """
 
     images: np.ndarray | ImageFiles
@@ -74,7 +74,7 @@ def evaluation_images(dataset, split: Split) -> dict[str, Images]:
     """Return the parts to evaluate, by name: train (what any member trains on), validation, test, …"""
     # Members may share images; each is evaluated once.
     train = {'train': np.unique(np.concatenate(rows_of(split.train))), **split.parts}
-    # Parts of the test images index other arrays than those of the training images.
+    # Parts of the test images index the test arrays, not the training arrays.
     test = {name: train.pop(name) for name in split.of_test}
     if len(split.validation):
         train['validation'] = split.validation
@@ -84,7 +84,7 @@ def evaluation_images(dataset, split: Split) -> dict[str, Images]:
             return Images(images, labels, np.arange(len(labels)), split.class_counts)
         return Images(images[rows], labels[rows], rows, split.class_counts)
 
-    # Test images may come without any to train on.
+    # A data set for evaluation alone has no training images.
     given = {name: rows for name, rows in train.items() if len(rows)}
     images = {name: take(dataset.x_train, dataset.y_train, rows) for name, rows in given.items()}
     if split.own_validation:

@@ -1,6 +1,6 @@
-"""Image files decoded in DataLoader workers or in a thread: no JAX here, as in `gather`.
+"""Decode image files in DataLoader workers or in a thread; imports no JAX, for the same reason as `gather`.
 
-What is drawn for a training image is a function of (seed, epoch, index) and nothing else.
+The random transform of a training image is a function of (seed, epoch, index) and nothing else.
 """
 
 import threading
@@ -21,12 +21,12 @@ from torchvision.transforms import v2  # noqa: E402
 
 
 def train_transform(size: int):
-    """Build torchvision's usual cut: a random part, scaled to [size,size,3] and mirrored half of the time."""
+    """Build torchvision's usual transform: a random crop, scaled to [size,size,3], mirrored half the time."""
     return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
 
 
 def eval_transform(size: int):
-    """Build the cut of the middle: 224 pixels of 256 for the shorter side, and as much at other sizes."""
+    """Build the centre crop: 224 pixels of a shorter side scaled to 256, and in proportion at other sizes."""
     side = round(size * 256 / 224)
     return v2.Compose([partial(check_scaled, side=side), v2.Resize(side), v2.CenterCrop(size)])
 
@@ -34,13 +34,13 @@ def eval_transform(size: int):
 def check_scaled(image: Image.Image, side: int) -> Image.Image:
     """Return the image; ValueError where it is too large once its shorter side is scaled to `side` pixels."""
     short, long = sorted(image.size)
-    # Pillow's own limit is of images as they are stored: a thin strip of them grows to gigabytes.
+    # Pillow's own limit applies to the stored image, but scaling a thin strip can take gigabytes.
     if long * side * side > MAX_IMAGE_PIXELS * short:
         raise ValueError(f'{image.width}x{image.height} pixels are too thin to be scaled')
     return image
 
 
-MAX_IMAGE_PIXELS = 2**26  # of an image as it is scaled, 200 MB
+MAX_IMAGE_PIXELS = 2**26  # of an image after scaling, 200 MB
 
 # torchvision draws from torch's one global generator, and a run reads in several threads.
 GENERATOR = threading.Lock()
@@ -54,8 +54,8 @@ def read(path: str, transform) -> np.ndarray:
 class Reader:
     """Serve whole batches, decoded from files, as a PyTorch dataset.
 
-    A file that cannot be read is replaced by the next of its class within its pool, the indices that
-    may be seen: its label stays, nothing held out comes in, and all processes agree.
+    A file that cannot be read is replaced by the next of its class within its pool, the indices that may
+    be seen. The label stays right, no held-out image enters, and all processes agree.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Reader:
         pools: Sequence[np.ndarray],
         seeds: Sequence[tuple[int, ...]] | None = None,
     ):
-        """Take one of `pools` and `seeds` for batches [B], K for [K,B]; without seeds, read as evaluation."""
+        """Take one pool and one seed for batches [B], K of each for [K,B]; no seeds: read for evaluation."""
         self.files, self.pools, self.seeds = files, pools, seeds
         size = files.shape[1]
         self.transform = eval_transform(size) if seeds is None else train_transform(size)
@@ -117,14 +117,14 @@ class Reader:
             return np.asarray(self.transform(image))
         # SeedSequence mixes the tuple, so that neighbours do not get related seeds.
         state = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        # The generator may be somebody's: it is left as it was.
+        # Other code may use torch's generator, so its state is restored.
         with GENERATOR, torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which reaches for the GPU's generators too.
             torch.default_generator.manual_seed(state)
             return np.asarray(self.transform(image))
 
     def _candidates(self, index: int, pool: np.ndarray) -> Iterator[int]:
-        """Yield the index itself, then the others of its class in order, the first after the last."""
+        """Yield the index itself, then the others of its class in order, wrapping around at the end."""
         yield index
         # The order by index is the same in every process.
         alike = np.sort(pool[self.files.labels[pool] == self.files.labels[index]])

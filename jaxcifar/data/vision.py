@@ -1,4 +1,4 @@
-"""Image files to 8-bit RGB, one way for folders, streams and predictions; and torchvision's import.
+"""Convert image files to 8-bit RGB, the same way for folders, streams and predictions; import torchvision.
 
 Worker processes import this module: it must not import JAX.
 """
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # torch forgets a schema as soon as the library that declared it is collected.
 _declared = []
 
-# Endings that are taken for images unread: torchvision's nine, and what else is usual.
+# Endings that identify images without reading the file: torchvision's nine, and other common ones.
 ENDINGS = {
     *('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp'),
     *('.jfif', '.jpe', '.gif', '.apng', '.pbm', '.pnm', '.jp2', '.j2k', '.avif', '.tga', '.ico', '.dib'),
@@ -24,13 +24,13 @@ ENDINGS = {
 NO_PICTURES = ('BUFR', 'EPS', 'FITS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
 ANIMATED = ('AVIF', 'GIF', 'PNG', 'TIFF', 'WEBP')
 MODES = {'1': '1-bit', 'L': 'grey', 'P': 'palette'}
-READING = 2  # version of how files become pixels, kept with each run; raised whenever one becomes others
+READING = 2  # version of the decoding, kept with each run; raised whenever any file gets other pixels
 WHITE = (255, 255, 255, 255)  # what shows through transparent pixels, as on a page
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 
 
-# Pillow warns of large photographs and of odd tags in files that it reads all the same. What it cannot read
-# is named in our own lines.
+# Pillow warns about large photographs and odd tags even in files that it can read. Files that it cannot read
+# are reported in our own messages.
 warnings.filterwarnings('ignore', module='PIL')
 logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
@@ -46,7 +46,7 @@ def import_torchvision():
     except RuntimeError as error:
         if 'operator torchvision::' not in str(error):
             raise
-        # A package that failed to import leaves the submodules that did not fail behind.
+        # A failed import leaves behind the submodules that had already been loaded.
         for module in [name for name in sys.modules if name.startswith('torchvision.')]:
             del sys.modules[module]
         _declare_operators()
@@ -67,10 +67,10 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
     """Convert an open image to 8-bit RGB and say how; '' where it was 8-bit RGB already.
 
     16-bit numbers are divided by 257 and floats from 0 to 1 multiplied by 255. Transparent pixels are
-    laid on white. Of several frames the first is taken. An EXIF orientation is not applied, as
-    torchvision does not.
+    blended with white. Only the first of several frames is used. An EXIF orientation is not applied, as
+    in torchvision.
 
-    Raises ValueError for pixels without a known scale, and whatever Pillow does on broken bytes.
+    Raises ValueError for pixels without a known scale, and whatever Pillow raises on broken bytes.
     """
     changes = []
     if image.format in ANIMATED and getattr(image, 'is_animated', False):
@@ -91,7 +91,7 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
 def _scaled(image: Image.Image) -> tuple[Image.Image, str]:
     """Scale one channel of 16-bit numbers, or of floats, to 8 bits."""
     pixels = np.asarray(image)
-    # Pillow opens 16-bit files of two formats as 32-bit numbers. Of others nobody knows the white.
+    # Pillow opens 16-bit files of two formats as 32-bit numbers. For other formats, white is unknown.
     known = image.mode != 'I' or (
         image.format in ('PNG', 'PPM') and pixels.min() >= 0 and pixels.max() <= 65535
     )
@@ -133,7 +133,7 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def open_rgb(path: str | Path) -> tuple[Image.Image, str]:
-    """Read an image file as `to_rgb` does; raises what that does."""
+    """Read an image file; return and raise as `to_rgb`."""
     with Image.open(path) as image:
         return to_rgb(image)
 

@@ -1,4 +1,4 @@
-"""Make model cards: what exported weights are, were trained on and are worth, in JSON and in Markdown."""
+"""Make model cards in JSON and Markdown: what exported weights are, their training data, their accuracy."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,11 +34,11 @@ def make_card(
     files: list[dict],
     head: FusedHead | None = None,
 ) -> dict:
-    """Return the card of members of a run and the `files` that they went to, as `write` describes them."""
+    """Return the card for a run's members and the `files` that hold them, as described by `write`."""
     # The sources: config.json, run.json and results.json of the workdir.
     config, results = saved.load(workdir / 'config.json'), _results(workdir)
     names = [member.about['name'] for member in members]
-    # One of several members is described as the run of it alone.
+    # A single member of several is described as if it had been trained alone.
     several = member_names(config)
     own = alone(config, several.index(names[0])) if len(names) < len(several) else config
     fields = flatten(saved.to_dict(own))
@@ -90,8 +90,8 @@ def _parameters(tree) -> int:
 
 
 def _results(workdir: Path) -> dict | None:
-    """Return results.json, None where there is none or the run has gone on since."""
-    # Results of an earlier end of the run are about other weights.
+    """Return results.json; None where there is none or the run has trained further since."""
+    # If a finished run was continued, its earlier results are about other weights.
     steps = [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdecimal()]
     needed = {'members': list, 'mean': dict, 'ensemble': dict, 'selection': str}
     results = read_json(workdir / 'results.json', **needed)
@@ -100,11 +100,11 @@ def _results(workdir: Path) -> dict | None:
 
 
 def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDict, fused: bool):
-    """Return what results.json says of these members' weights on the test images, None where it does not.
+    """Return the test scores of these members' weights from results.json; None if it has none for them.
 
-    Mean and deviation are of the members that are exported.
+    Mean and deviation are over the exported members.
     """
-    calibrated = checkpoint == CALIBRATED  # the chosen weights: a temperature leaves predictions alone
+    calibrated = checkpoint == CALIBRATED  # the chosen weights: a temperature changes no prediction
     choice = chosen(results) if calibrated else checkpoint
     # A step that is neither the best nor the last was never tested.
     scores = {m['name']: m[choice]['test'] for m in results['members'] if choice in m}
@@ -113,7 +113,7 @@ def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDi
     mean, std = mean_and_std([scores[name] for name in names])
     # Members that differ by design have a spread, but no error bar.
     error_bar = len(names) > 1 and are_replicates(results) and 'fusion' not in results
-    # The ensemble was measured over all members, so that a part of them has none.
+    # The ensemble was measured over all members, so there is none for a subset.
     together = len(results['members']) == len(names) > 1 and not calibrated
     return {
         'split': 'test',
@@ -129,7 +129,7 @@ def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDi
 
 
 def to_markdown(card: dict) -> str:
-    """Return the card for people, README.md of the folder."""
+    """Return the card for people: the folder's README.md."""
     data, recipe = card['data'], card['training']
     size = data['image_size']
     # Twenty names show what the classes are; ImageNet has a thousand.
@@ -139,7 +139,7 @@ def to_markdown(card: dict) -> str:
         f'| {m["check"]} | {m["speed"]} |'
         for m in card['members']
     ]
-    # One literal: the card is read here as it looks there.
+    # One literal, so that this code looks like the card.
     return '\n'.join([
         hub.head(card),
         f'# {recipe["network"]} for {escape_markdown(data["name"].rpartition(":")[2])}',
@@ -201,7 +201,7 @@ def _percent(card: dict, name: str) -> str:
 
 
 def _summary(card: dict) -> str:
-    """Return the sentence that says what the weights are worth, on which images, and how they were chosen."""
+    """Return a sentence on the weights' accuracy, on which images, and how the weights were chosen."""
     scores = card['accuracy']
     if scores is None:
         return f'Weights: {card["checkpoint"]}. No accuracy was measured for these.'

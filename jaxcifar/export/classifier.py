@@ -28,7 +28,7 @@ class Classifier:
     Attributes:
       classes: the C class names.
       image_size: H and W.
-      names: the members, '0_resnet18', …, and of a fused run 'fused'.
+      names: the members, '0_resnet18', …, and 'fused' at the end for a fused run.
     """
 
     def __init__(self, members: list[Portable], head: FusedHead | None = None):
@@ -51,9 +51,9 @@ class Classifier:
         self._logits = logits
 
     def logits(self, images) -> np.ndarray:
-        """Return logits [K,B,C] of every member; of a fused run [K+1,B,C], the fused ones as the last."""
+        """Return the logits [K,B,C] of all members; a fused run adds the fused logits last, [K+1,B,C]."""
         images = np.asarray(images)
-        # XLA would compile any shape in silence; networks of another size give worse answers only.
+        # XLA would silently compile for any shape, and images of another size would only be classified worse.
         wanted = (self.image_size, self.image_size, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != wanted:
             raise UserError(
@@ -70,13 +70,13 @@ class Classifier:
         """Return the `top` most probable classes of each image, with their probabilities.
 
         images: files, PIL images or arrays, one or many, of any size: see `read_pictures`. The probabilities
-        are those of `python -m jaxcifar.predict`: of a run with eval.flip or eval.shift, over these views.
-        Raises `UserError` for what is no image.
+        are those of `python -m jaxcifar.predict`; with the run's eval.flip or eval.shift, logits are averaged
+        over these views. Raises `UserError` for anything that is not an image.
         """
         if top < 1:
             raise UserError(f'top must be at least 1, got {top}')
         names, pixels = read_pictures(images, self._config.dataset, self.image_size)
-        # Parts of few different sizes: each size is a program to compile.
+        # Use few different batch sizes, since each is another program to compile.
         size = min(self._config.eval.batch_size, 1 << (len(pixels) - 1).bit_length())
         parts = [pixels[i : i + size] for i in range(0, len(pixels), size)]
         filled = (np.pad(part, [(0, size - len(part)), *[(0, 0)] * 3]) for part in parts)
@@ -112,7 +112,7 @@ def load(path: str | Path, member: str | int | None = None) -> Classifier:
 
 
 def choose(trained: Trained, member: str | int | None = None) -> tuple[list[Portable], FusedHead | None]:
-    """Return all members and a fused run's head, or by its name or id one member, which has no head."""
+    """Return all members and a fused run's head, or the one member of this name or id and no head."""
     members, head = trained.portables()
     if member in (None, 'all'):
         return members, head

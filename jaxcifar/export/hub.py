@@ -18,7 +18,7 @@ def head(card: dict) -> str:
     which license, is not known here.
     """
     data, recipe, scores = card['data'], card['training'], card['accuracy']
-    # The kind of a data set names it: imagenet:FOLDER is ImageNet wherever it lies.
+    # The prefix identifies the data set: imagenet:FOLDER is ImageNet, whatever the folder.
     dataset = ON_THE_HUB.get(data['name'].partition(':')[0])
     methods = [recipe[field] for field in ('coupling', 'view') if recipe[field] != 'none']
     words = [word for names in (recipe['network'], recipe['loss'], *methods) for word in names.split('+')]

@@ -1,4 +1,4 @@
-"""Read whatever holds images, files or arrays, as networks take them: uint8 [N,size,size,3]."""
+"""Read images from files or arrays in the form that networks expect: uint8 [N,size,size,3]."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,12 +16,12 @@ SHAPES = '[H,W], [H,W,3], [H,W,1] or [H,W,4], or many of them as [N,H,W,3]'
 
 
 def read_pictures(images, dataset: str, size: int) -> tuple[list[str], np.ndarray]:
-    """Return (a name for each, pixels uint8 [N,size,size,3]) of one image or of many.
+    """Return (names, pixels uint8 [N,size,size,3]) of one image or of many.
 
     images: a file, a PIL image, an array [H,W], [H,W,C] or [N,H,W,C] with C 1, 3 or 4, or several of these in
-    a list. Arrays are uint8, uint16, or floats from 0 to 1. dataset: the networks' own; all is cut and scaled
-    as its evaluation does, or to the centred square, but for arrays that have the size already. Raises
-    `UserError` for what is no image.
+    a list. Arrays are uint8, uint16, or floats from 0 to 1. dataset: what the networks were trained on.
+    Images are cropped and scaled as in its evaluation, or to the centred square; arrays that have the size
+    already stay as they are. Raises `UserError` for anything that is not an image.
     """
     fit = _fit(dataset, size)
     several = _listed(images)
@@ -81,7 +81,7 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     """Return the array of one image as uint8; ValueError where it is none."""
     shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in CHANNELS)
     if not shaped or not pixels.size:
-        # Channels first would pass for an image of three lines: it is refused instead.
+        # An array with channels first would be read as an image of three rows, so it is refused.
         first = pixels.ndim == 3 and pixels.shape[0] in CHANNELS
         remedy = '; move the channels to the end' if first else ''
         raise ValueError(f'expected {SHAPES}, got {pixels.dtype} {list(pixels.shape)}{remedy}')

@@ -1,4 +1,4 @@
-"""Name what networks see on images: the most probable classes, to be read or used."""
+"""Hold the most probable classes of images, to be printed or used in code."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Prediction:
 
 
 class Predictions(list[Prediction]):
-    """List the predictions of N images; printed, it is a line for each.
+    """List the predictions of N images; it prints as one line per image.
 
     Attributes:
       probabilities: of all C classes, float64 [N,C].

@@ -1,4 +1,4 @@
-"""Export a run: a folder with one file a member, each read again and compared, and a card."""
+"""Export a run as a folder: one file per member, each read back and compared, and a card."""
 
 import contextlib
 import importlib
@@ -31,8 +31,8 @@ from jaxcifar.machine.files import read_json, sha256, write_bytes, write_json, w
 from jaxcifar.runs.released import released
 from jaxcifar.runs.trained import TrainedRun, open_trained
 
-IMAGES = 16  # of noise, that a file is tried with
-TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}  # of logits up to 1; of larger ones relative to the largest
+IMAGES = 16  # of noise, on which each file is tested
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}  # absolute for logits up to 1, else relative to the largest
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
@@ -40,7 +40,7 @@ class Format(NamedTuple):
     """Say how a member is written and run again.
 
     write(path, member, **options); run(path) -> a function of uint8 images to logits [B,C];
-    exact: whether the logits have to be the network's, but for rounding; precision: the only one there is.
+    exact: whether the logits must equal the network's up to rounding; precision: the only one it has, if any.
     """
 
     ending: str
@@ -81,7 +81,7 @@ def _write_onnx(path: Path, member: Portable, bits: int = 2):
     # onnx is optional: the other formats must work without it.
     from jaxcifar.formats.onnx_export import to_onnx
 
-    # Ternary kernels stay codes with a scale, so that the file is as small as they are.
+    # Ternary kernels stay codes with scales, which keeps the file small.
     tree = packed.pack_tree(member.variables, '2bit')
     ternary = packed.map_packed(lambda leaf: leaf.ternary(), tree)
     about = {'jaxcifar': json.dumps(member.about), 'classes': json.dumps(member.about['classes'])}
@@ -153,7 +153,7 @@ def export(
     Raises:
       UserError: among others where a file does not give the network's logits.
     """
-    # Refuse what cannot be before anything large is loaded.
+    # Refuse impossible requests before anything large is loaded.
     how = lookup('format', FORMATS, kind)
     options = {name: value for name, value in options.items() if value is not None}
     for name in options.keys() - set(how.options):
@@ -198,7 +198,7 @@ def export(
 
 
 def _check_free(folder: Path):
-    """Raise `UserError` where there is anything but an export."""
+    """Raise `UserError` where the folder exists and holds anything but an export."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f'expected a folder for the export, got the file {folder}: choose a new --output')
     # An export lists its own files, its card among them, so that only those are ever deleted.
@@ -208,7 +208,7 @@ def _check_free(folder: Path):
     ours = {SUMS, README, *listed} if CARD in listed else set()
     if others := {path.name for path in folder.glob('*')} - ours:
         raise UserError(f'{folder} holds other files ({sorted(others)[0]}): choose a new --output')
-    # Older exports do not say what their README.md was.
+    # Older exports do not record the sum of their README.md.
     written = (read_json(folder / CARD) or {}).get('readme_sha256')
     if written and (folder / README).exists() and sha256(folder / README) != written:
         raise UserError(f'{folder / README} has been edited: move it away, or choose a new --output')
@@ -246,7 +246,7 @@ def _noise(member: Portable) -> np.ndarray:
 
 
 def _difference(path: Path, logits: np.ndarray, expected: np.ndarray, allowed: float) -> float:
-    """Return the largest difference of logits; `UserError` where it is not `allowed`."""
+    """Return the largest difference of the logits; raise `UserError` where it is more than `allowed`."""
     difference = float(np.abs(logits - expected).max())
     # Written so that NaN fails too.
     if not difference <= allowed * max(1, np.abs(expected).max()) or math.isinf(difference):

@@ -1,6 +1,6 @@
 """Read weights that others saved: a state_dict in a file of PyTorch or of safetensors, for a network of ours.
 
-Wrappers and prefixes are taken off. The classifier, which each script names anew, is the only dense layer.
+Wrappers and prefixes are removed. Every script names the classifier differently: it is the only dense layer.
 """
 
 import io
@@ -21,13 +21,13 @@ from jaxcifar.machine.errors import UserError
 from jaxcifar.models import CHOICES, NETWORKS, build, has_choice
 
 ENDINGS = ('.pt', '.pth', '.pth.tar', '.th', '.ckpt', '.bin', '.safetensors')
-# Where training scripts keep weights; an average of them comes after.
+# Keys under which training scripts keep weights; moving averages come last.
 WRAPPERS = ('model_state_dict', 'state_dict', 'model', 'net', 'network', 'module', 'weights', 'params',
             'state_dict_ema', 'model_ema', 'ema')  # fmt: skip
 PREFIXES = re.compile(r'(module|model|backbone|net)\.')  # DataParallel's, and usual names of an attribute
-COMPILED = '_orig_mod.'  # torch.compile's, which may stand before any part of a name
+COMPILED = '_orig_mod.'  # torch.compile's prefix, which may precede any part of a name
 OLD_DENSENET = re.compile(r'(denselayer\d+\.(norm|conv))\.(\d)')  # norm.1, as in torchvision's own files
-DEEPEST, CLOSEST = 4, 3  # wrappers within wrappers; networks of which all options are tried
+DEEPEST, CLOSEST = 4, 3  # depth of nested wrappers; number of networks whose options are all tried
 OLD_PICKLES = 4  # before torch 1.6: a number, a version, the machine, and the object
 
 
@@ -38,7 +38,7 @@ class Foreign(NamedTuple):
     tensors: dict[str, np.ndarray]
 
     def fit(self, shapes, network: str) -> dict:
-        """Return the weights as variables with the structure of `shapes`, but of the file's own classes.
+        """Return the weights as variables with the structure of `shapes`, but the file's number of classes.
 
         shapes: of a network called `network`. Raises `UserError` where the file holds another network.
         """
@@ -56,11 +56,11 @@ class Foreign(NamedTuple):
     def likely(self) -> tuple[str, dict] | None:
         """Return the (network, options) whose tensors these are, None where no network has them."""
         alike: dict[str, float] = {}
-        for name in NETWORKS:  # seconds for all of them, most of these for DenseNets
+        for name in NETWORKS:  # takes seconds in all, mostly for the DenseNets
             alike[name] = self._alike(name, {})
             if alike[name] == 1:
                 return name, {}
-        # Options change few tensors: those of the most similar networks are all there is to try.
+        # Options change few tensors, so only those of the most similar networks are worth trying.
         for name in sorted(alike, key=lambda name: -alike[name])[:CLOSEST]:
             for options in _all_options(name):
                 if self._alike(name, options) == 1:
@@ -68,7 +68,7 @@ class Foreign(NamedTuple):
         return None
 
     def _alike(self, name: str, options: dict) -> float:
-        """Return the share of tensors, theirs and ours, that a network has by name and shape."""
+        """Return the share of all tensors, the file's and the network's, that match in name and shape."""
         shapes = build(name, 10, **options).shapes()
         try:
             tensors, shapes = self._for_classifier(shapes)
@@ -78,14 +78,14 @@ class Foreign(NamedTuple):
         return 1 - faults / (faults + len(tensors))
 
     def network(self) -> tuple[str, dict]:
-        """Return as `likely`; `UserError` where no network has these tensors."""
+        """Return what `likely` does; raise `UserError` where no network has these tensors."""
         likely = self.likely()
         if likely is None:
             raise UserError(f'{self.path}: {self._advice()}')
         return likely
 
     def _for_classifier(self, shapes) -> tuple[dict[str, np.ndarray], Any]:
-        """Return the tensors with our name of the classifier, and the shapes with the file's classes."""
+        """Return the tensors with the classifier renamed as ours, and the shapes with the file's classes."""
         leaves = flatten_dict(shapes)
         dense = [path[:-1] for path, leaf in leaves.items() if path[-1] == 'kernel' and leaf.ndim == 2]
         classes = self.classes()
@@ -123,7 +123,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def read(path: Path) -> Foreign:
-    """Return the weights in a file; `UserError` says what it holds instead, and the way on."""
+    """Return the weights in a file, or raise a `UserError` that says what it holds instead and what to do."""
     if not path.is_file():
         raise UserError(f'{path}: no such file')
     state = _unwrap(path, _load_safetensors(path) if _is_safetensors(path) else _load_torch(path))
@@ -177,7 +177,7 @@ def _load_torch(path: Path):
 
 
 def _resave(path: Path, kind: str) -> str:
-    """Say how to save a file again that holds objects of a Python class, which could run code."""
+    """Say how to resave a file that holds Python objects, which could run code when loaded."""
     texts = _strings(path) - {'module'}  # which is a word of the old format too
     wrapper = next((w for w in WRAPPERS if w in texts), None)
     weights = f'[{wrapper!r}]' if wrapper else '.state_dict()'
@@ -189,7 +189,7 @@ def _resave(path: Path, kind: str) -> str:
 
 
 def _strings(path: Path) -> set:
-    """Return the texts in a file's pickle, which are read and never run."""
+    """Return the strings in a file's pickle, which is read but never run."""
     texts: set = set()
     try:
         if zipfile.is_zipfile(path):

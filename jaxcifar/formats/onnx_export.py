@@ -1,8 +1,8 @@
 """Translate a function's jaxpr to an ONNX graph, primitive by primitive.
 
-What depends on the weights alone is computed here, so that a batch norm arrives as one product and one
-sum. Images are [B,H,W,C] in JAX and [B,C,H,W] in the graph, which is what runtimes are fast at. Ternary
-kernels stay codes of 2, 4 or 8 bits, which DequantizeLinear makes floats of.
+Whatever depends on the weights alone is computed at export, so that a batch norm becomes one product and
+one sum. Images are [B,H,W,C] in JAX and [B,C,H,W] in the graph, the layout in which runtimes are fast.
+Ternary kernels stay codes of 2, 4 or 8 bits, which DequantizeLinear turns into floats.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def _power(graph: Graph, eqn, x: Tensor) -> str:
 def _reduce(operation: str) -> Callable:
     def translate(graph: Graph, eqn, x: Tensor) -> str:
         axes = eqn.params['axes']
-        # What is left is in the same order in both layouts, or of four axes that the graph knows.
+        # The remaining axes have the same order in both layouts, or are the four that the graph knows.
         _require(eqn, (len(x.shape), axes) in ((4, (1, 2)), (6, (2, 4))))
         return graph.add(operation, x.name, graph.integers([a + 1 for a in axes]), keepdims=0)
 
@@ -75,7 +75,7 @@ def _reduce(operation: str) -> Callable:
 def _blocks(graph: Graph, eqn, x: Tensor) -> str:
     """Translate [B,H,W,C] -> [B,H/p,p,W/q,q,C]; the graph has it as [B,C,H/p,p,W/q,q]."""
     new = eqn.params['new_sizes']
-    # Only a cut of height and width into blocks means the same with channels first.
+    # With channels first, only splitting height and width into blocks keeps its meaning.
     _require(eqn, len(x.shape) == 4 and len(new) == 6)
     batch, height, width, channels = x.shape
     _require(eqn, (new[0], new[-1]) == (batch, channels))
@@ -87,7 +87,7 @@ def _slice(graph: Graph, eqn, x: Tensor) -> str:
     p = eqn.params
     steps = p['strides'] or (1,) * len(x.shape)
     cuts = zip(p['start_indices'], p['limit_indices'], steps, x.shape)
-    # Axes that are taken whole stay out, above all the batch, whose size is not known.
+    # Axes taken whole are left out, above all the batch, whose size is unknown.
     axes = [a for a, (start, end, step, size) in enumerate(cuts) if (start, end, step) != (0, size, 1)]
     _require(eqn, len(x.shape) == 4 and 0 not in axes)
     columns = ([values[a] for a in axes] for values in (p['start_indices'], p['limit_indices']))
@@ -178,7 +178,7 @@ def _translate(graph: Graph, jaxpr: Jaxpr, consts, values) -> list:
 
 def _equation(graph: Graph, eqn, inputs: list) -> list:
     name, inner = eqn.primitive.name, eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
-    if name == 'platform_index':  # of where it runs: here the form that is the same everywhere
+    if name == 'platform_index':  # selects by platform: take the form that runs on all of them
         return [eqn.params['platforms'].index(None)]
     # A branch that is known at export leaves no condition in the graph.
     if name == 'cond' and not isinstance(inputs[0], Tensor):
@@ -189,7 +189,7 @@ def _equation(graph: Graph, eqn, inputs: list) -> list:
     if not any(isinstance(value, (Tensor, Ternary)) for value in inputs):
         if name in FOLDS:
             return [FOLDS[name](*inputs, **eqn.params)]
-        # JAX computes what is rare enough that compiling it does not matter.
+        # Other operations are rare, so it does not matter that JAX compiles them.
         outputs = eqn.primitive.bind(*inputs, **eqn.params)
         return list(outputs) if eqn.primitive.multiple_results else [outputs]
     if name not in PRIMITIVES:
@@ -204,8 +204,8 @@ def to_onnx(
 ):
     """Return the ONNX model of `function(variables, uint8 images [B,H,W,3]) -> logits [B,C]`, for any B.
 
-    variables: a tree of arrays and `Ternary` kernels. bits: of a ternary code, 2, 4 or 8; which runtimes
-    have to know. about: kept as the model's metadata.
+    variables: a tree of arrays and `Ternary` kernels. bits: of a ternary code: 2, 4 or 8, which the runtime
+    must support. about: kept as the model's metadata.
 
     Raises:
       UserError: the function has an operation that is not in `PRIMITIVES`.
@@ -222,10 +222,10 @@ def to_onnx(
     jaxpr = jax.make_jaxpr(function)(shapes, images)
     graph = Graph(bits)
     leaves = jax.tree.leaves(variables, is_leaf=is_ternary)
-    # All nodes behind this transpose have their channels first.
+    # All nodes after this transpose have their channels first.
     first = Tensor(graph.add('Transpose', 'images', perm=NCHW), images.shape)
     (logits,) = _translate(graph, jaxpr.jaxpr, jaxpr.consts, [*leaves, first])
-    # Nodes have running names, so the output gets its fixed one here.
+    # Nodes are named by a running number, so the output gets its fixed name here.
     graph.nodes.append(helper.make_node('Identity', [logits.name], ['logits']))
     given = helper.make_tensor_value_info('images', TensorProto.UINT8, ['B', *images.shape[1:]])
     wanted = helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['B', logits.shape[1]])

@@ -10,7 +10,7 @@ from jaxcifar.engine.quantize import Ternary, dequantize
 
 # Bits of a ternary code: its type, and the first opset in which it can be dequantised.
 CODES = {2: (ml_dtypes.int2, 25), 4: (ml_dtypes.int4, 21), 8: (np.int8, 13)}
-NCHW = (0, 3, 1, 2)  # the graph's axes as JAX's; the way back is (0, 2, 3, 1)
+NCHW = (0, 3, 1, 2)  # JAX's axis for each of the graph's; the inverse is (0, 2, 3, 1)
 
 
 class Tensor(NamedTuple):
@@ -36,7 +36,7 @@ class Graph:
         return name
 
     def constant(self, value: np.ndarray) -> str:
-        """Return the name of a constant; equal ones are one."""
+        """Return the name of a constant; equal constants are stored once."""
         value = np.ascontiguousarray(value)
         # Bytes alone would confuse constants of different types or shapes.
         key = value.dtype.name, value.shape, value.tobytes()
@@ -50,14 +50,14 @@ class Graph:
         return self.constant(np.array([int(v) for v in values], np.int64))
 
     def operand(self, value) -> str:
-        """Return the name of what a node takes that goes element by element."""
+        """Return the name of a value as operand of an elementwise node."""
         if isinstance(value, Tensor):
             return value.name
         value = np.asarray(dequantize(value) if isinstance(value, Ternary) else value)
         return self.constant(value.transpose(NCHW) if value.ndim == 4 else value)
 
     def kernel(self, value, axes: tuple[int, ...]) -> str:
-        """Return the name of a kernel's floats, its axes in this order; the output channels are its last."""
+        """Return the name of a kernel's floats, transposed to `axes`; output channels are `value`'s last."""
         if not isinstance(value, Ternary):
             return self.constant(np.asarray(value).transpose(axes))
         codes, positive, negative = (np.asarray(part) for part in value)

@@ -1,11 +1,11 @@
-"""Keep ternary kernels as bytes: packed, unpacked, and kept packed in memory until they are used.
+"""Pack ternary kernels into bytes, unpack them, and keep them packed in memory until they are used.
 
 Codes are in the order of the kernel [h,w,in,out] or [in,out]:
 
     2bit   four a byte, -1 as 00, 0 as 01, 1 as 10, the first in the low bits: [1,0,-1,1] is 0x86
     trits  five a byte, Σ (code+1)·3^i: 1.6 bits each
 
-Codes that fill up a last byte are 0.
+A last byte that is only partly used is filled up with codes of 0.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def unpack(data, how: str, shape: tuple[int, ...], xp=np):
 
 
 class Packed(PyTreeNode):
-    """Hold a ternary kernel as bytes: what is kept in memory, and made into floats where it is used."""
+    """Hold a ternary kernel as bytes, which become floats only where the kernel is used."""
 
     data: Any  # uint8 [bytes]
     positive: Any  # as of `Ternary`
@@ -59,7 +59,7 @@ class Packed(PyTreeNode):
 
 
 def pack_tree(tree, how: str):
-    """Return a tree of floats with its kernels of three values, in all or a channel, as `Packed`."""
+    """Return a tree of floats with its ternary kernels (three values, in all or per channel) as `Packed`."""
     return jax.tree.map(lambda leaf: _pack_leaf(np.asarray(leaf), how), tree)
 
 
@@ -94,8 +94,8 @@ def to_dense(tree):
 def unpack_where_used(function: Callable) -> Callable:
     """Return `function(variables, images)` for variables with `Packed` kernels, to be compiled.
 
-    Each kernel becomes floats right before its layer and is gone after it, so that neither between calls
-    nor within one there is ever more than one in memory.
+    Each kernel becomes floats right before its layer and is freed after it, so that at most one kernel is
+    in memory as floats, within a call and between calls.
     """
 
     def run(variables, images: jax.Array):
@@ -144,7 +144,7 @@ def _evaluate(jaxpr: Jaxpr, consts, values) -> list:
 
 def _to_floats(kernel: Packed, after) -> jax.Array:
     """Return the kernel's floats, not before `after` is known."""
-    # XLA would make floats of all kernels at the start, and has dropped its own barriers by the time it
-    # orders what it does. It cannot know that nothing is more than infinite.
+    # XLA would unpack all kernels at the start, and drops its own barriers before it schedules. It cannot
+    # know that this comparison with infinity is always false, so it has to wait for `after`.
     wait = (jnp.ravel(after)[0] > jnp.inf).astype(np.uint8)
     return dequantize(kernel.replace(data=kernel.data + wait).ternary(jnp), kernel.dtype)

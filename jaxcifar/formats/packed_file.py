@@ -1,8 +1,8 @@
 """Write ternary networks into one small file, and read them.
 
-b'jaxcifar', version and length of the header (uint32, little endian), sha256 of all that follows; the
-header, JSON: what the network is and its tensors in order; the tensors, one behind the other. A ternary
-tensor is its scales and then its codes as `jaxcifar.formats.packed` packs them.
+A file consists of b'jaxcifar', version and length of the header (uint32, little endian) and the sha256 of
+all that follows; the header, JSON that describes the network and lists its tensors; the tensors in this
+order. A ternary tensor is stored as its scales, then its codes as `jaxcifar.formats.packed` packs them.
 """
 
 import hashlib
@@ -40,12 +40,12 @@ def fold_norms(variables: dict) -> dict:
 
 
 def unfold_norms(variables: dict) -> dict:
-    """Return variables with the statistics that make folded norms norms again: mean 0, variance + ε 1."""
+    """Return variables whose folded norms are batch norms again, with mean 0 and variance + ε = 1."""
     stats = flatten_dict(variables['batch_stats'])
     for path, scale in flatten_dict(variables['params']).items():
         if path[-1] == 'scale':
             stats[*path[:-1], 'mean'] = np.zeros_like(scale)
-            # The norm adds ε again, so that the root is that of 1.
+            # The norm adds ε back, so that it takes the square root of 1.
             stats[*path[:-1], 'var'] = np.full_like(scale, 1 - BatchNorm.epsilon)
     return {'params': variables['params'], 'batch_stats': unflatten_dict(stats)}
 
@@ -54,9 +54,9 @@ def write(path: Path, about: dict, variables: dict, how: str = 'trits', rest: st
     """Write one network's variables as the forward pass sees them.
 
     Args:
-      about: JSON; what the reader is to know of the network.
+      about: JSON; what a reader needs to know about the network.
       how: '2bit' or 'trits'.
-      rest: of all other tensors and of the scales: float32 is exact.
+      rest: type of all other tensors and of the scales; float32 is exact.
       fold: keep two numbers of a norm's channel instead of four; exact but for rounding.
 
     Raises:
@@ -106,7 +106,7 @@ def read(path: Path) -> tuple[dict, dict]:
     if len(data) < START.size:
         raise UserError(f'{path} is damaged: it ends after {len(data)} bytes; export it again')
     _, version, length, digest = START.unpack_from(data)
-    # A newer version may sum its bytes in another way, so it is told first.
+    # A newer version may compute its sum in another way, so the version is checked first.
     if version != VERSION:
         raise UserError(
             f'expected a packed file of version {VERSION}, got {path} of version {version}: export it again, '
@@ -146,8 +146,8 @@ def _parse(body: bytes, length: int) -> tuple[dict, dict]:
 
 
 def _take(body: memoryview, at: list[int], dtype: np.dtype, count: int) -> np.ndarray:
-    """Return the next `count` numbers; `at` is where they begin, and moves on."""
-    # numpy takes a count of -1 for all that is left.
+    """Return the next `count` numbers; `at` is the offset at which they begin, and is advanced."""
+    # numpy reads a count of -1 as all that is left.
     if count < 0:
         raise ValueError(f'{count} numbers')
     numbers = np.frombuffer(body, dtype, count, at[0])

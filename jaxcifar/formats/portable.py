@@ -1,7 +1,7 @@
-"""Read and write networks as others get them: weights as the forward pass sees them, and what these are of.
+"""Read and write networks for others: weights as the forward pass sees them, and what they belong to.
 
-A member's file says by itself all that is needed to run it. Two kinds are read here, `safetensors` and
-`packed` with ternary kernels, and the folders of them that `jaxcifar.export` makes.
+A member's file contains all that is needed to run it. Two kinds are read here, `safetensors` and `packed`
+(with ternary kernels), and the folders of such files that `jaxcifar.export` makes.
 """
 
 import json
@@ -28,9 +28,9 @@ from jaxcifar.machine.files import read_json, reading, sha256, write_bytes, writ
 from jaxcifar.machine.text import show
 from jaxcifar.models import Network, build
 
-SUMS = 'SHA256SUMS'  # as of `sha256sum -c`
+SUMS = 'SHA256SUMS'  # in the format of `sha256sum -c`
 CARD = 'card.json'
-README = 'README.md'  # the same for people, who may edit it: it has no sum
+README = 'README.md'  # the card for people, who may edit it, so it has no sum
 HEAD = f'{fusion.NAME}.safetensors'
 KEY = 'jaxcifar'  # of a file's metadata
 REMEDY = 'export the run again'
@@ -41,9 +41,9 @@ ABOUT = ('name', 'network', 'options', 'precision', 'classes', 'image_size', 'me
 class Portable(NamedTuple):
     """Hold one member.
 
-    about: JSON: its name; network, options, precision, classes and image_size, what `build` needs; mean and
-      std of the data; config; of a calibrated one temperature. Files of old are to be read by versions
-      whose configs have other fields.
+    about: JSON with its name; network, options, precision, classes and image_size for `build`; mean and std
+      of the data; config; and temperature if it is calibrated. Later versions, whose configs have other
+      fields, must still be able to read old files.
     variables: {'params': …, 'batch_stats': …}, numpy arrays and `packed.Packed` kernels.
     """
 
@@ -67,7 +67,7 @@ class Portable(NamedTuple):
         return lambda variables, images: run(variables, images)[0]
 
     def outputs(self) -> Callable:
-        """Return as `forward`, but with the features too: (logits [B,C], features [B,D])."""
+        """Return a function like `forward`'s that also returns features: (logits [B,C], features [B,D])."""
         about, network = self.about, self.network()
 
         def run(variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -80,7 +80,7 @@ class Portable(NamedTuple):
 
 
 class FusedHead(NamedTuple):
-    """Hold what makes one prediction of all members of a fused run.
+    """Hold the head that fuses all members of a run into one prediction.
 
     about: JSON: its name, the config's group fusion, the number of classes, and the members' D_k.
     """
@@ -141,7 +141,7 @@ def is_portable(path: Path) -> bool:
 
 
 def config_of(path: Path, members: list[Portable]) -> ConfigDict:
-    """Return the config of what `read` gave for a path, all of it together."""
+    """Return the one config of all members that `read` returned for a path."""
     return saved.load(path / 'config.json') if path.is_dir() else members[0].config
 
 
@@ -166,7 +166,7 @@ def _read_file(path: Path) -> Portable:
 
 
 def _check(path: Path, member: Portable):
-    """Raise `UserError` unless the tensors are those of the network that the file says it is."""
+    """Raise `UserError` unless the tensors fit the network that the file names."""
     about = member.about
     missing: list[str] = [name for name in ABOUT if not isinstance(about, dict) or name not in about]
     if missing:
@@ -228,14 +228,14 @@ def _read_tensors(path: Path) -> tuple[dict, Any]:
 
 
 def write_sums(folder: Path):
-    """Write SHA256SUMS of the folder's files, but for those that people may edit."""
+    """Write SHA256SUMS of the folder's files, except those that people may edit."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (SUMS, README))
     text = ''.join(f'{sha256(path)}  {path.name}\n' for path in files)
     write_text(folder / SUMS, text)
 
 
 def check_sums(folder: Path) -> set[str]:
-    """Return the names of the files that have sums; `UserError` where one of them is not as it was."""
+    """Return the names of the files that have sums; raise `UserError` where one of them has changed."""
     try:
         lines = [line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines()]
         # A name with a folder in it could lead out of the export.

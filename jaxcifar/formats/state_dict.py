@@ -19,7 +19,7 @@ LEAVES = {
     'var': 'running_var',
 }
 COUNTER = 'num_batches_tracked'  # torch has one in each norm, and uses it where momentum is None
-NAMED = 3  # names that a message gives of those that differ
+NAMED = 3  # differing tensors that a message names
 
 
 def to_torch(variables) -> 'dict[str, torch.Tensor]':
@@ -62,7 +62,7 @@ def differences(state: Mapping[str, Any], shapes) -> dict[str, list[str]]:
     for path, leaf in flatten_dict(shapes).items():
         expected[torch_name(path)] = tuple(leaf.shape[axis] for axis in _axes(leaf.ndim))
     given = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(COUNTER)}
-    # Names that only one side has are told as missing or extra already.
+    # Names that only one side has are already reported as missing or extra.
     differ = sorted(name for name in expected.keys() & given.keys() if expected[name] != given[name])
     faults = {
         'missing': sorted(expected.keys() - given.keys()),
@@ -80,7 +80,7 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def _axes(ndim: int) -> tuple[int, ...]:
-    """Return the order in which torch has a parameter's axes."""
+    """Return the permutation of a parameter's axes from our order to torch's."""
     return {4: (3, 2, 0, 1), 2: (1, 0)}.get(ndim, tuple(range(ndim)))
 
 

@@ -99,7 +99,7 @@ def build(
     axis_name: the mesh axis that norms synchronise over.
     dropout, drop_path: rates of dropout within blocks, and of stochastic depth at the last block.
     init: a key of `SCHEMES` (see `layers.initialise`); zero_init: norms that end a block begin at 0.
-    norm_momentum: share of the old in the running statistics of norms.
+    norm_momentum: weight of the old value in the running statistics of norms.
     options: shortcut, stem or whitening, where a network has them; in code any field of its module.
     """
     make = lookup('network', NETWORKS, name)

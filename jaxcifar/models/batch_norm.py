@@ -1,4 +1,4 @@
-"""Normalise batches, with a gradient of its own."""
+"""Normalise batches, with a hand-written gradient."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from jaxcifar.models.convolution import vary_alike
 
 
 class BatchNorm(nn.Module):
-    """Normalise a batch over all axes but the last, as torch's: the running variance is unbiased.
+    """Normalise a batch over all axes but the last; as in torch, the running variance is unbiased.
 
     Ioffe & Szegedy 2015. Statistics are float32 whatever the compute type. With `axis_name`, the
     statistics of a training batch are those of the whole batch on that mesh axis.
@@ -49,15 +49,15 @@ def normalise_batch(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: fl
 
 
 def _affine(x, mean, variance, scale, bias):
-    # Written as `x*a + b` with a and b of a channel, which XLA fuses into one pass.
+    # Written as `x*a + b` with per-channel a and b, which XLA fuses into one pass.
     a = scale * jax.lax.rsqrt(variance)
     return x * a + (bias - mean * a)
 
 
 def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Sum each of some float32 arrays [...,C] over all axes but the last: [C] each.
+    """Sum each float32 array [...,C] over all axes but the last: [C] each.
 
-    A GPU takes all sums in one kernel. On a CPU the library that sums one array is faster with some shapes.
+    A GPU computes all sums in one kernel. On a CPU, summing one array at a time is faster for some shapes.
     """
     return jax.lax.platform_dependent(*arrays, cpu=_one_by_one, default=_in_one_pass)
 
@@ -98,10 +98,10 @@ def _forward(x, scale, bias, epsilon, axis_name):
 
 
 def _backward(epsilon, axis_name, saved, gradients):
-    """With x̂ = (x-m)/σ, over N pixels: dβ = Σg, dγ = Σg·x̂, dx = γ/σ·(g - dβ/N - x̂·dγ/N).
+    """Compute dβ = Σg, dγ = Σg·x̂ and dx = γ/σ·(g - dβ/N - x̂·dγ/N) over N pixels, with x̂ = (x-m)/σ.
 
-    That is one pass for two sums, and one for dx = a·g + b·x + c with a, b and c of a channel.
-    Autodiff finds the same in half as many more operations, which costs compile time.
+    That takes one pass for two sums, and one for dx = a·g + b·x + c with per-channel a, b and c.
+    Autodiff needs half as many operations again for the same result, which costs compile time.
     """
     x, mean, variance, scale = saved
     # Running statistics pass no gradient on, so only the first counts.
@@ -113,7 +113,7 @@ def _backward(epsilon, axis_name, saved, gradients):
     sums = d_bias, d_scale
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
-    # b and c end in a division, since XLA repeats what is cheaper than that for every pixel.
+    # b and c end in a division, because XLA recomputes anything cheaper for every pixel.
     divisor = _pixels(x, axis_name) * variance
     b = -scale * sums[1] / divisor
     c = scale * (mean * sums[1] - jnp.sqrt(variance) * sums[0]) / divisor

@@ -1,9 +1,9 @@
 """Convolutions: some in forms that are fast on a CPU, and those of several members as one on a GPU.
 
-XLA's CPU backend is slow with groups: one convolution a group, and sums of shifted products where each
-channel is a group, take a third to a tenth of the time there. Wide 3x3 ones take two thirds in `winograd`.
-On a CPU no convolution belongs into a loop (`scan`, `map`): XLA runs their gradients 30 to 100 times
-slower within one.
+XLA's CPU backend is slow at grouped convolutions. One convolution per group, or sums of shifted products
+where each channel is a group, take a third to a tenth of the time. Wide 3x3 convolutions take two thirds in
+`winograd`. On a CPU no convolution belongs in a loop (`scan`, `map`), where XLA runs its gradients 30 to 100
+times slower.
 """
 
 from functools import partial
@@ -16,17 +16,17 @@ from jaxcifar.machine.compiler import block_diagonal
 from jaxcifar.models.winograd import convolve_3x3
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-# Where there are fewer channels, or pixels, on a CPU, Winograd's transforms take longer than its products.
+# With fewer channels or pixels, Winograd's transforms take longer than its products on a CPU.
 WINOGRAD_CHANNELS, WINOGRAD_PIXELS = 128, 512
-DENSE_CHANNELS = 256  # of all members together: up to there their convolutions are one dense one
+DENSE_CHANNELS = 256  # of all members together: up to here they run as one dense convolution
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
     """Cast arrays so that all vary over the mesh axes that any of them varies over.
 
-    Under `shard_map` a gradient of one's own must vary as its input does. Parameters that all shards of
-    a batch share are cast to each shard's own by this; that cast's gradient is the sum.
+    Under `shard_map` a custom gradient must vary over the same axes as its input. This cast gives each
+    shard its own copy of parameters that all shards share; the gradient of the cast is the sum.
     """
     over = [jax.typeof(a).mat.varying for a in arrays]
     all_axes = frozenset().union(*over)
@@ -38,9 +38,9 @@ def convolve(
 ) -> jax.Array:
     """Return the cross-correlation [B,H',W',D] of x [B,H,W,C] with kernel [h,w,C/groups,D].
 
-    members_as: what becomes of it under a `vmap` over K members. JAX makes one grouped convolution of it:
-        'loop' and 'grouped'. 'dense' makes one of a block-diagonal kernel, 'one' either of them by width.
-        The last two have no gradient but outside such a `vmap`.
+    members_as: the form that it takes under a `vmap` over K members. With 'loop' and 'grouped', JAX makes
+        one grouped convolution. 'dense' makes one with a block-diagonal kernel; 'one' chooses by width. The
+        last two can be differentiated only outside of such a `vmap`.
     """
     alone = partial(_convolve, stride=stride, padding=padding, groups=groups)
     if groups > 1 or members_as in ('loop', 'grouped'):
@@ -49,10 +49,10 @@ def convolve(
 
 
 def is_dense(count: int, inputs: int, outputs: int) -> bool:
-    """Return whether K members of so many channels are better one dense convolution than a grouped one.
+    """Return whether K members of this width should run as one dense convolution, not as a grouped one.
 
-    Dense takes K times the products, all but a Kth of them with zeros. A GPU's tensor cores have those to
-    spare where the layer is narrow. DENSE_CHANNELS is an estimate, not measured.
+    The dense form takes K times the products, all but a Kth of them with zeros. A GPU's tensor cores have
+    that capacity to spare where the layer is narrow. DENSE_CHANNELS is an estimate, not measured.
     """
     return count * max(inputs, outputs) <= DENSE_CHANNELS
 
@@ -93,7 +93,7 @@ def _convolve(x, kernel, *, stride, padding, groups):
 
 def _on_cpu(shape, kernel_shape, stride, padding, groups):
     """Return the form that is faster on a CPU than XLA's own, where there is one."""
-    # One kernel a channel leaves no product of matrices to win from.
+    # With one kernel per channel there is no matrix product to gain from.
     if groups == shape[-1] == kernel_shape[-1]:
         return partial(_depthwise, stride=stride, padding=padding)
     if groups > 1:
@@ -130,7 +130,7 @@ def _separate(x, kernel, *, stride, padding, groups):
 
 def _depthwise(x, kernel, *, stride, padding):
     """Convolve each channel with a kernel of its own: kernel [h,w,1,C]."""
-    # A custom gradient must vary as its input does, so the cast stands outside of it.
+    # A custom gradient must vary as its input does, so the cast is done outside of it.
     x, kernel = vary_alike(x, kernel)
     return _shifted_sum(x, kernel, stride, padding)
 
@@ -142,14 +142,14 @@ def _shifted_sum(x, kernel, stride, padding):
 
 
 def _shifted(x, kernel_shape, stride, padding):
-    """Yield ((i, j), what the pixel i, j of the kernel sees of x: [B,H',W',C])."""
+    """Yield ((i, j), the pixels [B,H',W',C] of x that entry i, j of the kernel multiplies)."""
     height, width = kernel_shape[:2]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     # The far edge may leave pixels over that no window reaches.
     rows, columns = ((n - k) // stride + 1 for n, k in zip(x.shape[1:3], (height, width)))
     for i in range(height):
         for j in range(width):
-            # The end lies just behind the last pixel read, so that no stride adds one.
+            # The slice ends right after the last pixel read, so that no stride can add another.
             ends = i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1
             yield (i, j), x[:, i : ends[0] : stride, j : ends[1] : stride]
 
@@ -166,8 +166,8 @@ def _backward(stride, padding, saved, g):
     # A reduction of many arrays reads them in one pass; separate sums would take one each.
     zeros = [jnp.zeros_like(products[0], shape=())] * len(products)
     sums = jax.lax.reduce(products, zeros, partial(jax.tree.map, jnp.add), (0, 1, 2))
-    # The gradient, spread by the stride, goes through the mirrored kernel. What the stride left over at
-    # the far edge has none.
+    # The gradient is dilated by the stride and convolved with the mirrored kernel. Pixels that the stride
+    # skipped at the far edge have no gradient.
     spread = [
         (k - 1 - low, n + low - 1 - (m - 1) * stride, stride - 1)
         for n, m, k, (low, _) in zip(x.shape[1:3], g.shape[1:3], kernel.shape, padding)

@@ -17,14 +17,14 @@ from jaxcifar.models.convolution import Conv
 
 @dataclass(frozen=True)
 class Layers:
-    """Make a network's convolutions, norms and the like from what all of them share."""
+    """Make a network's convolutions, norms and other layers from their shared settings."""
 
     train: bool
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
     dropout: float = 0.0  # share of a block's hidden activations that are set to zero
     drop_path: float = 0.0  # probability that the last block of the network is skipped
-    norm_momentum: float = 0.9  # share of the old in the running statistics of norms
+    norm_momentum: float = 0.9  # weight of the old value in the running statistics of norms
     members_as: str = 'loop'  # the form of convolutions of members side by side
 
     def conv(self, filters: int, size: int, stride: int = 1, groups: int = 1, name: str | None = None):
@@ -63,11 +63,11 @@ def head(x: jax.Array, num_classes: int, name: str = 'fc', drop=lambda x: x) -> 
 def initialise(shapes, seed: tuple[int, ...], scheme: Callable | None = None, zeroed: str | None = None):
     """Draw a network's variables for a tree of shapes, on the host.
 
-    Kernels and their biases by `scheme`, one of `SCHEMES`; norms the identity, but for scales of 0
-    where the path matches the regular expression `zeroed`.
+    `scheme`, one of `SCHEMES`, draws kernels and their biases. Norms start as the identity, except for
+    scales of 0 where the path matches the regular expression `zeroed`.
 
-    Every tensor is keyed by (seed, its path), so that one layer's numbers do not depend on which
-    others exist. Drawing in numpy takes tenths of a second where a compiled `init` takes longer than
+    Every tensor is drawn from (seed, its path), so one layer's numbers do not depend on which other
+    layers exist. Drawing in numpy takes tenths of a second; a compiled `init` would take longer than
     compiling the step.
     """
     flat = flatten_dict(shapes, sep='/')
@@ -111,7 +111,7 @@ def he_dense(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.nda
 
 
 def dirac(rng: np.random.Generator, is_kernel: bool, shape, kernel) -> np.ndarray:
-    """Draw as `torch`, but let first filters pass their inputs on (Zagoruyko & Komodakis 2017)."""
+    """Draw as `torch`, but make the first filters copy their inputs (Zagoruyko & Komodakis 2017)."""
     drawn = torch(rng, is_kernel, shape, kernel)
     if is_kernel and len(shape) == 4:
         # Filters beyond the number of inputs have no input to pass on.

@@ -92,14 +92,14 @@ class PreActBlock(nn.Module):
         y = a.conv(self.filters, 3, name='conv2')(a.drop(nn.relu(a.norm('bn2')(y))))
         if x.shape != y.shape:
             x = a.conv(self.filters, 1, self.stride, name='shortcut_0')(x)
-        # No ReLU stands on this path, so the identity reaches the head unchanged.
+        # There is no ReLU on this path, so the identity reaches the head unchanged.
         return x + a.skip(y, self.depth)
 
 
 class ResNet(nn.Module):
-    """Join a stem, stages of blocks that each halve the image but for the first, and the head.
+    """Join a stem, stages of blocks, and the head; every stage but the first halves the image.
 
-    The stem is a 3x3 convolution, or for large images ImageNet's 7x7 one of stride 2 with a pooling.
+    The stem is a 3x3 convolution or, for large images, ImageNet's 7x7 convolution of stride 2 and a pooling.
     """
 
     stages: Sequence[int]

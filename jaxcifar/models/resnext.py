@@ -10,7 +10,7 @@ from jaxcifar.models.layers import Layers, head
 
 
 class ResNeXtBlock(nn.Module):
-    """Compute conv1x1 - grouped conv3x3 - dropout - conv1x1, norm and ReLU behind each but the dropout."""
+    """Compute conv1x1 - grouped conv3x3 - dropout - conv1x1, with norm and ReLU after each convolution."""
 
     planes: int
     stride: int
@@ -31,7 +31,7 @@ class ResNeXtBlock(nn.Module):
 
 
 class PreActResNeXtBlock(nn.Module):
-    """Compute the same with norm and ReLU before each convolution, and a 1x1 shortcut on the raw input."""
+    """Compute a ResNeXt block with norm and ReLU before each convolution, and a 1x1 shortcut on raw input."""
 
     planes: int
     stride: int
@@ -52,7 +52,7 @@ class PreActResNeXtBlock(nn.Module):
 
 
 class ResNeXt29(nn.Module):
-    """Join three stages of three blocks with 64, 128 and 256 planes a group, out of 256, 512 and 1024."""
+    """Join three stages of three blocks: 64, 128, 256 planes per group and 256, 512, 1024 output channels."""
 
     groups: int
     num_classes: int

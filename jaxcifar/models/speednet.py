@@ -23,7 +23,7 @@ class Whiten(nn.Module):
     """Compute the patches' principal components, each scaled to variance 1, and their negatives.
 
     The filters are statistics of the training images (`fit` draws them), not parameters: no gradient
-    or decay touches them. A bias is a parameter; its gradient is a fifth of a CPU's step.
+    or decay touches them. A bias is a parameter; its gradient takes a fifth of a step on a CPU.
     """
 
     channels: int
@@ -42,7 +42,7 @@ class Whiten(nn.Module):
 
 
 def whitening_filters(images: np.ndarray, count: int, epsilon: float = 5e-4) -> np.ndarray:
-    """Return [2,2,C,count] of normalised images [N,H,W,C]: v/sqrt(λ+ε) of the largest λ, and negatives."""
+    """Return filters [2,2,C,count] for normalised images [N,H,W,C]: v/sqrt(λ+ε), largest λ, and negatives."""
     windows = np.lib.stride_tricks.sliding_window_view(images, (PATCH, PATCH), axis=(1, 2))
     patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, PATCH * PATCH * images.shape[-1])
     values, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
@@ -55,7 +55,7 @@ def whitening_filters(images: np.ndarray, count: int, epsilon: float = 5e-4) -> 
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """Return the largest of each 2x2 pixels; what is over at the edge is left out.
+    """Return the maximum of each 2x2 block of pixels; an odd row or column at the edge is dropped.
 
     Its gradient is elementwise, which takes a tenth of the time of `nn.max_pool`'s on a CPU.
     """
@@ -68,8 +68,8 @@ def halve(x: jax.Array) -> jax.Array:
 class SpeedNet(nn.Module):
     """Join whitening and blocks of conv - pool - norm - GELU - conv - norm - GELU.
 
-    With a depth of 3, a block has a conv - norm more, and what came after its first GELU is added before
-    the last.
+    With a depth of 3, a block has one more conv - norm, and the output of its first GELU is added before
+    the last GELU.
     """
 
     num_classes: int
@@ -77,7 +77,7 @@ class SpeedNet(nn.Module):
     widths: Sequence[int] = (64, 256, 256)
     depth: int = 2  # convolutions of a block
     whitened: int = 24
-    whitening: str = ''  # 'bias': with one that is trained
+    whitening: str = ''  # 'bias' adds a trained bias
     last_norm = None
     drops = False  # whether blocks have dropout and may be skipped
 
@@ -103,7 +103,7 @@ class SpeedNet(nn.Module):
                 x = a.norm(f'layer{i}_bn{j}')(a.conv(width, 3, name=f'layer{i}_conv{j}')(x))
                 x = nn.gelu(x + first if j == 3 else x)
         features = x.astype(jnp.float32).max((1, 2))
-        # Logits begin small, and the learning rate of this layer is as the others'.
+        # The division makes the first logits small, and lets this layer have the others' learning rate.
         return nn.Dense(self.num_classes, use_bias=False, name='fc')(features) / 9, features
 
 

@@ -1,8 +1,8 @@
-"""Convolve by 3x3 kernels with 4 products a pixel and channel pair instead of 9 (Lavin & Gray 2016).
+"""Convolve with 3x3 kernels in 4 products per pixel and channel pair instead of 9 (Lavin & Gray 2016).
 
-Two by two pixels of the output depend on a tile of 4x4 pixels d of the input. By the paper's F(2x2, 3x3)
-they are Aᵀ[(G k Gᵀ) ⊙ (Bᵀ d B)]A for a kernel k, where ⊙ sums over the channels: 16 products of matrices,
-[N,C] of N tiles with [C,D]. The gradients are made of such products too.
+A block of 2x2 output pixels depends on a tile d of 4x4 input pixels. By the paper's F(2x2, 3x3), the block
+is Aᵀ[(G k Gᵀ) ⊙ (Bᵀ d B)]A for a kernel k, where ⊙ sums over the channels. That takes 16 matrix products,
+[N,C] for N tiles with [C,D]. The gradients consist of such products too.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ B_T_MIRRORED = B_T[3], B_T[1], B_T[2], B_T[0]
 A_T_MIRRORED = (0, 1, 1, 1), (-1, 1, -1, 0)
 A = tuple(zip(*A_T))
 G_TWICE = np.kron(G, G).astype(np.float32)  # [16,9]: G k Gᵀ as one product
-CACHE = 2**22  # bytes: more tiles at a time would leave a core's cache
+CACHE = 2**22  # bytes: more tiles at a time would not fit into a core's cache
 
 
 @jax.custom_vjp
@@ -53,7 +53,7 @@ def _backward(saved, g):
         x, g = arrays
         tiles, squares = _stack(_transform(B_T, _tiles(x))), _stack(_transform(A, _squares(g)))
         dx = _convolve(g, transposed, B_T_MIRRORED, A_T_MIRRORED)
-        # The kernel's gradient adds up over the parts in the transformed space, and returns once.
+        # The kernel's gradient is summed over the parts in transformed space, and transformed back once.
         return sums + jnp.einsum('tnc,tnd->tcd', tiles, squares), dx
 
     sums, dx = _in_parts(part, jnp.zeros_like(kernels), kernels, x, g)

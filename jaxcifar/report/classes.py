@@ -1,4 +1,4 @@
-"""Take into a report what a run has left of its classes and images: its pictures, and per_class.csv."""
+"""Add to a report what a run has written about its classes and images: its pictures and per_class.csv."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ PNG = b'\x89PNG\r\n\x1a\n'
 def drawn(run: RunFiles) -> dict[str, bytes]:
     """Return the PNG files of a finished run's folder `pictures`, by their headings."""
     found = {}
-    # Those of a run that goes on are of weights before these.
+    # The pictures of a run that was continued show earlier weights.
     for name, heading in DRAWN.items() if run.results else ():
         path = run.folder / 'pictures' / f'{name}.png'
         if path.is_file() and path.stat().st_size <= LARGEST and (data := path.read_bytes()).startswith(PNG):
@@ -29,7 +29,7 @@ def drawn(run: RunFiles) -> dict[str, bytes]:
 
 
 def class_table(run: RunFiles) -> list[list[str]]:
-    """Return a row for each class: its images, and its accuracy by the members and by all together."""
+    """Return a row for each class: its numbers of images, and its accuracy by member and jointly."""
     checkpoint = 'best' if any(row['checkpoint'] == 'best' for row in run.classes) else 'last'
     rows = [r for r in run.classes if (r['checkpoint'], r['split']) == (checkpoint, 'test')]
     if not rows or not run.results:

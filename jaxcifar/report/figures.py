@@ -42,7 +42,7 @@ def png(draw_figure: Callable[[], Figure], theme: str = 'light') -> bytes:
         # A notebook's own style must not reach the picture.
         mpl.rcdefaults()
         mpl.rcParams.update(style)  # type: ignore[arg-type]
-        # The style counts at drawing: each theme draws the figure anew.
+        # The style applies while drawing, so each theme draws the figure again.
         draw_figure().savefig(file, format='png', dpi=DPI)
     return file.getvalue()
 
@@ -64,7 +64,7 @@ def draw(ax: Axes, epochs: np.ndarray, values: np.ndarray, members: bool = True,
     marker = 'o' if len(epochs) < 3 else None  # a line through one point cannot be seen
     ax.plot(epochs, mean, **{'marker': marker, 'ms': 5, 'lw': 1.7, **line})
     if len(values) > 1:
-        # No further than the members go: on a logarithmic axis a loss must stay above zero.
+        # Clip the band to the members' range: on a logarithmic axis a loss must stay above zero.
         low, high = np.maximum(mean - std, values.min(0)), np.minimum(mean + std, values.max(0))
         ax.fill_between(epochs, low, high, color=line['color'], alpha=0.18, lw=0)
     if len(values) > 1 and members:
@@ -114,7 +114,7 @@ def draw_run(run: RunFiles) -> Figure:
 
 
 def _spread_out(ax: Axes):
-    """Make the axis of values logarithmic where one bad epoch would press all others flat."""
+    """Make the value axis logarithmic where one bad epoch would flatten all the others."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines] or [np.ones(1)])
     values = values[np.isfinite(values) & (values > 0)]
     if len(values) and values.max() > 20 * np.median(values):
@@ -165,16 +165,16 @@ def _legend(run: RunFiles) -> list[Line2D]:
 
 
 def member_colours(run: RunFiles) -> list:
-    """Return a colour for each member: from dark to light where they differ in a number, by its size."""
+    """Return a colour for each member; if members differ in a number, from dark to light by this number."""
     return colours(len(run.members), next(iter(run.numbers().values()), None))
 
 
 def colours(count: int, numbers: Sequence[float] | None = None) -> list:
-    """Return a colour for each of so many lines: from dark to light by numbers, or where they are many."""
+    """Return a colour for each of `count` lines: from dark to light by `numbers`, or if lines are many."""
     if numbers is None and count <= len(COLOURS):
         return COLOURS[:count]
     order = np.arange(count) if numbers is None else np.argsort(np.argsort(numbers))
-    # One end of viridis, yellow, cannot be seen on a white page, and the other not on a dark one.
+    # The yellow end of viridis cannot be seen on a white page, nor its dark end on a dark page.
     dark = mpl.rcParams['figure.facecolor'] == THEMES['dark'][0]
     ends = (0.3, 1.0) if dark else (0.0, 0.88)
     return [mpl.colormaps['viridis'](np.interp(i, (0, max(1, count - 1)), ends)) for i in order]
@@ -186,9 +186,9 @@ def draw_comparison(runs: Sequence[RunFiles]) -> Figure:
     whole, end = figure.subplots(1, 2)
     finished = any(run.results for run in runs)
     for i, run in enumerate(runs):
-        # When the colours are used up, they begin again with another style of line.
+        # After the last colour, the colours repeat with another line style.
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
-        # The number finds the run in the table, where its full name stands.
+        # The number identifies the run in the table, which shows its full name.
         split, (epochs, values) = run.watched, run.curve(run.watched, 'accuracy', run.fused)
         # A run without held-out images is tested once, at its end: a point is no curve.
         if len(epochs) < 2 < run.epoch:

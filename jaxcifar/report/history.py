@@ -12,11 +12,11 @@ History = dict[str, dict[str, np.ndarray]]
 
 
 def read_history(workdir: Path) -> tuple[list[str], History]:
-    """Return (the K names of all that predicts, {split: {column: array}}) of a run that has begun.
+    """Return (names, {split: {column: array}}) of a run that has begun.
 
-    Each split has `epoch` and `step` [E], and its other columns as float64 [K,E], NaN where a name has no
-    number. The chosen weights have no rows of their own here; `timing` has columns [E]. Raises `UserError`
-    where there is no metrics.csv, or it is damaged.
+    The K names are the members and, for a fused run, 'fused'. Each split has `epoch` and `step` [E], and its
+    other columns as float64 [K,E], NaN where there is no number. `timing` has columns [E]. Rows of the chosen
+    weights are left out. Raises `UserError` where metrics.csv is missing or damaged.
     """
     if not (workdir / 'metrics.csv').is_file():
         raise UserError(f'{workdir} is not a run folder: it has no metrics.csv')

@@ -1,4 +1,4 @@
-"""Report on a long tail besides: groups of classes, calibration, rejection."""
+"""Add the sections of a long tail to a report: groups of classes, calibration, rejection."""
 
 from functools import partial
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Section(NamedTuple):
 
 def sections(run: RunFiles) -> list[Section]:
     """Return the sections of a run with a long tail; none of others."""
-    # Each section has a source of its own, and is left out until that is there.
+    # Each section is left out until the file that it reads exists.
     found = []
     if run.groups():
         found.append(Section('Groups of classes', group_table(run), render(partial(draw_groups, run))))
@@ -41,13 +41,13 @@ def sections(run: RunFiles) -> list[Section]:
 
 
 def group_table(run: RunFiles) -> Table:
-    """Return a row for each weights, test images and member, and for the ensemble; recalls in percent."""
+    """Return recalls in percent: a row per choice of weights, set of test images, and member or ensemble."""
     head = ['weights', 'images', 'member', *(f'{g.replace("_", " ")} %' for g in ('accuracy', *run.groups()))]
     rows = []
     for which in ('best', 'last'):
         for part in ('test', 'test_lt'):
             of_members = [m.get(which, {}).get(part) for m in run.results.get('members', [])]
-            # The images called test have the top level of results.json; others have a key.
+            # Scores on `test` are at the top level of results.json; those on other images have a key.
             top = run.results if part == 'test' else run.results.get(part, {})
             # The ensemble of one member is that member.
             ensemble = top.get('ensemble', {}).get(which) if len(of_members) > 1 else None
@@ -65,7 +65,7 @@ def _percent(value: float | None) -> str:
 
 def calibration_table(calibration: dict) -> Table:
     """Return temperatures, and NLL and calibration error before and after them."""
-    # All weights were scored on the same parts, so that the first tell the columns.
+    # All weights were scored on the same parts, so the first ones determine the columns.
     parts = list(next(iter(calibration['weights'].values()))['mean']['parts'])
     head = ['weights', 'member', 'T', *(f'{part} {what}' for part in parts for what in ('NLL', 'ECE %'))]
     rows = []

@@ -1,4 +1,4 @@
-"""Lay out what is behind a row of the summary: members, what they predict together, and sessions."""
+"""Lay out the details behind a row of the summary: members, their joint predictions, and sessions."""
 
 from collections.abc import Sequence
 
@@ -40,14 +40,14 @@ def member_table(run: RunFiles) -> Table:
             best = chosen.get(row[0], {})
             then = best.get('validation_accuracy')
             row += [show(best.get('epoch')), spread([then] if then is not None else [])]
-    # What tells members apart comes last: until here they are found by their names.
+    # Titles replace the names only now, because rows were looked up by name until here.
     titles = dict(zip(map(show, run.members), map(show, run.titles())))
     rows = [[titles.get(row[0], row[0]), *row[1:]] for row in rows]
     return [['member', *head], *rows] if head else []
 
 
 def _member_columns(run: RunFiles) -> Columns:
-    """Return the test scores of a finished run, or else the newest of training; without empty columns."""
+    """Return the test scores of a finished run, otherwise the latest training scores; no empty columns."""
     columns: Columns
     if run.results:
         fields = [(w, f) for w in ('last', 'best') for f in ('accuracy', 'top5', 'nll', 'ece')]
@@ -61,7 +61,7 @@ def _member_columns(run: RunFiles) -> Columns:
 
 def _member_rows(run: RunFiles, columns: Columns) -> Table:
     """Return a row for each member and, of several, their mean."""
-    # A run that goes on has its members' names in metrics.csv alone.
+    # An unfinished run has its members' names in metrics.csv only.
     names = [m['name'] for m in run.results.get('members', [])] or run.members
     rows = [
         # A slice, because `spread` takes arrays; it prints no ± for one value.
@@ -76,7 +76,7 @@ def _member_rows(run: RunFiles, columns: Columns) -> Table:
 def _joint_rows(run: RunFiles, columns: Columns) -> Table:
     """Return rows of what the members predict together: their ensemble, and a fused prediction."""
     rows = []
-    # While a run goes on nobody has averaged its members.
+    # The members of an unfinished run have not been averaged.
     if any(run.ensemble(*key) for key in columns):
         rows.append(['ensemble', *(spread(run.ensemble(*key), key[1]) for key in columns)])
     for name in run.fusion('last'):

@@ -44,20 +44,20 @@ def numeric(table: Table) -> list[bool]:
 
 
 def breakable(text: str) -> Markup:
-    """Return the text of a cell as HTML: without a break in a number with its unit, with breaks in names."""
+    """Return a cell's text as HTML that may break within names, but not between a number and its unit."""
     kept = str(escape(re.sub(r' (?=[±%])|(?<=±) ', '\xa0', text)))
     return Markup(re.sub(r'([_/=,-])(?=\w{3})', r'\1<wbr>', kept))
 
 
 def data(png: bytes) -> str:
-    """Return the address of a PNG that is within the page."""
+    """Return a PNG as a data URI, so that it is embedded in the page."""
     return f'data:image/png;base64,{base64.b64encode(png).decode()}'
 
 
 class Section(NamedTuple):
-    """Hold what the page has of one run: tables, empty where there is nothing, and pictures.
+    """Hold one run's section of the page: tables, which may be empty, and pictures.
 
-    curves follow the reader's theme; drawn are the PNG files that the run has left, by their headings.
+    curves follow the reader's theme; drawn are the PNG files that the run has written, by their headings.
     """
 
     number: int

@@ -11,23 +11,23 @@ from scipy.cluster import hierarchy
 
 from jaxcifar.report.figures import COLOURS, add_legend, shorten
 
-FEW = 20  # classes up to which a cell has its number, and classes keep their order
-NAMED = 120  # classes up to which each has its name
-# Classes up to which the best order of a tree's leaves is looked for: its time grows cubically.
+FEW = 20  # up to this many classes, cells show numbers and classes keep their order
+NAMED = 120  # up to this many classes, each is named
+# Up to this many classes, the best order of the tree's leaves is searched for: the time grows cubically.
 BEST_ORDER = 200
 Names = Sequence[str] | np.ndarray
 MARKERS = 'osD^vP'
 
 
 def order(shares: np.ndarray) -> np.ndarray:
-    """Return the order in which a confusion's classes [C,C] are drawn: as they are, where they are few."""
+    """Return the order in which to draw a confusion matrix's classes: clustered, unless they are few."""
     return np.arange(len(shares)) if len(shares) <= FEW else cluster_order(np.nan_to_num(shares))
 
 
 def cluster_order(shares: np.ndarray) -> np.ndarray:
     """Return an order of the classes [C] in which those that are mistaken for one another are neighbours.
 
-    shares [C,C]: of each true class's images, how many are taken for which.
+    shares [C,C]: the share of each true class's images (rows) that is predicted as each class.
     """
     mistaken = shares + shares.T
     np.fill_diagonal(mistaken, 0)
@@ -39,7 +39,7 @@ def cluster_order(shares: np.ndarray) -> np.ndarray:
 
 
 def draw_confusion(shares: np.ndarray, classes: Names, title: str) -> Figure:
-    """Draw how many of each class's images are taken for which: shares [C,C], rows are true classes."""
+    """Draw the confusion matrix `shares` [C,C], whose rows are the true classes."""
     count = len(classes)
     shares = np.nan_to_num(shares)  # a class without images has a row without numbers
     side = 6.2 if count <= 12 else 9 if count <= 50 else 12
@@ -104,7 +104,7 @@ def draw_classes(
         ax.barh(at, 100 * bars[part], color='#9cc3de', height=0.72, label=name)
         for j, (other, values) in enumerate(dots.items()):
             style = {'ls': '', 'marker': MARKERS[j % len(MARKERS)], 'color': COLOURS[j % len(COLOURS)]}
-            # Dots of several members do not hide one another where these are equally good.
+            # The offset keeps the dots of equally good members from hiding one another.
             beside = at + 0.2 * (j - (len(dots) - 1) / 2)
             values = 100 * np.atleast_2d(values)[:, part].T
             lines = ax.plot(values, beside, ms=3.2, alpha=0.8, clip_on=False, zorder=3, **style)
@@ -121,7 +121,7 @@ def draw_classes(
 
 
 def _draw_ranks(bars: np.ndarray, title: str) -> Figure:
-    """Draw the accuracy of so many classes that none can be named, in their order."""
+    """Draw the accuracies of classes in the given order, where they are too many to be named."""
     figure = Figure(figsize=(8, 3.6), layout='constrained')
     ax = figure.subplots()
     ax.plot(np.arange(1, len(bars) + 1), 100 * bars, '.', ms=3, color=COLOURS[0])

@@ -54,13 +54,13 @@ class RunFiles:
         self.fused = FUSED in outputs
         self.epoch = max((to_float(r['epoch']) for r in self.rows), default=0.0)
         if self.epoch > self.results.get('epoch', self.epoch):
-            self.results = {}  # trained on since they were written
+            self.results = {}  # the run has trained further since they were written
         self.selection = self.results.get('selection') or self.config.get('data.validation')
         held = {'validation', 'val_lt'} & {r['split'] for r in self.rows}
         self.watched = min(held) if held and self.selection != 'test' else 'test'
         for made in (self.calibration, self.rejection):
             if made.get('step') != self.results.get('step'):
-                made.clear()  # of weights before these
+                made.clear()  # they are of earlier weights
 
     @cached_property
     def classes(self) -> list[dict[str, str]]:
@@ -83,7 +83,7 @@ class RunFiles:
         ]
 
     def held_out(self) -> np.ndarray | None:
-        """Return the accuracies [K] on held-out images by which weights were chosen; None where none were."""
+        """Return the held-out accuracies [K] that chose the weights; None where no images were held out."""
         found = [(m.get('best') or {}).get('validation_accuracy') for m in self.results.get('members', [])]
         return np.array(found, float) if found and None not in found and self.watched != 'test' else None
 
@@ -126,7 +126,7 @@ class RunFiles:
         return np.array([f['test'].get(field) for f in found if f], float)
 
     def headline(self, weights: str, field: str) -> list | np.ndarray:
-        """Return the scores that a run is there for: the fused prediction's, or else its members'."""
+        """Return a run's main scores: the fused prediction's, or else its members'."""
         if not self.fused:
             return self.scores(weights, field)
         return [scores[field] for name, scores in self.fusion(weights).items() if name == FUSED]
@@ -137,7 +137,7 @@ class RunFiles:
         return {name: scores for name, scores in found.items() if isinstance(scores, dict)}
 
     def against_mean(self) -> str:
-        """Return what the fused prediction of the chosen weights, or else the last, does to the mean."""
+        """Return the verdict on the fused prediction against the mean, for the chosen weights or the last."""
         found = self.results['fusion']
         return verdict(found.get('best', found['last'])['test'])
 
@@ -149,7 +149,7 @@ class RunFiles:
 
 def rows_of(rows: list[dict[str, str]], split: str) -> dict[tuple[str, float], dict[str, str]]:
     """Return {(member, epoch): row} of a split's rows of metrics.csv, without those of the chosen weights."""
-    # After a resume an epoch may stand twice: the later row counts.
+    # After a resume an epoch may occur twice; the later row counts.
     return {
         (row['member'], to_float(row['epoch'])): row
         for row in rows
@@ -195,12 +195,12 @@ def show(value) -> str:
 
 
 def reads(folder: Path):
-    """Return the context in which files of a run that hold something else than ours end in a `UserError`."""
+    """Return a context in which unexpected contents of a run's files raise a `UserError`."""
     return reading(folder, 'restore its .json and .csv files, or leave the run out')
 
 
 def load(dirs: Sequence[str | Path]) -> list[RunFiles]:
-    """Return the runs in these folders; one line on stderr names each that is none."""
+    """Return the runs in these folders; folders that are not runs are named on stderr, a line each."""
     # A folder given twice is one run.
     folders = list(dict.fromkeys(Path(d).resolve() for d in dirs))
     missing = [folder for folder in folders if not (folder / 'metrics.csv').is_file()]

@@ -26,8 +26,8 @@ SHOWN = {
 def score_rows(found: dict) -> list[dict]:
     """Return the rows of one evaluation: its members, their mean and std, and what they predict together.
 
-    found: what `jaxcifar.evaluate.evaluate` returns. train_accuracy and train_loss are of the epoch that the
-    weights are of, as metrics.csv has them; runs of others and exports have none.
+    found: what `jaxcifar.evaluate.evaluate` returns. train_accuracy and train_loss are from metrics.csv, for
+    the epoch of the weights; exports and weights of other programs have none.
     """
     members = [dict(member) for member in found['members']]
     names = [member.pop('name') for member in members]
@@ -37,7 +37,7 @@ def score_rows(found: dict) -> list[dict]:
     training = _training(found, [*names, *together])
     rows = [_row(found, name, {**training.get(name, {}), **m}) for name, m in zip(names, members)]
     if len(members) > 1:
-        # metrics.csv may have lost the training of a member: no mean over the others.
+        # metrics.csv may lack a member's training scores; then there is no mean over the others.
         shared = [key for key in rows[0] if key in SHOWN and all(key in row for row in rows)]
         values = {key: [row[key] for row in rows] for key in shared}
         for name, of in (('mean', np.mean), ('std', lambda values: np.std(values, ddof=1))):
@@ -46,7 +46,7 @@ def score_rows(found: dict) -> list[dict]:
 
 
 def _row(found: dict, member: str, scores: dict) -> dict:
-    """Return a row with the evaluation's name of the loss."""
+    """Return a row of scores, in which the loss is called so and not `nll`."""
     named = {'loss' if key == 'nll' else key: value for key, value in scores.items()}
     where = {'run': found['workdir'], 'member': member, 'split': found['split']}
     own = {'test_images': found['test_images']} if found.get('test_images') else {}
@@ -60,7 +60,7 @@ def _training(found: dict, names: list[str]) -> dict[str, dict[str, float]]:
         return {}
     outputs, history = read_history(workdir)
     train = history.get('train', {'step': np.array([])})
-    # What predicts together was chosen at one step.
+    # The weights of a joint prediction were chosen at one step.
     steps = steps if isinstance(steps, list) else [steps] * len(names)
     steps = [*steps, *steps[:1] * len(names)]
     training = {}

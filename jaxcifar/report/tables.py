@@ -70,7 +70,7 @@ def notes(runs: list[RunFiles]) -> list[str]:
         'last: test accuracy of the weights after the last epoch. selected: of the weights of the '
         'best epoch. Ensemble, NLL (in nats) and ECE are test figures of the last weights.'
     ]
-    # What makes the numbers of a run better than they are comes first.
+    # First, whatever makes a run's numbers look better than they are.
     if any(run.selection == 'test' for run in runs):
         found.append(
             f'{ON_TEST}: the best epoch was chosen on the test set itself, so "selected" is '
@@ -144,7 +144,7 @@ def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
     sections, pictures = [], dict[str, Picture]()
     for run in runs:
         with reads(run.folder):
-            summary([run]), notes([run])  # what they cannot read is of this run
+            summary([run]), notes([run])  # so that an error in them names this run
             sections.append(section(run))
             # Names of runs become names of files, on any file system.
             slug = re.sub(r'[^\w.-]+', '_', run.name, flags=re.ASCII)[:60]
@@ -156,7 +156,7 @@ def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
     files = {
         'report.html': html.encode(),
         'report.md': report_page.markdown(tables, notes(runs)).encode(),
-        # The files stand on white pages; only the report itself follows the reader's theme.
+        # The files are meant for white pages; only the report itself follows the reader's theme.
         **{f'{name}.png': picture['light'] for name, picture in pictures.items()},
     }
     out.mkdir(parents=True, exist_ok=True)
