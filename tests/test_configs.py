@@ -4,7 +4,9 @@ import csv
 import importlib
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -251,3 +253,11 @@ def test_runs_of_old_lack_newer_fields(tmp_path):
     del fields['update_order'], fields['ternary'], fields['optimizer']['rest']
     (tmp_path / 'config.json').write_text(json.dumps(fields))
     assert flatten(saved.load(tmp_path / 'config.json')) == flatten(c) | saved.BEFORE
+
+
+def test_a_project_may_have_its_own_configs(parse, monkeypatch):
+    own = ModuleType('configs')
+    monkeypatch.setitem(sys.modules, 'configs', own)
+    before = list(sys.path)
+    assert parse('--config quickstart --workdir x')[0].network == 'resnet8'
+    assert sys.modules['configs'] is own and sys.path == before

@@ -1,12 +1,15 @@
 """Batches are functions of the seed and the step; a loader only moves their bytes."""
 
 import copy
-from types import SimpleNamespace
+import sys
+from multiprocessing import spawn
+from types import ModuleType, SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from jaxcifar.data import gather
 from jaxcifar.data.loader import Order, batches, prefetch
 from jaxcifar.data.splits import make_split
 from jaxcifar.engine.population import Population, make_mesh
@@ -105,6 +108,21 @@ def test_the_prefetching_thread_ends_and_passes_on_its_error():
     next(endless)
     endless.close()
     assert not [t for t in threading.enumerate() if t.name == 'prefetch']
+
+
+def test_a_worker_does_not_run_the_users_program(monkeypatch):
+    told = []
+    what = spawn.get_preparation_data
+    monkeypatch.setattr(
+        gather.ForkServerProcess, 'start', lambda self: told.append(what(self.name)), raising=False
+    )
+    program = ModuleType('__main__')
+    program.__file__ = 'train.py'
+    monkeypatch.setitem(sys.modules, '__main__', program)
+    assert {'init_main_from_name', 'init_main_from_path'} & {*what('plain')}
+    gather.WorkerContext().Process(target=print).start()
+    assert told and not {'init_main_from_name', 'init_main_from_path'} & {*told[0]}
+    assert sys.modules['__main__'] is program
 
 
 def test_held_out_images_are_stratified_and_not_trained_on(config):

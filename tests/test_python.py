@@ -8,12 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxcifar
+from jaxcifar.config import short_form
 from jaxcifar.config.command_line import parse
 from jaxcifar.config.short_form import spell_out
 from jaxcifar.machine.errors import UserError
 from jaxcifar.schedule import Schedule
+from tests.conftest import small_images
 from tests.processes import ROOT
 
 
@@ -34,9 +37,12 @@ def test_importing_the_package_imports_nothing_large():
 
 
 def test_a_run_is_trained_by_name_and_its_numbers_are_arrays(small, tmp_path, capsys):
-    run = jaxcifar.train('mutual:resnet32', members=2, lr=np.array([0.1, 0.05]), **small)
-    assert run.workdir.parent.name == 'runs' and f'workdir: {run.workdir}' in capsys.readouterr().out
-    assert run.config.optimizer.lr == (0.1, 0.05) and run.config.coupling == 'mutual'
+    rates = [np.float32(0.1), 0.05]
+    run = jaxcifar.train('mutual:resnet32', members=2, lr=rates, seed=list(np.arange(2)), **small)
+    assert run.workdir.parent == tmp_path / 'runs'
+    assert f'workdir: {run.workdir.relative_to(tmp_path)}' in capsys.readouterr().out
+    assert run.config.optimizer.lr == pytest.approx((0.1, 0.05)) and run.config.seed == (0, 1)
+    assert run.config.coupling == 'mutual'
     assert run.names == ['0_linear', '1_linear']
     with open(run.workdir / 'metrics.csv') as file:
         rows = [row for row in csv.DictReader(file) if row['checkpoint'] == 'last']
@@ -56,6 +62,10 @@ def test_a_run_is_trained_by_name_and_its_numbers_are_arrays(small, tmp_path, ca
     # As a dict it is results.json, for whoever indexes what training returned.
     assert run == run.results == json.loads((run.workdir / 'results.json').read_text())
     assert 'test accuracy' in repr(run) and run.load(1).names == ['1_linear']
+    # Names of files may come in an array, as a column of pandas, and a path is one of text.
+    Image.fromarray(small_images(1)[0][0]).save('a.png')
+    assert len(run.load().predict(np.array(['a.png', 'a.png'], dtype=object))) == 2
+    assert short_form.changed(run.config, {'init_from': run.workdir}).init_from == str(run.workdir)
     again = jaxcifar.open(run.workdir)
     assert again == run and again.history['train']['loss'].tolist() == run.history['train']['loss'].tolist()
     (run.workdir / 'results.json').unlink()
