@@ -17,7 +17,7 @@ from PIL import Image
 from jaxcifar.data.npz import read_npz
 from jaxcifar.machine.command import run_words
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import write_arrays
+from jaxcifar.machine.files import reading, write_arrays
 
 SHEET, WIDE = 400, 20  # images of a sheet, and in its rows
 
@@ -98,7 +98,13 @@ def collect(carried: Path, data: Path) -> list[str]:
         second, whole = data / f'{name}-1.npz', data / f'{name}.npz'
         # The set is joined as soon as its second half is there, in whatever order they came.
         if second.exists() and not whole.exists():
-            join([first, second], whole)
+            try:
+                with reading(first, 'carry both halves again'):
+                    join([first, second], whole)
+            except UserError as error:  # other steps do not need this set
+                print(f'{name}: {error}', flush=True)
+                first.unlink()
+                second.unlink()
     return sorted(path.stem for path in data.glob('*.npz') if not path.stem.endswith(('-0', '-1')))
 
 

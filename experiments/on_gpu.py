@@ -32,7 +32,7 @@ import numpy as np
 from experiments import carried_data, results
 from experiments.gpu_steps import STEPS
 from jaxcifar.machine.command import command_parser, run_command
-from jaxcifar.machine.errors import Preempted, UserError, lookup
+from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError, lookup
 from jaxcifar.machine.files import reading
 
 NATIVE = re.compile(r'[IWEF]\d{4} |\d{4}-\d\d-\d\d .*: [IWEF] |===|external/')  # lines of XLA's C++
@@ -69,12 +69,13 @@ class Loan:
         step, start = STEPS[name], time.monotonic()
         # A step gets at most its share of the time, because later steps matter too.
         until = start + min(self.left(), step.most)
-        fields = {'workdir': shlex.quote(str(self.workdir)), 'seconds': f'{until - start:.0f}'}
-        for command in (step.small if self.small else step.command).format(**fields).split(' && '):
+        for command in (step.small if self.small else step.command).split(' && '):
+            left = f'{max(until - time.monotonic(), 0):.0f}'
+            command = command.format(workdir=shlex.quote(str(self.workdir)), seconds=left)
             print(f'[{name}] python -m {command}', flush=True)
             status = self._run(name, shlex.split(command), until)
             # Stopped, not failed: a training has saved, and rows that exist are kept.
-            if status is None:
+            if status in (None, EXIT_PREEMPTED):
                 raise Preempted(f'{name} was stopped in time; the same command continues there')
             if status:
                 lines = (self.logs / f'{name}.log').read_text(errors='replace').splitlines()
@@ -123,7 +124,8 @@ class Loan:
         part = self.out / 'on_gpu.zip.part'
         with zipfile.ZipFile(part, 'w', zipfile.ZIP_DEFLATED) as archive:
             for path in files:
-                archive.write(path, path.relative_to(self.workdir))
+                with contextlib.suppress(FileNotFoundError):  # a step may replace its files meanwhile
+                    archive.write(path, path.relative_to(self.workdir))
         os.replace(part, self.out / 'on_gpu.zip')
         self._packed = newest
 
@@ -234,7 +236,13 @@ def main():
     if args.rehearse:
         failed = rehearse(args, names)
     else:
-        failed = go(Loan(args, results.device_kind(), small=False), names)
+        device = results.device_kind()
+        if device in ('', 'cpu'):
+            raise UserError(
+                f'expected a GPU, got {device or "no device"}: see what python -m jaxcifar.doctor says, or '
+                'use --rehearse'
+            )
+        failed = go(Loan(args, device, small=False), names)
     print(f'everything is in {args.out / "on_gpu.zip"}', flush=True)
     if failed:
         raise UserError(f'failed: {", ".join(failed)}; the same command tries them again')

@@ -31,7 +31,7 @@ from experiments.bench.steps import ours
 from experiments.bench.worker import CLASSES, Worker
 from experiments.results import ON_GPU
 from jaxcifar.machine.command import command_parser, run_command
-from jaxcifar.machine.errors import UserError, lookup
+from jaxcifar.machine.errors import Preempted, UserError, lookup
 from jaxcifar.models import NETWORKS
 from jaxcifar.models.__main__ import describe
 
@@ -105,15 +105,21 @@ def main():
     here, groups = results.here(device['kind']), []
     # A GPU's step has to fill it; a CPU's must end within a second or so.
     sizes = args.batch or ('128,512' if ON_GPU else '')
+    missing: list[str] = []
     for name in names:
         for size in map(int, sizes.split(',')) if sizes else [cpu_batch(name)]:
             job = compare.Job(name, size, here, device['peak'])
             if rows := compare.rows_of(job, ways, plan):
                 groups.append(rows)
+            missing += [f'{way} of {name}' for way in ways if way not in {row['way'] for row in rows}]
     Console(width=160).print(comparison.table(groups))
     # The picture shows older rows of this machine too, so it does not shrink with --ways.
     if pictured := comparison.newest(results.read('bench'), here):
         comparison.draw(pictured)
+    if missing:
+        raise Preempted(
+            f'no time was left for {", ".join(missing)}; the same command measures what is missing'
+        )
     return None
 
 

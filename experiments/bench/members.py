@@ -88,22 +88,38 @@ def main(
     members: str = '1,2,4,8',
 ):
     """Measure, append and print."""
-    steps = {}
-    # All are compiled before the first turn: a compiler beside a step would slow it.
-    for way in plan([int(k) for k in members.split(',')]):
-        steps[way] = build(network, int(batch), int(size), *way, precision=PRECISION)
-        print(f'{way[0]} K={way[1]} on {way[2]}: compiled in {steps[way].compile_seconds:.1f} s', flush=True)
+    ways = plan([int(k) for k in members.split(',')])
     common = {**results.here(), 'network': network, 'batch': batch, 'image_size': size}
-    by_name = {' '.join(map(str, way)): (way, step) for way, step in steps.items()}
-    turns = {name: partial(step.turn, STEPS) for name, (_, step) in by_name.items()}
-    for name, times in take_turns(turns, int(rounds), warm=1):
-        made = row(*by_name[name], times)
+    one: OurStep | None = None  # the first way, with which the others are compared
+    for way in ways:
+        name = '{} K={} on {}'.format(*way)
+        try:
+            step = build(network, int(batch), int(size), *way, precision=PRECISION)
+            one = one or step
+            times = compare(one, step, int(rounds))
+        except RuntimeError as error:  # what XLA or cuDNN cannot do, or out of memory
+            print(f'{name}: failed: {str(error).splitlines()[0][:100]}', flush=True)
+            if one is None:
+                raise
+            continue
+        made = row(way, step, times)
         results.append('members', [common | made])
         print(
-            '{way} K={members} on {devices}: {milliseconds} ms, {times_one_member} times one member '
-            '(cpu {cpu_times_one_member}); {collectives}, {bytes:,} bytes'.format(**made),
+            f'{name}: {made["milliseconds"]} ms, {made["times_one_member"]} times one member '
+            f'(cpu {made["cpu_times_one_member"]}); {made["collectives"]}, {made["bytes"]:,} bytes; '
+            f'compiled in {made["compile_seconds"]} s',
             flush=True,
         )
+
+
+def compare(one: OurStep, step: OurStep, rounds: int) -> Times:
+    """Return the times of a step in turns with those of one member; raise `RuntimeError` if it fails."""
+    turns = {'one': partial(one.turn, STEPS)} | ({} if step is one else {'step': partial(step.turn, STEPS)})
+    times = dict(take_turns(turns, rounds, warm=1))
+    last = times[[*turns][-1]]
+    if last.failed:
+        raise RuntimeError(last.failed)
+    return last
 
 
 if __name__ == '__main__':

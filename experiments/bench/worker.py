@@ -25,6 +25,7 @@ from jaxcifar.machine.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CLASSES = 100
+LEAVE_SECONDS = 30  # for a worker to end after its last answer
 
 
 def noise(count: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +72,13 @@ class Worker:
         return self
 
     def __exit__(self, *fault):
-        self._process.__exit__(*fault)  # it sees the end of its input and leaves
+        # The process sees the end of its input and leaves, unless it hangs in a call of the device.
+        self._process.stdin.close()  # type: ignore[union-attr]
+        try:
+            self._process.wait(LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._process.__exit__(*fault)
 
     def answer(self) -> dict[str, Any]:
         """Return the process's next answer; the first, once the Step is built, is its report."""
