@@ -25,7 +25,7 @@ from collections.abc import Iterable
 
 from configs import base
 from jaxcifar.machine.errors import UserError, parse_argument
-from jaxcifar.models import NETWORKS
+from jaxcifar.models import NETWORKS, has_dropout
 
 # word -> config.split, and what chooses the weights
 SPLITS = {
@@ -70,6 +70,7 @@ OF_NETWORK = {
     'densenet201': {**DENSENET, 'batch_size': 32},
     'efficient_densenet': DENSENET,
     'preact_resnet18': {'optimizer.lr': 0.2},
+    **{name: {'model.dropout': 0.0} for name in NETWORKS if not has_dropout(name)},
     **{name: {'optimizer.weight_decay': 1e-4} for name in ('resnet18', 'resnet34', 'resnet50')},
 }
 KINDS: dict[str, Iterable[str]] = {'recipe': RECIPES, 'split': SPLITS, 'network': NETWORKS}

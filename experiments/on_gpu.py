@@ -31,7 +31,7 @@ import numpy as np
 
 from experiments import carried_data, results
 from experiments.gpu_steps import STEPS
-from jaxcifar.machine.command import command_parser, run_command
+from jaxcifar.machine.command import a_path, command_parser, run_command
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError, lookup
 from jaxcifar.machine.files import reading
 
@@ -209,15 +209,15 @@ def parse() -> argparse.Namespace:
     parser = command_parser('experiments.on_gpu', __doc__)
     parser.add_argument('--budget', type=float, default=560, help='seconds that this call may take (560)')
     out = Path(os.environ.get('OUT') or 'runs/on_gpu')
-    parser.add_argument('--out', type=Path, default=out, help=f'where on_gpu.zip is written ({out})')
+    parser.add_argument('--out', type=a_path, default=out, help=f'where on_gpu.zip is written ({out})')
     home = Path.home() / 'on_gpu'
-    parser.add_argument('--workdir', type=Path, default=home, help=f'runs, rows and logs ({home})')
-    parser.add_argument('--data', type=Path, default=home / 'data', help=f'kept data sets ({home}/data)')
-    parser.add_argument('--carried', type=Path, default=Path('carried'), help='arriving halves (carried)')
+    parser.add_argument('--workdir', type=a_path, default=home, help=f'runs, rows and logs ({home})')
+    parser.add_argument('--data', type=a_path, default=home / 'data', help=f'kept data sets ({home}/data)')
+    parser.add_argument('--carried', type=a_path, default=Path('carried'), help='arriving halves (carried)')
     parser.add_argument('--only', help='steps, joined by commas')
     parser.add_argument('--list', action='store_true', help='show the steps and leave')
     parser.add_argument('--rehearse', action='store_true', help='every step on a CPU in miniature')
-    parser.add_argument('--take', type=Path, metavar='ZIP', help='append its rows to experiments/results')
+    parser.add_argument('--take', type=a_path, metavar='ZIP', help='append its rows to experiments/results')
     return parser.parse_args()
 
 
@@ -238,10 +238,7 @@ def main():
     else:
         device = results.device_kind()
         if device in ('', 'cpu'):
-            raise UserError(
-                f'expected a GPU, got {device or "no device"}: see what python -m jaxcifar.doctor says, or '
-                'use --rehearse'
-            )
+            raise UserError(f'expected a GPU, got {device or "none"}: see jaxcifar doctor, or use --rehearse')
         failed = go(Loan(args, device, small=False), names)
     print(f'everything is in {args.out / "on_gpu.zip"}', flush=True)
     if failed:

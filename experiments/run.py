@@ -22,8 +22,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from experiments import record, resources, results, submit
-from experiments import sweep as sweeps
+from experiments import resources, submit, sweep_table
 from experiments.display import Display
 from experiments.resources import whole
 from experiments.sweep import (
@@ -35,11 +34,10 @@ from experiments.sweep import (
     load,
     record_results,
     score,
-    take_changes,
+    take_changes,  # fmt: skip
 )
-from jaxcifar.machine.command import command_parser, run_command
+from jaxcifar.machine.command import a_path, command_parser, run_command
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError
-from jaxcifar.report import tables as report
 
 # The variable for the share of a GPU's memory that a process takes, by its names in older and newer JAX.
 SHARES = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 'XLA_CLIENT_MEM_FRACTION'
@@ -162,20 +160,6 @@ class Runner:
         return {**os.environ, **chosen}
 
 
-def write_results(sweep: Sweep, folder: Path):
-    """Write FOLDER/results.csv and FOLDER/report of the finished runs, and print the table."""
-    workdirs = [folder / run.name for run in sweep.runs if is_finished(run, folder)]
-    rows = [{'run': workdir.name, **row} for workdir in workdirs for row in record.rows(workdir)]
-    lines = sweeps.table(sweep, folder)
-    (folder / 'results.csv').unlink(missing_ok=True)
-    results.write_rows(folder / 'results.csv', rows, ['run', *record.COLUMNS])
-    (folder / 'table.md').write_text('\n'.join(lines) + '\n')
-    print('', *lines, '', sep='\n')
-    print(folder / 'table.md', folder / 'results.csv', sep='\n')
-    if workdirs:
-        print(*report.write(workdirs, folder / 'report'), sep='\n')
-
-
 def run_here(sweep: Sweep, folder: Path, jobs: int, retries: int, follow: bool):
     """Run what is not finished, and write the results."""
     with Display(sweep, follow) as display:
@@ -186,7 +170,7 @@ def run_here(sweep: Sweep, folder: Path, jobs: int, retries: int, follow: bool):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    write_results(sweep, folder)
+    sweep_table.write(sweep, folder)
     if runner.stopped:
         raise Preempted('stopped; run the same command to continue')
     if runner.failed:
@@ -199,7 +183,7 @@ def collect(sweep: Sweep, folder: Path):
     for run in sweep.runs:
         if not is_finished(run, folder) and has_ended(run, folder):
             record_results(run, folder)
-    write_results(sweep, folder)
+    sweep_table.write(sweep, folder)
     missing = [run for run in sweep.runs if not is_finished(run, folder)]
     for run in missing:
         if words := last_command(run, folder):
@@ -231,7 +215,7 @@ def main():
     parser.add_argument('--retries', default=0, help='how often a failed run is resumed (0)')
     parser.add_argument('--follow', action='store_true', help='print their lines, with [task-NUMBER-NAME]')
     parser.add_argument('--collect', action='store_true', help='only gather what is finished')
-    parser.add_argument('--workdir', type=Path, help='(runs/SWEEP)')
+    parser.add_argument('--workdir', type=a_path, help='(runs/SWEEP)')
     resources.add_flags(parser)
     changes, others = take_changes(sys.argv[1:])
     args = parser.parse_args(others, argparse.Namespace(changes=changes))

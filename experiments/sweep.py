@@ -9,15 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments import record
 from jaxcifar.config.fields import get_config
-from jaxcifar.config.members import network_of, titled
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError, lookup, unknown
 from jaxcifar.machine.files import read_json, reading, write_json
-from jaxcifar.runs.metrics import verdict
 
 KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+=,-]{0,99}')
@@ -138,9 +134,11 @@ def has_ended(run: Run, folder: Path) -> bool:
 
     Further flags that do not affect the results may follow the command, since job scripts can be edited.
     """
-    words, arguments = _anywhere(last_command(run, folder)), _anywhere(run.arguments(folder))
-    starts = [i for i in range(len(words)) if words[i : i + len(arguments)] == arguments]
-    return bool(starts) and all(HARMLESS.fullmatch(word) for word in words[starts[-1] + len(arguments) :])
+    words, arguments = (
+        [word for word in _anywhere(given) if not HARMLESS.fullmatch(word)]
+        for given in (last_command(run, folder), run.arguments(folder))
+    )
+    return words[-len(arguments) :] == arguments
 
 
 def last_command(run: Run, folder: Path) -> list[str]:
@@ -186,81 +184,3 @@ def score(workdir: Path) -> str:
     found = results['fusion'][weights]['test']
     mean = max(found[name]['accuracy'] for name in ('mean_of_logits', 'mean_of_probabilities'))
     return f'test {100 * found["fused"]["accuracy"]:.2f} %, mean of the experts {100 * mean:.2f} %'
-
-
-def table(sweep: Sweep, folder: Path) -> list[str]:
-    """Return the finished runs in Markdown: a line for each row and network."""
-    seeds: dict[tuple[str, str], list[float]] = {}  # a number for each seed
-    nodes: dict[tuple[str, str], list[float]] = {}  # … and each node
-    ensembles: dict[tuple[str, str], list[float]] = {}
-    for run in sweep.runs:
-        if not is_finished(run, folder):
-            continue
-        config, results = (
-            json.loads((folder / run.name / f'{name}.json').read_text()) for name in ('config', 'results')
-        )
-        weights = weights_that_count(results)
-        of_network: dict[str, list[float]] = {}
-        for member in results['members']:
-            # Members that differ by design have lines of their own: they are no seeds of one another.
-            kinds = filter(None, (member.get(kind) for kind in ('loss', 'view')))
-            network = titled(network_of(member['name']), kinds, member.get('numbers') or {})
-            of_network.setdefault(network, []).append(100 * member[weights]['test']['accuracy'])
-        for network, values in of_network.items():
-            nodes.setdefault((run.row, network), []).extend(values)
-            # Uncoupled members that saw the same images count as that many seeds.
-            alone = config['coupling'] == 'none' and not results.get('own_images')
-            if 'fusion' in results:
-                values = [100 * results['fusion'][weights]['test']['fused']['accuracy']]
-            seeds.setdefault((run.row, network), []).extend(values if alone else [float(np.mean(values))])
-        if len(results['members']) > 1:
-            ensemble = 100 * results['ensemble'][weights]['accuracy']
-            for network in of_network:
-                ensembles.setdefault((run.row, network), []).append(ensemble)
-    lines = [sweep.title, '', '| experiment | network | seeds | test % | nodes | ensemble % | improvement |',
-             '|---|---|---|---|---|---|---|']  # fmt: skip
-    for (row, network), values in seeds.items():
-        spread = f' ± {np.std(values, ddof=1):.2f}' if len(values) > 1 else ''
-        lowest, highest = min(nodes[row, network]), max(nodes[row, network])
-        several = len(nodes[row, network]) > 1
-        base = seeds.get((sweep.baseline, network)) or seeds.get((sweep.baseline, network.split()[0]))
-        better = f'{np.mean(values) - np.mean(base):+.2f}' if base and row != sweep.baseline else ''
-        together = f'{np.mean(ensembles[row, network]):.2f}' if (row, network) in ensembles else ''
-        lines.append(
-            f'| {row} | {network} | {len(values)} | {np.mean(values):.2f}{spread} | '
-            f'{f"{lowest:.2f} to {highest:.2f}" if several else ""} | {together} | {better} |'
-        )
-    return lines + fusion_table(sweep, folder)
-
-
-FUSED = ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert')
-
-
-def fusion_table(sweep: Sweep, folder: Path) -> list[str]:
-    """Return fused predictions beside what they have to beat, in Markdown: a line a run; [] without any.
-
-    The last columns are the sweep's single networks, of the same kind as those that are fused.
-    """
-    singles: dict[str, dict[str, str]] = {}  # row -> network -> numbers
-    fused: list[tuple[Run, str, dict]] = []
-    for run in sweep.runs:
-        results = read_json(folder / run.name / 'results.json') if is_finished(run, folder) else None
-        if results is None:
-            continue
-        weights, network = weights_that_count(results), network_of(results['members'][0]['name'])
-        if 'fusion' in results:
-            fused.append((run, network, results['fusion'][weights]['test']))
-        elif len(results['members']) == 1:
-            singles.setdefault(run.row, {})[network] = _numbers(results['mean'][weights])
-    lines = [
-        f'| {run.name} | {" | ".join(_numbers(found[name]) for name in FUSED)} | {verdict(found)} |'
-        + ''.join(f' {of_network.get(network, "")} |' for of_network in singles.values())
-        for run, network, found in fused
-    ]
-    head = ' | '.join([name.replace('_', ' ') for name in FUSED] + ['the learned rule', *singles])
-    columns = 2 + len(FUSED) + len(singles)
-    return ['', f'| test %, NLL, ECE of | {head} |', '|---' * columns + '|', *lines] if lines else []
-
-
-def _numbers(scores: dict) -> str:
-    return f'{100 * scores["accuracy"]:.2f}, {scores["nll"]:.3f}, {scores["ece"]:.3f}'

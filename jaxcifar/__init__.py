@@ -30,7 +30,7 @@ def train(config, workdir=None, **fields):
 
     lines = recipe.stays(name, before, config)
     if workdir is None:
-        workdir = short_form.new_workdir(name or f'{config.network}-{config.dataset}', not hosts.alone())
+        workdir = short_form.make_workdir(name or f'{config.network}-{config.dataset}', not hosts.alone())
         lines = [f'workdir: {workdir}', *lines]
     if lines and hosts.is_first():
         print(*lines, sep='\n', flush=True)

@@ -22,7 +22,7 @@ import runpy
 import sys
 
 from jaxcifar import __version__
-from jaxcifar.config.short_form import spell_out
+from jaxcifar.config.short_form import make_workdir, spell_out
 from jaxcifar.machine import memory, status
 from jaxcifar.machine.command import COMMANDS as MODULES
 from jaxcifar.machine.command import run_command
@@ -48,7 +48,7 @@ def main():
         raise unknown('command', command, COMMANDS)
     if command == 'train' and not {'--help', '-h'} & set(rest):
         memory.restart_in_huge_pages()  # before anything is printed: it begins this command again
-        rest = spell_out(rest)
+        rest = spell_out(rest, new=make_workdir)
         print(f'workdir: {next(w for w in rest if w.startswith("--workdir=")).partition("=")[2]}', flush=True)
     module = 'main' if command == 'train' else command
     if command in NETWORKS_OPEN:

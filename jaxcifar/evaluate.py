@@ -18,7 +18,7 @@ from jaxcifar.config import saved
 from jaxcifar.config.members import member_losses, member_networks, network_of
 from jaxcifar.data.splits import train_counts
 from jaxcifar.engine.losses import log_priors, per_output
-from jaxcifar.machine.command import command_line_for, command_parser, run_command
+from jaxcifar.machine.command import a_path, command_line_for, command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json, reading
 from jaxcifar.report.scores import print_scores, score_rows, write_scores
@@ -174,9 +174,9 @@ def _parser():
     parser = command_parser('jaxcifar.evaluate', __doc__)
     where = 'of a run; or a folder or file of jaxcifar.export, or of PyTorch weights, or '
     where += shipped_networks.names()
-    parser.add_argument('runs', nargs='*', type=Path, metavar='RUN', help=f'folder {where}')
+    parser.add_argument('runs', nargs='*', type=a_path, metavar='RUN', help=f'folder {where}')
     flags, same = ('--workdir', '--model'), 'the same as a flag'
-    parser.add_argument(*flags, type=Path, action='append', default=[], metavar='RUN', help=same)
+    parser.add_argument(*flags, type=a_path, action='append', default=[], metavar='RUN', help=same)
     parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')
     splits = 'train | validation | test, or a part of the split (test)'
     parser.add_argument('--split', default='test', help=splits)
@@ -184,12 +184,12 @@ def _parser():
     tau = 'subtract τ·log π, π the share of each class in training, from the logits of cross entropy (0)'
     parser.add_argument('--posthoc-tau', type=float, default=0.0, help=tau)
     better = 'a finished run of independent networks; prints the gain of each member on the test images'
-    parser.add_argument('--baseline', type=Path, help=better)
+    parser.add_argument('--baseline', type=a_path, help=better)
     here = 'for exports and weight files: where the images are, as --config.dataset (npz:FILE)'
     parser.add_argument('--dataset', help=here)
     own = 'evaluate these instead: npz:FILE of x_test and y_test, folder:DIR of test/<class>/* or <class>/*'
     parser.add_argument('--test-images', metavar='NAME', help=own)
-    parser.add_argument('--csv', type=Path, metavar='FILE', help='write a row for each member of each run')
+    parser.add_argument('--csv', type=a_path, metavar='FILE', help='write a row for each member of each run')
     parser.add_argument('--json', action='store_true', help='print JSON; of several runs a list')
     return parser
 

@@ -99,10 +99,7 @@ def _train(session: Session, keeper: Keeper, state: TrainState, progress: Progre
 
             # Get the next batch and take the step. The host stays a few steps ahead of the devices and waits
             # only for them: within an epoch it fetches no numbers except those that a row needs.
-            # The clock starts with the first batch: until then a loader starts, compiles and uploads. Later
-            # epochs are timed from the end of the one before.
-            if clock.mean_rate():
-                clock.start()
+            clock.await_batch()
             call, batch = next(feed)
             clock.start()
             tracer.before(call.start)

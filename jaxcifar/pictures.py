@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxcifar.data.loader import in_order
-from jaxcifar.data.splits import Images
+from jaxcifar.data.splits import Images, train_counts
 from jaxcifar.machine import hosts, status
 from jaxcifar.machine.command import command_line_for, command_parser, run_command
 from jaxcifar.machine.errors import UserError
@@ -138,7 +138,10 @@ def _recipes(
         lambda: predictions.draw_confusion(judged.shares[np.ix_(near, near)], classes[near], title),
     )
     bars, dots = np.diagonal(judged.shares), _dots(run, judged)
-    names = classes if counts is None else np.array([f'{c} ({n:,})' for c, n in zip(classes, counts)])
+    names = classes
+    if counts is not None:
+        trained_on = train_counts(session.dataset, session.split)[0]
+        names = np.array([f'{c} ({n:,})' for c, n in zip(classes, trained_on)])
     ranks = np.argsort(-bars, kind='stable') if by_count is None else by_count
     dots = {name: recalls[..., ranks] for name, recalls in dots.items()}
     yield 'per_class', lambda: predictions.draw_classes(bars[ranks], dots, names[ranks], title, judged.name)

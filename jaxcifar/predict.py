@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxcifar.data.vision import ENDINGS
 from jaxcifar.export.classifier import Classifier, choose
 from jaxcifar.export.predictions import Predictions
-from jaxcifar.machine.command import command_line_for, command_parser, run_command
+from jaxcifar.machine.command import a_path, command_line_for, command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs import shipped_networks
 from jaxcifar.runs.trained import TrainedExport, open_trained
@@ -46,7 +46,7 @@ def main():
     parser.add_argument('--dataset', help=here)
     parser.add_argument('--member', help='one of several, by its name or its id (all)')
     parser.add_argument('--top', type=int, default=3, help='how many classes to print per image (3)')
-    parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
+    parser.add_argument('images', nargs='+', type=a_path, metavar='IMAGE')
     args = parser.parse_args()
     print(predict(args.workdir, args.images, args.checkpoint, args.dataset, args.member, args.top))
 

@@ -14,7 +14,7 @@ from jaxcifar.config.members import answers_to, member_names
 from jaxcifar.engine.state import Weights, init_state
 from jaxcifar.formats.state_dict import to_torch
 from jaxcifar.machine import process
-from jaxcifar.machine.command import command_parser, run_command
+from jaxcifar.machine.command import a_path, command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import write_atomically
 from jaxcifar.runs import workdirs
@@ -93,9 +93,9 @@ def export_weights(workdir: Path, path: Path, member: str | int | None = None, c
 def main():
     """Run the command line."""
     parser = command_parser('jaxcifar.torch_weights', __doc__)
-    parser.add_argument('--workdir', type=Path, required=True)
+    parser.add_argument('--workdir', type=a_path, required=True)
     into = parser.add_argument_group('into a workdir')
-    into.add_argument('file', nargs='?', type=Path, metavar='FILE.pth', help='what torch.save wrote')
+    into.add_argument('file', nargs='?', type=a_path, metavar='FILE.pth', help='what torch.save wrote')
     into.add_argument('--network', help='a name of jaxcifar.models (the one that fits the weights)')
     into.add_argument('--dataset', help='by default the CIFAR with as many classes as the weights')
     into.add_argument('--image_size', type=int, help='of digits and image files (224 of imagenet, or 32)')
@@ -103,7 +103,7 @@ def main():
     into.add_argument('--shortcut', help='A | B, where the network has the choice')
     into.add_argument('--optimizer', default='sgd', help='optimizer of the training to come (sgd)')
     out = parser.add_argument_group('out of a workdir')
-    out.add_argument('--to', type=Path, metavar='FILE.pth', help='the file to write')
+    out.add_argument('--to', type=a_path, metavar='FILE.pth', help='the file to write')
     out.add_argument('--member', metavar='K', help='which of several, by its id or name')
     out.add_argument('--checkpoint', help='best | last | STEP (best, where there is one)')
     args = parser.parse_args()

@@ -160,6 +160,7 @@ S = '--config configs/single.py --workdir x '
     (S + '--config.optimizer.rescale=True', 'optimizer.rescale is for muon: set optimizer.rescale=False'),
     (S + '--config.tau=.5,1,2 --config.members=3', 'loss=cross_entropy ignores it: leave tau out'),
     (S + '--config.loss=balanced_softmax --config.tau=2', 'tau=2 is for loss=logit_adjustment'),
+    ('--config configs/speedrun.py --workdir x --config.model.dropout=.3', 'must be 0 for speednet'),
     (S + '--config.data.image_size=224', 'leave it out for cifar10, whose images have 32 pixels'),
     ('--config configs/ternary.py:ttq --workdir x --config.ternary.float_epochs=9', 'ternary.scale_decay=0'),
     (S + '--config.eval.shift=-1', 'eval.shift must be at least 0, got -1'),

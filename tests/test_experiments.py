@@ -19,6 +19,7 @@ from experiments import (
     results,
     run,
     sweep,
+    sweep_table,
     ternary_table,
 )
 from experiments.sweep import Run, load
@@ -149,7 +150,7 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path, monkey
     finished(tmp_path, second, 'mutual', {'0_x': 0.74, '1_y': 0.67}, 0.78)
     finished(tmp_path, other, 'mutual', {'0_x': 0.70}, 0.7)
     (tmp_path / 'c' / 'kept.json').unlink()  # it was stopped before its numbers were kept
-    lines = sweep.table(run.Sweep('Title', [alone, first, second, other], 'alone'), tmp_path)
+    lines = sweep_table.table(run.Sweep('Title', [alone, first, second, other], 'alone'), tmp_path)
     assert lines[4:] == [
         '| alone | x | 2 | 71.00 ± 1.41 | 70.00 to 72.00 | 75.00 |  |',
         '| alone | y | 1 | 60.00 |  | 75.00 |  |',
@@ -159,7 +160,7 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path, monkey
     # Experts that each saw other images are no seeds of one another.
     path = tmp_path / 'alone' / 'results.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | {'own_images': True}))
-    lines = sweep.table(run.Sweep('Title', [alone]), tmp_path)
+    lines = sweep_table.table(run.Sweep('Title', [alone]), tmp_path)
     assert lines[4] == '| alone | x | 1 | 71.00 | 70.00 to 72.00 | 75.00 |  |'
     longer = alone._replace(changes={'epochs': 9})
     assert run.is_finished(alone, tmp_path) and not run.is_finished(longer, tmp_path)
@@ -184,9 +185,9 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path, monkey
     for member, view, lr in zip(results['members'], ('ternary', 'ternary', ''), (0.1, 0.2, 0.3)):
         member |= {'view': view, 'numbers': {'optimizer.lr': lr}}
     (tmp_path / 'b' / 'results.json').write_text(json.dumps(results))
-    lines = sweep.table(run.Sweep('Title', [first, second], 'mutual'), tmp_path)
+    lines = sweep_table.table(run.Sweep('Title', [first, second], 'mutual'), tmp_path)
     assert '| mutual | x ternary lr=0.1 | 1 | 70.00 |  | 75.00 |  |' in lines
-    lines = sweep.table(run.Sweep('Title', [first, second._replace(row='b')], 'mutual'), tmp_path)
+    lines = sweep_table.table(run.Sweep('Title', [first, second._replace(row='b')], 'mutual'), tmp_path)
     assert '| b | x ternary lr=0.1 | 1 | 70.00 |  | 75.00 | -1.00 |' in lines
 
 
@@ -242,11 +243,11 @@ def test_a_table_says_where_a_learned_rule_does_not_beat_the_mean(tmp_path):
     finished(tmp_path, other, 'none', {'0_y': 0.99}, 0.99)
     path = tmp_path / 'a' / 'results.json'
     results = json.loads(path.read_text())
-    scores = {name: {'accuracy': 0.75, 'nll': 1.0, 'ece': 0.1} for name in sweep.FUSED}
+    scores = {name: {'accuracy': 0.75, 'nll': 1.0, 'ece': 0.1} for name in sweep_table.FUSED}
     scores['fused']['accuracy'] = 0.74
     results['fusion'] = {'last': {'test': {**scores, 'beats_mean': False, 'p_value': 0.25}}}
     path.write_text(json.dumps(results))
-    lines = sweep.table(sweep.Sweep('Title', [fused, single, other]), tmp_path)
+    lines = sweep_table.table(sweep.Sweep('Title', [fused, single, other]), tmp_path)
     assert lines[4] == '| fusion | x | 1 | 74.00 | 70.00 to 72.00 | 75.00 |  |'
     others = '| 75.00, 1.000, 0.100 ' * 3
     begin = f'| a | 74.00, 1.000, 0.100 {others}| does NOT beat the mean of the experts (p = 0.25) '

@@ -39,7 +39,8 @@ def test_recalls_of_classes_name_the_fused_prediction(tmp_path):
     images = SimpleNamespace(labels=np.array([0, 1]), class_counts=counts)
     session: Any = SimpleNamespace(
         names=['a', 'b'], outputs=['a', 'b', 'fused'], tests={'test': images},
-        dataset=SimpleNamespace(classes=('x', 'y')), split=SimpleNamespace(class_counts=counts),
+        dataset=SimpleNamespace(classes=('x', 'y'), num_classes=2, y_train=np.repeat([0, 1], counts)),
+        split=SimpleNamespace(train=np.arange(6)),
     )  # fmt: skip
     right, wrong = np.eye(2), 1 - np.eye(2)
     logits = {'test': np.stack([right, 2 * right, 9 * wrong])}

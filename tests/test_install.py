@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from jaxcifar.config import short_form
+from jaxcifar.machine import files
 from jaxcifar.machine.errors import UserError
 from tests.conftest import CACHED
 from tests.processes import ROOT
@@ -96,6 +97,9 @@ def test_mistakes_in_the_short_form_end_in_one_line(words, message):
 
 def test_a_workdir_of_its_own_is_new(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = short_form.new_workdir('mutual:resnet32,cifar10')
+    first = short_form.make_workdir('mutual:resnet32,cifar10')
     assert first.parent.name == 'runs' and first.name.startswith('mutual-resnet32-cifar10-20')
     assert first.is_dir() and short_form.new_workdir('mutual:resnet32,cifar10').name == f'{first.name}-2'
+    # What stays empty is removed when the process ends.
+    files.remove_empty_folders()
+    assert list(tmp_path.iterdir()) == []

@@ -220,7 +220,6 @@ def test_zero_init_zeroes_the_norms_that_end_a_block(name, last):
     ('resnet18', {'stem': 'imagnet'}, "did you mean 'imagenet'"),
     ('resnet18', {'init': 'xavier'}, "unknown model.init 'xavier'"),
     ('densenet121', {'zero_init': True}, 'zero_init must be False for densenet121'),
-    ('speednet', {'dropout': 0.3}, 'dropout and model.drop_path must be 0 for speednet'),
     ('speednet_small', {'image_size': 8}, 'speednet needs images of 9 pixels or more'),
     ('resnet21', {}, "unknown network 'resnet21'"),
 ])  # fmt: skip

@@ -59,7 +59,7 @@ def test_a_preempted_job_is_requeued_and_all_ends_as_if_it_had_not_been(
         with pytest.raises(UserError, match=r'refused job0.sbatch: invalid partition.*`sinfo -s` lists'):
             submit('--partition=nowhere')
         submit('--test-only')
-        assert not cluster.ask(environment, 'squeue', '-h') and 'would take them' in capsys.readouterr().out
+        assert not cluster.ask(environment, 'squeue', '-h') and 'would accept them' in capsys.readouterr().out
         folder = submit()
         first = folder / 'first'
         cluster.until(lambda: checkpoints(first), 300)
@@ -259,7 +259,7 @@ def test_a_local_dry_run_lists_the_commands_and_makes_nothing(submit, tmp_path, 
     run.main()
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith('[1/2] first: python -m jaxcifar.main --config tests/small.py --workdir ')
-    assert second.endswith('# after first') and last.startswith('2 of 2 runs to do')
+    assert second.endswith('# after first') and last.startswith('2 of 2 runs left in ')
     assert folder.exists() and not (tmp_path / 'no').exists()
 
 

@@ -26,6 +26,7 @@ from experiments import results
 from experiments.bench.ours import OurStep, noise_dataset
 from experiments.bench.turns import Times, take_turns
 from jaxcifar.machine.command import run_words
+from jaxcifar.machine.errors import UserError
 
 STEPS, PRECISION = (30, 'bfloat16') if ON_GPU else (1, 'float32')
 COLLECTIVES = 'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
@@ -91,17 +92,19 @@ def main(
     ways = plan([int(k) for k in members.split(',')])
     common = {**results.here(), 'network': network, 'batch': batch, 'image_size': size}
     one: OurStep | None = None  # the first way, with which the others are compared
+    failed: list[str] = []
     for way in ways:
         name = '{} K={} on {}'.format(*way)
         try:
             step = build(network, int(batch), int(size), *way, precision=PRECISION)
-            one = one or step
-            times = compare(one, step, int(rounds))
+            times = compare(one or step, step, int(rounds))
         except RuntimeError as error:  # what XLA or cuDNN cannot do, or out of memory
-            print(f'{name}: failed: {str(error).splitlines()[0][:100]}', flush=True)
+            failed.append(f'{name}: {str(error).splitlines()[0][:100]}')
             if one is None:
-                raise
+                break
+            one.turn()  # raises if the device is lost, and with it all that follows
             continue
+        one = one or step
         made = row(way, step, times)
         results.append('members', [common | made])
         print(
@@ -110,6 +113,8 @@ def main(
             f'compiled in {made["compile_seconds"]} s',
             flush=True,
         )
+    if failed:
+        raise UserError(f'failed: {"; ".join(failed)}')
 
 
 def compare(one: OurStep, step: OurStep, rounds: int) -> Times:
@@ -117,8 +122,8 @@ def compare(one: OurStep, step: OurStep, rounds: int) -> Times:
     turns = {'one': partial(one.turn, STEPS)} | ({} if step is one else {'step': partial(step.turn, STEPS)})
     times = dict(take_turns(turns, rounds, warm=1))
     last = times[[*turns][-1]]
-    if last.failed:
-        raise RuntimeError(last.failed)
+    if reason := last.failed or last.base.failed:
+        raise RuntimeError(reason)
     return last
 
 

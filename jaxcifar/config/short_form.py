@@ -1,11 +1,9 @@
 """Read the short form of a training's command line: CONFIG --members 4 --lr .05."""
 
-import atexit
-import contextlib
 import copy
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from jaxcifar.config.old_flags import is_old, translated
 from jaxcifar.config.shipped_configs import names
 from jaxcifar.machine.command import slurm_tasks
 from jaxcifar.machine.errors import UserError, ending_in, unknown
+from jaxcifar.machine.files import make_new_folder
 
 EXAMPLE = 'jaxcifar train quickstart'
 SWITCHES = ('--verbose',)  # flags without a value
@@ -33,12 +32,12 @@ def long_form(words: list[str], workdir: str) -> list[str]:
     return spell_out(words, workdir) if alone or (words and not is_long) else words
 
 
-def spell_out(words: list[str], workdir: str = '') -> list[str]:
+def spell_out(words: list[str], workdir: str = '', new: Callable[..., Path] | None = None) -> list[str]:
     """Return the long form, --config=CONFIG --workdir=FOLDER --config.FIELD=VALUE …, of the words.
 
     A field needs its group only if its last name is in several groups; among these, optimizer is the default.
-    Without --workdir the run is kept in `workdir`, or in a new folder in runs/. Raises `UserError` for a flag
-    that is not a field, or has no value.
+    Without --workdir the run is kept in `workdir`, or in what `new` returns, by default `new_workdir`. Raises
+    `UserError` for a flag that is not a field, or has no value.
     """
     switches = [word for word in words if word in SWITCHES]
     words = [word for word in words if word not in SWITCHES]
@@ -54,7 +53,7 @@ def spell_out(words: list[str], workdir: str = '') -> list[str]:
     flags = {_field(flag): value for flag, value in given_flags}
     if '--workdir' not in flags:
         several = '--coordinator' in flags or flags.get('--processes', '1') != '1' or slurm_tasks() > 1
-        flags['--workdir'] = workdir or str(new_workdir(positional[0], several))
+        flags['--workdir'] = workdir or str((new or new_workdir)(positional[0], several))
     return [f'--config={positional[0]}', *(f'{flag}={value}' for flag, value in flags.items()), *switches]
 
 
@@ -89,32 +88,28 @@ def _plain(value):
 
 
 def new_workdir(config: str, several_hosts: bool = False) -> Path:
-    """Create a new folder in runs/, named after the config and the current minute, and return it.
+    """Return a folder in runs/ that does not exist yet, named after the config and the current minute.
 
-    It is removed again if it is empty when this process ends. Raises `UserError` for several hosts: each has
-    its own clock, and may see other folders.
+    Raises `UserError` for several hosts: each has its own clock, and may see other folders.
     """
     if several_hosts:
         raise UserError('expected --workdir for several hosts, got none: give all the same folder')
     name = re.sub(r'[^\w.+-]+', '-', config.removesuffix('.py')).strip('-.')
-    name += f'-{datetime.now():%Y-%m-%d-%H%M}'
-    runs = Path('runs').absolute()
-    made = [] if runs.exists() else [runs]
-    # Runs that begin in one minute must not share a workdir. A folder can be made by one process only.
-    for i in range(1, 1000):
-        path = Path('runs') / (name if i == 1 else f'{name}-{i}')
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            atexit.register(_remove_if_empty, [path.absolute(), *made])
+    path = Path('runs') / f'{name}-{datetime.now():%Y-%m-%d-%H%M}'
+    others = (path.with_name(f'{path.name}-{i}') for i in range(2, 1000))
+    return path if not path.exists() else next(p for p in others if not p.exists())
+
+
+def make_workdir(config: str, several_hosts: bool = False) -> Path:
+    """Make the folder of `new_workdir` and return it; no run that starts in the same minute gets the same."""
+    while True:
+        path = new_workdir(config, several_hosts)
+        try:
+            make_new_folder(path)
             return path
-    raise UserError(f'runs holds 1,000 folders like {name}: give a --workdir')
-
-
-def _remove_if_empty(folders: list[Path]):
-    """Remove these folders, the innermost first, up to the first that holds anything."""
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
+        except FileExistsError:  # by another process, a moment ago
+            if not path.exists():
+                raise
 
 
 def _split(words: list[str]) -> tuple[list[tuple[str, str]], list[str]]:

@@ -7,6 +7,7 @@ field's protocol, trains on all of them and tests on the whole balanced test set
 """
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ PROTOCOLS = {
     'long_tail_standard': {'train': ('train',), 'test': ()},
 }
 SPLITS = 'splits'  # folder of index files in the data folder
+READ_ONLY = errno.EACCES, errno.EPERM, errno.EROFS
 TEST_SHARE = 0.8  # of the long-tailed test images; the rest is val_lt
 
 
@@ -94,6 +96,11 @@ def folder_name(config) -> str:
     return f'{name}_standard' if config.split == 'long_tail_standard' else name
 
 
+def _folder(config) -> Path:
+    """Return where the index files of this long tail are kept."""
+    return Path(config.data.root).expanduser() / SPLITS / f'{folder_name(config)}_seed{config.long_tail.seed}'
+
+
 def load_parts(dataset, config) -> dict[str, np.ndarray]:
     """Read the parts from their index files in the data folder, written first if they are not there.
 
@@ -101,8 +108,7 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
     the seed, the class counts, and the sha256 of the images and of every file. Raises `UserError` where
     files do not match the manifest, or the manifest belongs to other images or settings.
     """
-    folder = Path(os.path.expanduser(config.data.root)) / SPLITS
-    folder /= f'{folder_name(config)}_seed{config.long_tail.seed}'
+    folder = _folder(config)
     made_from = {
         'protocol': config.split,
         'dataset': config.dataset.partition(':')[0],
@@ -115,7 +121,9 @@ def load_parts(dataset, config) -> dict[str, np.ndarray]:
         drawn = parts(dataset.y_train, dataset.y_test, dataset.num_classes, config)
         try:
             _write(folder, dataset, made_from, drawn)
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
             # Shared data may be read-only. The same seed draws the same parts.
             print(f'warning: {folder}: {error.strerror}; the parts are drawn, and not kept', file=sys.stderr)
             return drawn
@@ -128,11 +136,12 @@ def keeping_nothing(config) -> Iterator:
 
     Existing index files are read. Missing ones are drawn, and deleted at the end.
     """
-    apart, there = copy.deepcopy(config), Path(os.path.expanduser(config.data.root)) / SPLITS
+    apart, there = copy.deepcopy(config), _folder(config)
     with tempfile.TemporaryDirectory() as root:
-        if there.is_dir():
-            shutil.copytree(there, Path(root) / SPLITS)
         apart.data.root = root
+        if config.split in PROTOCOLS and there.is_dir():
+            # Another process may be writing there, in a folder of its own.
+            shutil.copytree(there, _folder(apart), ignore=shutil.ignore_patterns('tmp*'))
         yield apart
 
 

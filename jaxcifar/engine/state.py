@@ -53,12 +53,8 @@ def init_state(config: ConfigDict, population: Population, images=None) -> Train
     """Return the state before the first step, on the devices; `images` as in `Population.init`."""
     params, stats = population.init(images)
     rates = parse_rules('optimizer.rates', config.optimizer.rates)
-    paths = [path for group in params for path in path_names(group)]
-    check_found('optimizer.rates', rates, paths)
+    check_found('optimizer.rates', rates, [path for group in params for path in path_names(group)])
     head = make_head(config, population)
-    head_params = head and head.module.init((run_seed(config),))
-    decay = parse_rules('optimizer.decay', config.optimizer.decay, bare=1.0)
-    check_found('optimizer.decay', decay, paths + (path_names(head_params) if head_params else []))
 
     def create(params, stats, head_params):
         return TrainState(
@@ -73,6 +69,7 @@ def init_state(config: ConfigDict, population: Population, images=None) -> Train
             head=head and head.start(head_params),
         )
 
+    head_params = head and head.module.init((run_seed(config),))
     # The shardings must be known before compiling, and tracing alone tells the shapes.
     shapes = jax.eval_shape(create, params, stats, head_params)
     placed = hosts.put((params, stats), population.sharding('member'))

@@ -10,12 +10,10 @@ Writes a folder with one file per member, and a model card. Every file is read b
 compared with the original network.
 """
 
-from pathlib import Path
-
 from jaxcifar.export import hub
 from jaxcifar.export.write import FORMATS, export
 from jaxcifar.machine import status
-from jaxcifar.machine.command import command_parser, run_command
+from jaxcifar.machine.command import a_path, command_parser, run_command
 
 
 def main():
@@ -24,7 +22,7 @@ def main():
     parser.add_argument('--format', required=True, help=' | '.join(FORMATS))
     parser.add_argument('--member', default='all', help='all, or one by its name or id (all)')
     parser.add_argument('--checkpoint', help='best | last | STEP | calibrated (best, where there is one)')
-    parser.add_argument('--output', type=Path, help='a new folder (WORKDIR/exports/FORMAT)')
+    parser.add_argument('--output', type=a_path, help='a new folder (WORKDIR/exports/FORMAT)')
     parser.add_argument('--packing', help='packed: trits | 2bit (trits)')
     parser.add_argument('--rest', help='packed: float32 | float16, all but the ternary kernels (float32)')
     fold = 'packed: norms as one product and one sum'

@@ -16,16 +16,8 @@ import numpy as np
 from jaxcifar.config import saved
 from jaxcifar.export.card import make_card, to_markdown
 from jaxcifar.export.classifier import Classifier, choose, load
-from jaxcifar.formats import packed, packed_file
-from jaxcifar.formats.portable import (
-    CARD,
-    HEAD,
-    README,
-    SUMS,
-    Portable,
-    write_safetensors,
-    write_sums,
-)
+from jaxcifar.formats import packed, packed_file, portable
+from jaxcifar.formats.portable import CARD, HEAD, SUMS, Portable, write_safetensors, write_sums
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.machine.files import read_json, sha256, write_bytes, write_json, write_text
 from jaxcifar.runs.released import released
@@ -184,9 +176,9 @@ def export(
             shutil.copy(workdir / 'metrics.csv', new)
         if card['accuracy']:  # otherwise those are of other weights
             shutil.copy(workdir / 'results.json', new)
-    write_text(new / README, to_markdown(card))
+    write_text(new / portable.README, to_markdown(card))
     # This sum protects an edited README.md from the next export.
-    write_json(new / CARD, {**card, 'readme_sha256': sha256(new / README)})
+    write_json(new / CARD, {**card, 'readme_sha256': sha256(new / portable.README)})
     write_sums(new)
     if head is not None:
         # Each member was tried when it was written; the head joins them, and is tried through the folder.
@@ -205,13 +197,13 @@ def _check_free(folder: Path):
     sums = folder / SUMS
     lines = sums.read_text(errors='replace').splitlines() if sums.is_file() else []
     listed = {line.split()[-1] for line in lines if line.strip()}
-    ours = {SUMS, README, *listed} if CARD in listed else set()
+    ours = {SUMS, portable.README, *listed} if CARD in listed else set()
     if others := {path.name for path in folder.glob('*')} - ours:
         raise UserError(f'{folder} holds other files ({sorted(others)[0]}): choose a new --output')
     # Older exports do not record the sum of their README.md.
     written = (read_json(folder / CARD) or {}).get('readme_sha256')
-    if written and (folder / README).exists() and sha256(folder / README) != written:
-        raise UserError(f'{folder / README} has been edited: move it away, or choose a new --output')
+    if written and (folder / portable.README).exists() and sha256(folder / portable.README) != written:
+        raise UserError(f'{folder / portable.README} has been edited: move it away, or choose a new --output')
 
 
 def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxcifar.machine.errors import EXIT_PREEMPTED, Preempted, UserError, unknown
+from jaxcifar.machine.files import remove_empty_folders
 from jaxcifar.machine.memory import restart_in_huge_pages
 from jaxcifar.machine.text import one_line
 
@@ -60,8 +61,13 @@ def command_parser(module: str, doc: str | None, run: str = '', *aliases: str) -
     if isinstance(parser, RunParser):
         where = f'{run}; or the first word without the flag'
         parser.run_flags = '--workdir', *aliases
-        parser.add_argument(*parser.run_flags, type=Path, required=True, metavar='RUN', help=where)
+        parser.add_argument(*parser.run_flags, type=a_path, required=True, metavar='RUN', help=where)
     return parser
+
+
+def a_path(text: str) -> Path:
+    """Return the path that a word of a command line names: a shell leaves the ~ of --flag=~/file to us."""
+    return Path(text).expanduser()
 
 
 def command_line_for(command: str, *words) -> str:
@@ -121,6 +127,7 @@ def _leave(words: str, status: int):
     """
     if words:
         print(words, file=sys.stderr)
+    remove_empty_folders()
     for stream in (sys.stderr, sys.stdout):
         with contextlib.suppress(BrokenPipeError):
             stream.flush()

@@ -1,5 +1,6 @@
 """Write files whole or not at all, and report in one line what is wrong with a file that is read."""
 
+import atexit
 import contextlib
 import csv
 import hashlib
@@ -46,6 +47,28 @@ def leave_to_the_first_host():
     """Make this process write nothing from here on: another host writes the same files."""
     global _writes
     _writes = False
+
+
+_new_folders: list[Path] = []
+
+
+def make_new_folder(path: Path):
+    """Make a folder and its parents; raise `FileExistsError` if it exists.
+
+    What is still empty when the process ends is removed again.
+    """
+    path = path.absolute()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True)
+    _new_folders.extend(made)
+
+
+@atexit.register
+def remove_empty_folders():
+    """Remove the empty ones among the folders of `make_new_folder`."""
+    for folder in _new_folders:  # the innermost comes first
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]):

@@ -72,6 +72,12 @@ def has_choice(name: str, option: str) -> bool:
     return option in inspect.signature(NETWORKS[name]).parameters
 
 
+def has_dropout(name: str) -> bool:
+    """Return whether a network has dropout and stochastic depth, which `build` ignores for others."""
+    make = NETWORKS[name]
+    return getattr(getattr(make, 'func', make), 'drops', True)
+
+
 def _check_options(name: str, options: dict):
     """Raise `UserError` where a network does not have an option, or not this value of it."""
     for option, value in options.items():
@@ -112,8 +118,6 @@ def build(
         layers = Layers(train, dtype, axis, dropout, drop_path, norm_momentum, members_as)
         return make(num_classes=num_classes, layers=layers, **options)
 
-    if (dropout or drop_path) and not getattr(module(train=False), 'drops', True):
-        raise UserError(f'model.dropout and model.drop_path must be 0 for {name}, which has neither')
     zeroed = module(train=False).last_norm if zero_init else None
     if zero_init and zeroed is None:
         raise UserError(f'model.zero_init must be False for {name}, whose blocks do not end in a norm')

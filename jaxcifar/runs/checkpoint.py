@@ -32,6 +32,11 @@ class Damaged(UserError):
     """Report files that are no longer as they were written."""
 
 
+def has_any(workdir: Path) -> bool:
+    """Return whether a workdir has a complete checkpoint; nothing is opened."""
+    return any((workdir / 'checkpoints').glob(f'[0-9]*/{SEAL}'))
+
+
 class Checkpoints:
     """Manage the checkpoints of one run, each of which is a whole state.
 
@@ -116,14 +121,19 @@ class Checkpoints:
         del meta['sums']
         like = like.replace(sums=None)
         # This error can say what may differ; an error from orbax would only show a shape.
+        other = UserError(
+            f'{self._file(step)} was saved with another network, number of classes or members, view, '
+            'optimizer (its clip, decay and rates included), ema or coupling',
+            'use that config, or start from its weights with init_from',
+        )
         if meta.pop('shapes') != _shapes(like):
-            raise UserError(
-                f'{self._file(step)} was saved with another network, number of classes or members, view, '
-                'optimizer, ema or coupling: use that config, or start from its weights with init_from'
-            )
+            raise other
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        restored = self._manager.restore(step, args=args)['state']
+        try:
+            restored = self._manager.restore(step, args=args)['state']
+        except ValueError:  # the files are whole: a link of the optimiser's chain has no arrays, and no shape
+            raise other from None
         return like.replace(**restored).replace(sums=sums), meta
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict] | None:

@@ -208,6 +208,11 @@ class Clock:
             # The program counts all its waiting; the clock subtracts what this epoch adds to it.
             self._start, self._compiled = time.perf_counter(), self.program.waited
 
+    def await_batch(self):
+        """Start timing the wait for a batch, except the first: until then, the loader starts and compiles."""
+        if self._all_steps:
+            self.start()
+
     def count(self, images: int, steps: int):
         """Count `steps` steps of `images` images each, which have been handed to the devices."""
         self._images += images * steps

@@ -110,7 +110,7 @@ class Trained:
             for member, temperature in zip(members, temperatures):
                 member.about['temperature'] = float(temperature)
         for member in members:
-            member.about['checkpoint'] = self.checkpoint
+            member.about.update(checkpoint=self.checkpoint, selected_on=self.selected_on)
         # A head needs the features of all members, so it is exported with all of them or not at all.
         if weights.head is None:
             return members, None

@@ -22,7 +22,7 @@ from jaxcifar.engine import couplings, fusion, losses, optim, paths, quantize, s
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.machine.profile import count_flops
 from jaxcifar.machine.text import show
-from jaxcifar.models import CHOICES, NETWORKS, build
+from jaxcifar.models import CHOICES, NETWORKS, build, has_dropout
 from jaxcifar.models.layers import SCHEMES
 
 # A field, and the names that it takes.
@@ -112,6 +112,12 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
         lambda c: c.dataset in CIFAR and c.data.image_size != 32,
         'data.image_size={data.image_size} is for digits and image files: leave it out for {dataset}, whose '
         'images have 32 pixels',
+    ),
+    (
+        lambda c: (
+            (c.model.dropout or c.model.drop_path) and not any(map(has_dropout, set(member_networks(c))))
+        ),
+        'model.dropout and model.drop_path must be 0 for {network}, which has neither',
     ),
     (
         lambda c: c.optimizer.rescale and c.optimizer.name != 'muon',

@@ -1,8 +1,10 @@
 """Read and write results.json, the last file that a run writes."""
 
+import os
 from pathlib import Path
 
-from jaxcifar.machine import files
+from jaxcifar.machine import files, hosts
+from jaxcifar.machine.errors import UserError
 
 FILE = 'results.json'
 NEEDED = {'step': int, 'metrics_length': int, 'members': list, 'mean': dict}
@@ -17,10 +19,25 @@ def read(workdir: Path, step: int) -> dict | None:
     return results if results is not None and results['step'] == step else None
 
 
+def peek(workdir: Path) -> dict | None:
+    """Return the results of a run that finished at any step; None if they are missing or damaged."""
+    try:
+        return files.read_json(workdir / FILE, **NEEDED)
+    except UserError:
+        return None
+
+
 def last_step(workdir: Path) -> int:
     """Return the step at which the run last finished, or 0 if it never did."""
-    results = files.read_json_or_set_aside(workdir / FILE, **NEEDED)
+    results = peek(workdir)
     return results['step'] if results is not None else 0
+
+
+def set_aside(workdir: Path):
+    """Move results to the damaged checkpoint that they belong to; the run has reported that one."""
+    if hosts.is_first() and (workdir / FILE).exists():
+        (workdir / 'damaged').mkdir(exist_ok=True)
+        os.replace(workdir / FILE, workdir / 'damaged' / FILE)
 
 
 def write(workdir: Path, results: dict):

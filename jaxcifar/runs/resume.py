@@ -12,6 +12,7 @@ from jaxcifar.config.members import member_names
 from jaxcifar.config.values import flatten
 from jaxcifar.data.expert_splits import rows_of
 from jaxcifar.engine.couplings import check_images, head_parts
+from jaxcifar.engine.paths import check_found, parse_rules, path_names
 from jaxcifar.engine.population import check_batch
 from jaxcifar.engine.state import TrainState, init_state
 from jaxcifar.machine import hosts, status
@@ -73,15 +74,11 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
         restored = keeper.checkpoints.restore_newest(state)
     if restored is not None:
         keeper.saved = restored[1]['step'], restored[1]['pending']
-    elif results_file.last_step(workdir) and not keeper.checkpoints.set_aside:
-        # A fresh start would delete the best weights and the tables of a run that is finished.
-        raise UserError(
-            f'{workdir} holds a finished run whose checkpoints are gone',
-            'put them back, or choose a new --workdir',
-        )
-    elif config.resume_from:
+    else:
+        _check_start(config, state, keeper)
+    if restored is None and config.resume_from:
         restored = take_over(session, state, workdir)
-    elif config.init_from:
+    elif restored is None and config.init_from:
         state = begin_from(config, session.population, state)
         if hosts.is_first():
             warn_of_seen(config, session.dataset, session.split)
@@ -98,18 +95,32 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
     if keeper.saved is None:
         warn_of_identical_members(session, state)
     # A finished run needs no best weights to continue, so their loss does not stop it.
-    if result is None or progress.goes_on(session):
-        reason = lost_best(keeper.best, session, progress)
-        if reason:
-            raise UserError(
-                f'{reason}: put it back, or continue with --config.resume_from={workdir} in a new --workdir, '
-                'where the best weights are chosen from later epochs only'
-            )
+    needs_best = result is None or progress.goes_on(session)
+    if needs_best and (reason := lost_best(keeper.best, session, progress)):
+        raise UserError(
+            f'{reason}: put it back, or continue with --config.resume_from={workdir} in a new --workdir, '
+            'where the best weights are chosen from later epochs only'
+        )
     if not keeper.checkpoints.set_aside:  # or the restore has already printed it
         _warn_of_losses(workdir, progress)
     # Steps after the checkpoint are taken again, and may choose other weights.
     keeper.best.forget_after(progress.step)
     return state, progress, result
+
+
+def _check_start(config: ConfigDict, state: TrainState, keeper: Keeper):
+    """Raise `UserError` if a run without a checkpoint must not start here, or its config cannot mean that."""
+    trees = [*state.params, *(state.head.params.values() if state.head else ())]
+    rules = parse_rules('optimizer.decay', config.optimizer.decay, bare=1.0)
+    check_found('optimizer.decay', rules, [path for tree in trees for path in path_names(tree)])
+    if keeper.checkpoints.set_aside:  # starting over: no checkpoint leads to these results any more
+        results_file.set_aside(keeper.workdir)
+    elif (keeper.workdir / results_file.FILE).exists():
+        # A fresh start would delete the best weights and the tables of a finished run.
+        raise UserError(
+            f'{keeper.workdir} holds a finished run whose checkpoints are gone',
+            'put them back, or choose a new --workdir',
+        )
 
 
 def lost_best(best: BestWeights, session: Session, progress: Progress) -> str | None:

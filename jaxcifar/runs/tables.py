@@ -74,7 +74,7 @@ def widen(path: Path, length: int, columns: Iterable[str]) -> int:
 
     Nothing is changed where rows are lost: `take_up` says so and mends the table.
     """
-    data = path.read_bytes()
+    data = path.read_bytes().replace(b'\r\n', b'\n')  # an editor of Windows may have saved it
     header, *rows = _rows(data[:length]) or [[]]
     missing = [column for column in columns if column not in header]
     if not (header and missing) or len(data) < length or not _is_whole(data[:length]):

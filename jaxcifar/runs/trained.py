@@ -86,8 +86,14 @@ class TrainedExport(Trained):
         self.checkpoint = about.get('checkpoint', 'best')
         self.has_split = all(member.about.get('has_split', True) for member in self._members)
         self.calibrated = any('temperature' in member.about for member in self._members)
+        self._selected_on = about.get('selected_on')
         self.described = without_images(self.config.dataset, *(about[name] for name in portable.OF_DATA))
         self.config.dataset = dataset or self.config.dataset
+
+    @property
+    def selected_on(self) -> str:
+        # Without the index files of a split, its config can no longer say it.
+        return self._selected_on or super().selected_on
 
     def restore(self, population: Population) -> Restored:
         weights = assemble(population, *portable.dense(self._members), self._head and self._head.params)

@@ -18,9 +18,9 @@ from jaxcifar.engine.state import Weights, eval_weights, init_state
 from jaxcifar.engine.views import is_scale
 from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import read_json, write_arrays
+from jaxcifar.machine.files import write_arrays
 from jaxcifar.runs import results_file
-from jaxcifar.runs.checkpoint import Checkpoints
+from jaxcifar.runs.checkpoint import Checkpoints, has_any
 
 CALIBRATED = 'calibrated'
 CHOSEN = 'best', CALIBRATED  # names of weights that held-out images chose
@@ -107,20 +107,13 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
         if has_head(config):
             raise UserError('a fused run calibrates its members alone; use --checkpoint best')
         return _load_files(config, population, BestWeights(workdir, CALIBRATED))
+    if not has_any(workdir):  # opening them would make their folder
+        return _load_without_checkpoints(config, population, workdir, checkpoint)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
         steps = checkpoints.steps()
-        # A finished run still has its best weights when its checkpoints are deleted to save space. Best
-        # weights without results are from a run killed before its first save, which may still choose others.
-        ended = 0 if steps else results_file.last_step(workdir)
-        if not steps and not ended:
-            raise UserError(f'{workdir} has no checkpoint yet: train it, or wait for its first save')
         if checkpoint == 'best':
-            return load_best(config, population, workdir, ended or steps[-1])
-        if not steps:
-            raise UserError(
-                f'the checkpoints of {workdir} are gone', 'put them back, or use the best weights'
-            )
+            return load_best(config, population, workdir, steps[-1])
         if checkpoint != 'last' and checkpoint not in map(str, steps):
             raise UserError(
                 f'expected a checkpoint of {workdir}, best, last or one of {steps}, got {checkpoint!r}'
@@ -132,11 +125,22 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
         checkpoints.close()
 
 
+def _load_without_checkpoints(config: ConfigDict, population: Population, workdir: Path, checkpoint: str):
+    """Return what `load_weights` does for a finished run whose checkpoints were deleted to save space."""
+    # Best weights without results are from a run killed before its first save, which may still choose others.
+    ended = results_file.last_step(workdir)
+    if not ended:
+        raise UserError(f'{workdir} has no checkpoint yet: train it, or wait for its first save')
+    if checkpoint != 'best':
+        raise UserError(f'the checkpoints of {workdir} are gone', 'put them back, or use the best weights')
+    return load_best(config, population, workdir, ended)
+
+
 def default_checkpoint(config: ConfigDict, workdir: Path) -> str:
     """Return the name of the weights that represent a run: best, or last where nothing was chosen."""
-    # A run may also end before its first evaluation.
-    results = read_json(workdir / results_file.FILE)
-    chose_none = results is not None and 'best' not in results.get('mean', {})
+    # A run may also end before its first evaluation. Damaged results do not keep weights from being used.
+    results = results_file.peek(workdir)
+    chose_none = results is not None and 'best' not in results['mean']
     return 'last' if config.data.validation == 'none' or chose_none else 'best'
 
 
