@@ -210,8 +210,8 @@ def main():
             print(f'{scores["workdir"]}: the learned rule {verdict(scores["fusion"])}')
     if path:
         write_scores(path, rows)
-    if path and not as_json:
-        print(f'\n{path}')
+        if not as_json:
+            print(f'\n{path}')
 
 
 if __name__ == '__main__':

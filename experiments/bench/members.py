@@ -102,7 +102,7 @@ def main(
             failed.append(f'{name}: {str(error).splitlines()[0][:100]}')
             if one is None:
                 break
-            one.turn()  # raises if the device is lost, and with it all that follows
+            one.check_alive()
             continue
         one = one or step
         made = row(way, step, times)

@@ -26,7 +26,6 @@ from experiments.bench.turns import Times, take_turns
 from experiments.results import ON_GPU
 from jaxcifar.machine.command import run_words
 from jaxcifar.machine.compiler import compiler_options, knows
-from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.memory import describe
 from jaxcifar.models import convolution
 
@@ -148,13 +147,7 @@ def main(network: str = 'resnet32', batch: str = '64', rounds: str = '5', patter
         results.append('options', [row])
         show(row)
         if row['failed']:
-            try:
-                default.turn()
-            except RuntimeError as error:  # the variants to come have not failed
-                said = str(error).splitlines()[0][:200]
-                raise UserError(
-                    f'the device is lost: {said}', 'the same command goes on in a new process'
-                ) from None
+            default.check_alive()
 
 
 if __name__ == '__main__':

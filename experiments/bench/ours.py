@@ -14,6 +14,7 @@ from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.engine.state import formats, init_state
 from jaxcifar.engine.step import make_train_step
 from jaxcifar.machine.compiler import compiler_options
+from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.profile import count_flops
 from jaxcifar.runs.resolve import finalize
 
@@ -107,6 +108,14 @@ class OurStep:
             'ms': scale * (time.perf_counter() - start[0]),
             'cpu_ms': scale * (time.process_time() - start[1]),
         }
+
+    def check_alive(self):
+        """Raise `UserError` if the device is lost, so that what comes next is not recorded as failed."""
+        try:
+            self.turn()
+        except RuntimeError as error:
+            said = str(error).splitlines()[0][:200]
+            raise UserError(f'the device is lost: {said}', 'run the same command again') from None
 
     def megabytes(self) -> str:
         """Return the device memory of a call, in MB; '' where the backend does not say."""

@@ -74,9 +74,9 @@ def importable(argv: list[str]) -> Iterator[None]:
     Shipped files import each other even if the user's project has a package called configs, too. Afterwards
     that name means what it meant before.
     """
-    folders = [str(ROOT)] if any(map(is_shipped, given(argv))) else ['', str(ROOT)]
-    before = _configs()
-    if folders == [str(ROOT)] and not all(_is_ours(module) for module in before.values()):
+    shipped, before = any(map(is_shipped, given(argv))), _configs()
+    folders = [str(ROOT)] if shipped else ['', str(ROOT)]
+    if shipped and not all(_is_ours(module) for module in before.values()):
         for name in before:
             del sys.modules[name]
     sys.path[:0] = folders

@@ -239,12 +239,12 @@ def check_sums(folder: Path) -> set[str]:
     try:
         lines = [line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines()]
         # A name with a folder in it could lead out of the export.
-        elsewhere = [name for _, name in lines if Path(name).name != name]
-        if elsewhere:
+        if elsewhere := [name for _, name in lines if Path(name).name != name]:
             raise ValueError(f'{SUMS} names {elsewhere[0]}, which is not in this folder')
-        wrong = [name for digest, name in lines if name != README and sha256(folder / name) != digest]
+        summed = [(digest, name) for digest, name in lines if name != README]
+        wrong = ', '.join(name for digest, name in summed if sha256(folder / name) != digest)
     except (OSError, ValueError) as error:
         raise UserError(f'{folder} is not whole: {error}') from None
     if wrong:
-        raise UserError(f'{folder} is damaged: {wrong[0]} does not have the sum in {SUMS}; export it again')
+        raise UserError(f'{folder} is damaged: {wrong} does not have the sum in {SUMS}; export it again')
     return {name for _, name in lines}

@@ -182,8 +182,13 @@ def read_json_or_set_aside(path: Path, **needed: type) -> dict | None:
 def set_aside(path: Path, why: str, then: str = 'it is made again'):
     """Move a file into the folder `damaged` beside it and say so on stderr; only the first host does."""
     if _writes:
-        folder = path.parent / 'damaged'
-        folder.mkdir(exist_ok=True)
-        # The bytes are kept: somebody may still read numbers out of them.
-        os.replace(path, folder / path.name)
-        print(f'warning: {why}: moved to {folder}, and {then}', file=sys.stderr)
+        print(f'warning: {why}: moved to {to_damaged(path)}, and {then}', file=sys.stderr)
+
+
+def to_damaged(path: Path) -> Path:
+    """Move a file into the folder `damaged` beside it, and return the folder."""
+    folder = path.parent / 'damaged'
+    folder.mkdir(exist_ok=True)
+    # The bytes are kept: somebody may still read numbers out of them.
+    os.replace(path, folder / path.name)
+    return folder

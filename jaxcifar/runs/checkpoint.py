@@ -32,9 +32,11 @@ class Damaged(UserError):
     """Report files that are no longer as they were written."""
 
 
-def has_any(workdir: Path) -> bool:
-    """Return whether a workdir has a complete checkpoint; nothing is opened."""
-    return any((workdir / 'checkpoints').glob(f'[0-9]*/{SEAL}'))
+def saved_steps(workdir: Path) -> list[int]:
+    """Return the steps of a workdir's complete checkpoints on disk, oldest first; nothing is opened."""
+    # A checkpoint without a seal cannot be checked and does not count. Orbax's own list will not do: it omits
+    # checkpoints that are to be deleted after the current save, and that stay if this save fails.
+    return sorted(int(path.parent.name) for path in (workdir / 'checkpoints').glob(f'[0-9]*/{SEAL}'))
 
 
 class Checkpoints:
@@ -68,9 +70,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints on disk, oldest first."""
-        # A checkpoint without a seal cannot be checked and does not count. Orbax's own list will not do: it
-        # omits checkpoints that are to be deleted after the current save, and that stay if this save fails.
-        return sorted(int(path.parent.name) for path in self.folder.glob(f'[0-9]*/{SEAL}'))
+        return saved_steps(self.folder.parent)
 
     def save(self, step: int, state: TrainState, meta: dict):
         """Start saving; a failure of the previous save is raised here.

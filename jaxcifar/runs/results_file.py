@@ -1,6 +1,5 @@
 """Read and write results.json, the last file that a run writes."""
 
-import os
 from pathlib import Path
 
 from jaxcifar.machine import files, hosts
@@ -36,8 +35,7 @@ def last_step(workdir: Path) -> int:
 def set_aside(workdir: Path):
     """Move results to the damaged checkpoint that they belong to; the run has reported that one."""
     if hosts.is_first() and (workdir / FILE).exists():
-        (workdir / 'damaged').mkdir(exist_ok=True)
-        os.replace(workdir / FILE, workdir / 'damaged' / FILE)
+        files.to_damaged(workdir / FILE)
 
 
 def write(workdir: Path, results: dict):

@@ -76,12 +76,12 @@ def restore(session: Session, keeper: Keeper) -> tuple[TrainState, Progress, dic
         keeper.saved = restored[1]['step'], restored[1]['pending']
     else:
         _check_start(config, state, keeper)
-    if restored is None and config.resume_from:
-        restored = take_over(session, state, workdir)
-    elif restored is None and config.init_from:
-        state = begin_from(config, session.population, state)
-        if hosts.is_first():
-            warn_of_seen(config, session.dataset, session.split)
+        if config.resume_from:
+            restored = take_over(session, state, workdir)
+        elif config.init_from:
+            state = begin_from(config, session.population, state)
+            if hosts.is_first():
+                warn_of_seen(config, session.dataset, session.split)
     result = None
     if restored is not None:
         state, progress = restored[0], Progress.from_json(restored[1], session)
@@ -149,8 +149,8 @@ def _begin(session: Session) -> TrainState:
         seen = np.unique(np.concatenate(rows_of(session.split.train)))
         # Images that are sorted by class would begin with those of one class alone.
         is_sorted = (np.diff(session.dataset.y_train[seen]) >= 0).all()
-        fitted = np.linspace(0, len(seen) - 1, FITTED).astype(int) if is_sorted else np.arange(FITTED)
-        images = session.dataset.normalised(np.unique(seen[fitted[fitted < len(seen)]]))
+        spread = np.linspace(0, len(seen) - 1, min(FITTED, len(seen))).astype(int)
+        images = session.dataset.normalised(seen[spread] if is_sorted else seen[:FITTED])
     with status.during('drawing the first weights'):
         return init_state(session.config, session.population, images)
 

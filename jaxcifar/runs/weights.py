@@ -20,7 +20,7 @@ from jaxcifar.machine import hosts
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import write_arrays
 from jaxcifar.runs import results_file
-from jaxcifar.runs.checkpoint import Checkpoints, has_any
+from jaxcifar.runs.checkpoint import Checkpoints, saved_steps
 
 CALIBRATED = 'calibrated'
 CHOSEN = 'best', CALIBRATED  # names of weights that held-out images chose
@@ -107,7 +107,7 @@ def load_weights(config: ConfigDict, population: Population, workdir: Path, chec
         if has_head(config):
             raise UserError('a fused run calibrates its members alone; use --checkpoint best')
         return _load_files(config, population, BestWeights(workdir, CALIBRATED))
-    if not has_any(workdir):  # opening them would make their folder
+    if not saved_steps(workdir):  # opening them would make their folder
         return _load_without_checkpoints(config, population, workdir, checkpoint)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
