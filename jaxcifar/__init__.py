@@ -20,7 +20,7 @@ def train(config, workdir=None, **fields):
     The run has `history`, `results`, `config`, `workdir` and `load()`, and is also the dict of its
     results.json: see `jaxcifar.run.Run`. Raises `UserError` for errors that the user can fix.
     """
-    from jaxcifar.config import command_line, recipe, short_form
+    from jaxcifar.config import command_line, recipe, short_form, unused
     from jaxcifar.run import Run
 
     name, before, config = command_line.chosen(config, fields)
@@ -29,6 +29,7 @@ def train(config, workdir=None, **fields):
     from jaxcifar.machine import hosts
 
     lines = recipe.stays(name, before, config)
+    lines += unused.without_effect(config, map(short_form.named, fields))
     if workdir is None:
         workdir = short_form.make_workdir(name or f'{config.network}-{config.dataset}', not hosts.alone())
         lines = [f'workdir: {workdir}', *lines]

@@ -15,7 +15,7 @@ To use several hosts, run the command on each and add --coordinator HOST:PORT (o
 
 import sys
 
-from jaxcifar.config import recipe
+from jaxcifar.config import recipe, unused
 from jaxcifar.config.command_line import parse, usage, which_host
 from jaxcifar.machine import memory, status
 from jaxcifar.machine.command import run_command
@@ -40,8 +40,10 @@ def main():
         # The first question about devices starts them: seconds for a GPU.
         with status.during('starting the devices'):
             first = hosts.is_first()
-        for line in recipe.of_command_line(argv, config) if first else ():
-            print(line, flush=True)
+        if first:
+            ignored = unused.without_effect(config, unused.set_by(argv, config))
+            for line in [*recipe.of_command_line(argv, config), *ignored]:
+                print(line, flush=True)
         train(config, workdir)
 
 

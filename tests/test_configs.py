@@ -13,8 +13,8 @@ import pytest
 
 from configs import base
 from jaxcifar import main
+from jaxcifar.config import command_line, saved
 from jaxcifar.config import fields as fields_module
-from jaxcifar.config import saved
 from jaxcifar.config.command_line import which_host
 from jaxcifar.config.fields import PER_MEMBER
 from jaxcifar.config.members import member_seeds
@@ -180,6 +180,25 @@ def test_a_misspelt_field_in_a_config_file_is_named(parse, tmp_path):
     path.write_text('\n'.join([*lines, ' return c']))
     with pytest.raises(UserError, match="unknown field 'epoch'; did you mean 'epochs'"):
         parse(f'--config {path} --workdir x')
+
+
+@pytest.mark.parametrize(('line', 'words'), [
+    ('    c.epochs = 1 / 0', 'line 4: ZeroDivisionError: division by zero'),
+    ("    c.epochs = 'a'", "line 4: TypeError: Could not override field 'epochs'"),
+    ('    c.optimiser.lr = .1', 'line 4: AttributeError: \'optimiser\' Did you mean "optimizer"'),
+    ('    import no_such_module', 'line 4: ModuleNotFoundError: No module named'),
+    ('    c.epochs = = 1', 'line 4: SyntaxError: invalid syntax'),
+    ('    return', 'get_config() must return a ConfigDict, got None'),
+    ('get_config = None', 'the config file has no get_config()'),
+])  # fmt: skip
+def test_a_config_file_that_fails_is_named_with_its_line(line, words, tmp_path):
+    path = tmp_path / 'mine.py'
+    lines = ['from configs import base', 'def get_config():', '    c = base.get_config()', line]
+    path.write_text('\n'.join([*lines, '    return c'] if line.startswith(' ') else lines[:1]))
+    with pytest.raises(UserError) as caught:
+        command_line.parse(['main', f'--config={path}', '--workdir=x'])
+    where = f'the config file fails: {path}, ' if words.startswith('line') else ''
+    assert where + words in str(caught.value) and '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('changes', [

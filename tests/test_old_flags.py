@@ -75,6 +75,7 @@ def test_every_old_flag_is_in_a_command():
 @pytest.mark.parametrize(('words', 'answer'), [
     ('single --wd 5e-4', 'write --config.optimizer.weight_decay=5e-4 for --wd 5e-4'),
     ('single --lr .1 --no_wandb', 'leave out --no_wandb'),
+    ('single --early_stopping 5', 'write --config.early_stopping.patience=5 for --early_stopping 5'),
     ('ternary --cutmix --epochs 5', r"write --config.epochs=5 '--config.augment=crop\(4\)\+flip\+cutmix"),
 ])  # fmt: skip
 def test_the_short_form_answers_them_too(words, answer):

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -38,16 +39,12 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     except UserError:
         raise
     except Exception as error:  # a config file is a program, which may raise anything
-        raise UserError(f'the config file fails: {type(error).__name__}: {show(str(error), 200)}') from error
+        raise _failure(error, argv) or UserError(f'the config file fails: {_named(error)}') from error
     if len(rest) > 1:
         raise UserError(f'expected flags, got {rest[1]!r}: a change is written --config.FIELD=VALUE')
     # An empty workdir, as from an unset shell variable, would be the current folder.
-    if config is None or not workdir:
-        missing = ' and '.join(['--config'] * (config is None) + ['--workdir'] * (not workdir))
-        configs = ', '.join(shipped_configs.names())
-        raise UserError(
-            f'{missing} must be given, as in --config quickstart --workdir runs/q; configs: {configs}'
-        )
+    if missing := ['--config'] * (not shipped_configs.given(argv)) + ['--workdir'] * (not workdir):
+        raise _missing(missing)
     if not isinstance(config, ConfigDict):
         raise UserError(f"the config file's get_config() must return a ConfigDict, got {show(config)}")
     return config, Path(workdir).expanduser()  # a shell leaves the ~ of --workdir=~/runs to us
@@ -96,17 +93,51 @@ def which_host(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _explain(error: Exception, argv: list[str]) -> UserError:
     """Return what absl, ml_collections or the config file meant, in one line."""
     # The nearest cause comes first: the exception often names a consequence.
-    meant = _misspelt_flag(argv) or _missing_file(argv) or _wrong_value(error, argv)
+    meant = _failure(error, argv) or _misspelt_flag(argv) or _missing_file(argv) or _wrong_value(error, argv)
+    if not meant and not shipped_configs.given(argv):
+        meant = _missing(['--config'])
     if meant:
         return meant
     text = str(error)
     if 'get_config() takes 0 positional arguments' in text:
         return UserError('expected no argument for this config: leave out the colon and what is behind it')
+    if "has no attribute 'get_config'" in text:
+        return UserError('the config file has no get_config(), which must return a ConfigDict')
     if 'earlier failure to load' in text:  # neither a file that is there nor one called .py
         return UserError('--config must be a config file; python -m jaxcifar.main --help lists ours')
     if 'parsing config file' in text:  # a traceback, whose last line says what the file did
         return UserError(f'the config file fails: {show(text.strip().splitlines()[-1], 200)}')
     return UserError(show(text or type(error).__name__, 300))
+
+
+def _missing(flags: list[str]) -> UserError:
+    """Return the error for a command line without these flags."""
+    configs = ', '.join(shipped_configs.names())
+    example = '--config quickstart --workdir runs/q'
+    return UserError(f'{" and ".join(flags)} must be given, as in {example}; configs: {configs}')
+
+
+def _failure(error: BaseException, argv: list[str]) -> UserError | None:
+    """Return the error of a config file, with its line; None if the exception is not from the file."""
+    files = {Path(config.partition(':')[0]).resolve() for config in shipped_configs.given(argv)}
+    places = [(error.filename or '', error.lineno)] if isinstance(error, SyntaxError) else []
+    places += [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    # ml_collections replaces a TypeError by one whose text is the traceback.
+    told = 'parsing config file' in str(error)
+    places += re.findall(r'File "(.+)", line (\d+)', str(error)) if told else []
+    for name, line in reversed(places):  # the innermost line of the file itself
+        if Path(name).resolve() in files:
+            what = show(str(error).strip().splitlines()[-1], 200) if told else _named(error)
+            return UserError(f'the config file fails: {name}, line {line}: {what}')
+    return None
+
+
+def _named(error: BaseException) -> str:
+    """Return an exception's type and message in one line."""
+    text: object = error
+    while isinstance(text, (AttributeError, KeyError)) and text.args:  # a KeyError's text is quoted
+        text = text.args[0]
+    return f'{type(error).__name__}: {show(" ".join(str(text).split()), 200)}'
 
 
 def _misspelt_flag(argv: list[str]) -> UserError | None:

@@ -132,7 +132,7 @@ def _networks(c: Group):
     c.ternary.per = 'tensor'  # tensor | channel: thresholds and scales per kernel, or per output channel
     c.ternary.scale = True  # twn: use a scale; without it, weights are -1, 0 and 1
     c.ternary.layers = FLOAT_ENDS  # regular expression for the paths of ternary kernels; .* is all
-    c.ternary.scale_start = real(1.0, 0)  # ttq: initial value of the scales; 0: the mean of kept weights
+    c.ternary.scale_start = real(1.0, 0)  # ttq: initial scales; 0: the mean of kept weights at the start
     c.ternary.scale_lr = real(1.0)  # ttq: learning rate of the scales, as a share of lr
     c.ternary.scale_decay = real(1.0)  # ttq: weight decay of the scales, as a share of weight_decay
     c.ternary.float_epochs = real(0.0)  # epochs at the start that train the floats alone

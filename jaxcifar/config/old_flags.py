@@ -91,8 +91,8 @@ def _answer(arguments: list[str]) -> Answer:
         elif name in FLAGS:
             field, _, new = FLAGS[name].format(value or 'VALUE').partition('=')
             # A switch without a value must not undo the number that another flag gave.
-            if field not in words or '{}' in FLAGS[name]:
-                words[field] = f'{field}={new}'
+            if field not in words or value:
+                words[field] = f'{field}={value if "{}" not in FLAGS[name] and value else new}'
         else:
             continue
         old += [] if name in NEEDLESS else [f'--{flag}', *values]

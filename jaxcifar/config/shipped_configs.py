@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def _complete(config: str) -> str:
     file, colon, argument = config.partition(':')
     name = re.fullmatch(r'(?:configs/)?(\w+)(?:\.py)?', file)
     if Path(file).is_file() or name is None or not (FOLDER / f'{name[1]}.py').is_file():
-        return config
+        return os.path.expanduser(config)  # a shell leaves the ~ of --config=~/mine.py to us
     return f'{FOLDER / name[1]}.py{colon}{argument}'
 
 

@@ -67,15 +67,20 @@ def changed(config: ConfigDict, values: Mapping) -> ConfigDict:
     for name, value in values.items():
         if is_old(name) and not meant(name) and (old := translated([f'--{name}', str(value)])):
             raise old
-        field = _only(name, '{}')
+        field = named(name)
         declared = FIELDS[field]
         value = _plain(value)
         # A field without a default is filled in later, and may be asked to be.
         if value is not None or declared.default is not None:
             declared.check(field, value)
         # The command line reads 1 as the float 1.0 too, where a field takes one float.
-        is_float = declared.type is float and isinstance(value, int) and not declared.shape
-        config.update_from_flattened_dict({field: float(value) if is_float else value})
+        if declared.type is float and isinstance(value, int) and not declared.shape:
+            value = float(value)
+        # … and 100 as a list of one. The value is checked: a run's config may hold a number for a list.
+        if declared.shape in ('list', 'pair') and value is not None and not isinstance(value, tuple):
+            value = (value,)
+        with config.ignore_type():
+            config.update_from_flattened_dict({field: value})
     return config
 
 
@@ -135,10 +140,10 @@ def _split(words: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
 
 def _field(flag: str) -> str:
     """Return the long spelling of a flag, --config.optimizer.momentum of momentum."""
-    return f'--{flag}' if flag in PASSED_ON else f'--config.{_only(flag, "--{}")}'
+    return f'--{flag}' if flag in PASSED_ON else f'--config.{named(flag, "--{}")}'
 
 
-def _only(name: str, spelling: str) -> str:
+def named(name: str, spelling: str = '{}') -> str:
     """Return the field that a name means; `UserError`, using `spelling`, if it means none or several."""
     fields = meant(name)
     if len(fields) > 1:
