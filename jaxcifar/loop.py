@@ -16,7 +16,7 @@ from jaxcifar.engine.couplings import has_head
 from jaxcifar.engine.state import TrainState, eval_weights, new_sums, to_device_layout
 from jaxcifar.machine import hosts, process, status
 from jaxcifar.machine.profile import Compiled, Tracer
-from jaxcifar.runs import ending, results, results_file, sparsity, workdirs
+from jaxcifar.runs import ending, results, results_file, session_log, sparsity, workdirs
 from jaxcifar.runs.console import Clock, Console
 from jaxcifar.runs.continuation import changes, finished, preempted, told_what_is_kept
 from jaxcifar.runs.evaluation import Evaluation, member_metrics
@@ -226,7 +226,7 @@ def _finish(
     validated: {part: logits of the last weights} of parts that need not be evaluated again.
     """
     workdir = keeper.workdir
-    speed = workdirs.record_speed(workdir, clock)
+    speed = session_log.record_speed(workdir, clock)
     keeper.wait_for_best()  # their results are read from disk
     scored = results.score(evaluation, workdir, state, progress, validated)
     result = results.summarise(session, progress, scored)

@@ -98,6 +98,7 @@ def test_more_patience_lets_members_go_on(tmp_path):
 
 @pytest.mark.parametrize(('epoch', 'patience', 'why', 'more'), [
     (8, [0, 0], 'it reached epochs=8', ' --epochs=16'),
+    (11, [0, 0], 'it has 11 epochs, more than epochs=8', ' --epochs=22'),  # which was lowered since
     (8, [3, 0], 'it reached epochs=8; early_stopping.patience=3 stopped 0_resnet20 (its best is epoch 4)',
      ' --epochs=16'),
     (7, [3, 3], 'early_stopping.patience=3 stopped 0_resnet20 (its best is epoch 4), 1_resnet20 (its best is '

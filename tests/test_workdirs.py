@@ -267,7 +267,24 @@ def test_one_checkpoint_is_kept_where_one_is_asked_for(small_npz, tmp_path):
     assert checkpoints(tmp_path) == [6]
 
 
+def test_a_takeover_that_was_stopped_at_once_is_repeated(run, small_npz, tmp_path):
+    shutil.copytree(run / 'best', tmp_path / 'new' / 'best')  # copied, and then came the signal
+    train(configured(small_npz, epochs=3, optimizer__lr=0.01, resume_from=str(run)), tmp_path / 'new')
+    assert checkpoints(tmp_path / 'new')[-1] == 9
+
+
 # Runs that are refused.
+
+
+@pytest.mark.parametrize(('name', 'words'), [
+    ('card.json', r'is an export: choose another --workdir; --config\.init_from=.*starts there'),
+    ('config.json', r'config\.json is not a jaxcifar file .*: choose another --workdir, or delete it'),
+])  # fmt: skip
+def test_a_folder_of_something_else_stays_as_it_is(name, words, small_npz, tmp_path):
+    (tmp_path / name).write_text('{"my": "settings"}')
+    with pytest.raises(UserError, match=words):
+        train(configured(small_npz), tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] != '.'] == [name]
 
 
 def test_a_refused_run_leaves_nothing(small_npz, tmp_path):

@@ -15,7 +15,7 @@ from jaxcifar.export import hub
 from jaxcifar.formats.portable import HEAD, FusedHead, Portable
 from jaxcifar.machine.files import read_json, reading
 from jaxcifar.machine.text import escape_markdown, percent
-from jaxcifar.runs import workdirs
+from jaxcifar.runs import session_log
 from jaxcifar.runs.ending import are_replicates, chosen
 from jaxcifar.runs.metrics import mean_and_std
 from jaxcifar.runs.weights import CALIBRATED
@@ -55,7 +55,7 @@ def make_card(
         'data': _data(workdir),
         'training': {
             **{name: fields[name] for name in RECIPE},
-            **workdirs.trained_with(workdir),
+            **session_log.trained_with(workdir),
         },
         'accuracy': accuracy,
         'members': [

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 import zipfile
 import zlib
@@ -186,9 +187,12 @@ def set_aside(path: Path, why: str, then: str = 'it is made again'):
 
 
 def to_damaged(path: Path) -> Path:
-    """Move a file into the folder `damaged` beside it, and return the folder."""
+    """Move a file or folder into the folder `damaged` beside it, and return that one."""
     folder = path.parent / 'damaged'
     folder.mkdir(exist_ok=True)
+    # A folder does not replace one that is not empty.
+    if path.is_dir():
+        shutil.rmtree(folder / path.name, ignore_errors=True)
     # The bytes are kept: somebody may still read numbers out of them.
     os.replace(path, folder / path.name)
     return folder

@@ -102,7 +102,7 @@ class Terminated(threading.Event):
         """Handle the signal."""
         self.set()
         if not self.can_save:
-            raise Preempted('stopped before the first step; run the same command to start again')
+            raise Preempted('stopped before a step was taken; run the same command again')
 
 
 class TerminatedAnywhere(Terminated):

@@ -25,7 +25,8 @@ def read_history(workdir: Path) -> tuple[list[str], History]:
         names = list(dict.fromkeys(row['member'] for row in rows))
         splits = list(dict.fromkeys(row['split'] for row in rows))
         history = {split: _columns(rows_of(rows, split), names) for split in splits}
-        timing = read_csv(workdir / 'timing.csv')
+        # A killed run has taken some epochs twice: the last row counts, as it does for metrics.
+        timing = [*{row['epoch']: row for row in read_csv(workdir / 'timing.csv')}.values()]
         numbers = [name for name in (timing[0] if timing else {}) if name != 'timestamp']
         history['timing'] = {name: np.array([to_float(row[name]) for row in timing]) for name in numbers}
     return names, history

@@ -110,12 +110,14 @@ def finished(session: Session, workdir: Path, progress: Progress, result: dict) 
         f'{names[k]} (its best is epoch {progress.selection.best_epoch[k]})'
         for k in np.flatnonzero(~progress.selection.active(config))
     ]
-    ends = [f'it reached epochs={config.epochs}'] if over else []
+    taken = max(config.epochs, progress.epoch)  # epochs may have been lowered since
+    has = 'reached' if taken == config.epochs else f'has {taken} epochs, more than'
+    ends = [f'it {has} epochs={config.epochs}'] if over else []
     if stopped:
         at = '' if over else f' by epoch {progress.epoch} of {config.epochs}'
         ends.append(f'early_stopping.patience={patience} stopped {", ".join(stopped)}{at}')
     # Raise exactly the limits that prevent another step.
-    more: dict[str, object] = {'epochs': 2 * config.epochs} if over else {}
+    more: dict[str, object] = {'epochs': 2 * taken} if over else {}
     more |= {'early_stopping.patience': 2 * patience} if len(stopped) == len(names) else {}
     lines = [f'{workdir} is finished: {"; ".join(ends)}']
     with contextlib.suppress(KeyError, TypeError):  # results of an older version may lack a number

@@ -33,9 +33,11 @@ def last_step(workdir: Path) -> int:
 
 
 def set_aside(workdir: Path):
-    """Move results to the damaged checkpoint that they belong to; the run has reported that one."""
-    if hosts.is_first() and (workdir / FILE).exists():
-        files.to_damaged(workdir / FILE)
+    """Move what came from damaged checkpoints to them, chosen weights included; the run has said so."""
+    for name in (FILE, 'metrics.csv', 'best', 'calibrated') if hosts.is_first() else ():
+        if (workdir / name).exists():
+            files.to_damaged(workdir / name)
+    hosts.wait('results set aside')
 
 
 def write(workdir: Path, results: dict):

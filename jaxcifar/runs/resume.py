@@ -37,7 +37,8 @@ FITTED = 2000  # training images that networks fit their first variables to
 # Fields that make a different network of the same weights, or score it on other views of the images. If they
 # change, scores before and after cannot be compared.
 SAME_VIEW = ('view', 'ternary.rule', 'ternary.per', 'ternary.scale', 'ternary.layers', 'fusion.rule',
-             'fusion.residual', 'fusion.heads', 'eval.flip', 'eval.shift')  # fmt: skip
+             'fusion.residual', 'fusion.heads', 'model.stem', 'data.image_size', 'eval.flip',
+             'eval.shift')  # fmt: skip
 
 
 def prepare_run(config: ConfigDict, workdir: Path) -> Session:
@@ -113,7 +114,7 @@ def _check_start(config: ConfigDict, state: TrainState, keeper: Keeper):
     trees = [*state.params, *(state.head.params.values() if state.head else ())]
     rules = parse_rules('optimizer.decay', config.optimizer.decay, bare=1.0)
     check_found('optimizer.decay', rules, [path for tree in trees for path in path_names(tree)])
-    if keeper.checkpoints.set_aside:  # starting over: no checkpoint leads to these results any more
+    if keeper.checkpoints.set_aside:  # starting over: no checkpoint leads to these results and weights
         results_file.set_aside(keeper.workdir)
     elif (keeper.workdir / results_file.FILE).exists():
         # A fresh start would delete the best weights and the tables of a finished run.
@@ -213,9 +214,8 @@ def take_over(session: Session, like: TrainState, workdir: Path) -> tuple[TrainS
     old = flatten(saved.to_dict(before))
     for field in saved.SAME_CLOCK if meta['step'] else ():
         if old[field] != now[field]:
-            raise UserError(
-                f'resume_from: expected {field}={old[field]}, as {source} has it, got {now[field]}'
-            )
+            has = f'{field}={old[field]}, as {source} has it'
+            raise UserError(f'resume_from: expected {has}, got {now[field]}')
     if meta['step']:
         workdirs.as_begun(source, session, f'begin with its weights: --config.init_from={source}')
     # Scores compare only between networks that see their weights alike.

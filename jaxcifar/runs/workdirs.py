@@ -5,7 +5,6 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +21,13 @@ from jaxcifar.data.vision import READING
 from jaxcifar.formats.portable import check_data
 from jaxcifar.machine import compiler, hosts, memory
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import read_json, read_json_or_set_aside, reading, write_json, write_text
-from jaxcifar.machine.profile import share_of_peak
+from jaxcifar.machine.files import read_json, reading, write_json, write_text
 from jaxcifar.machine.versions import PACKAGES, git_commit, installed
+from jaxcifar.runs import session_log
 from jaxcifar.runs.session import Session
+from jaxcifar.runs.session_log import RUN
 
-CONFIG, DATASET, RUN = 'config.json', 'dataset.json', 'run.json'
+CONFIG, DATASET = 'config.json', 'dataset.json'
 OF_FILES = ('folder', 'stream', 'imagenet')  # data sets of image files
 OLDER_READING = 'an older version, which read 16-bit, transparent and float images in another way'
 
@@ -35,13 +35,28 @@ OLDER_READING = 'an older version, which read 16-bit, transparent and float imag
 def check_config(workdir: Path, config: ConfigDict):
     """Raise `UserError` where the workdir holds a run that this config cannot continue."""
     path = workdir / CONFIG
+    if (workdir / 'card.json').exists():
+        raise UserError(
+            f'{workdir} is an export: choose another --workdir; --config.init_from={workdir} starts there '
+            'from its weights'
+        )
     if not _has_checkpoint(workdir):
+        _refuse_foreign(path)
         return
     # The file itself is the better evidence: its error can name the fields that differ.
     if path.exists():
         saved.refuse_changes(saved.load(path), config, workdir)
     else:
-        _refuse_unless(_last_session(workdir).get('config_sha256') == _sum(config), path, 'config')
+        _refuse_unless(session_log.last_session(workdir).get('config_sha256') == _sum(config), path, 'config')
+
+
+def _refuse_foreign(path: Path):
+    """Raise `UserError` where config.json is not a run's: the run would replace it."""
+    try:
+        if path.exists():
+            saved.load(path)
+    except UserError as error:
+        raise UserError(error.fault, 'choose another --workdir, or delete it') from None
 
 
 def described(workdir: Path) -> Dataset:
@@ -72,7 +87,7 @@ def as_begun(workdir: Path, session: Session, remedy: str = 'choose a new --work
     # Without the file, the checksums in run.json are the next best evidence.
     before = read_json(path, sha256=str)
     if before is None:
-        same = _last_session(workdir).get('data_sha256') == [dataset.fingerprint(), split]
+        same = session_log.last_session(workdir).get('data_sha256') == [dataset.fingerprint(), split]
         _refuse_unless(same, path, 'data set')
         return session
     reads_alike = before.get('reading') == READING or dataset.name.partition(':')[0] not in OF_FILES
@@ -103,7 +118,7 @@ def with_split_of(workdir: Path, session: Session) -> Session:
     if dataset.y_val is None or not session.split.own_validation:
         return session
     before = read_json(workdir / DATASET)
-    sums = _last_session(workdir).get('data_sha256') if before is None else [before.get('split')]
+    sums = session_log.last_session(workdir).get('data_sha256') if before is None else [before.get('split')]
     note = 'the validation part is not used: this run began by holding images out of the training part'
     held_out = replace(dataset, x_val=None, y_val=None, notes=(*dataset.notes, note))
     older = replace(session, dataset=held_out)
@@ -149,8 +164,8 @@ def _sum(config: ConfigDict) -> str:
 
 def _has_checkpoint(workdir: Path) -> bool:
     """Return whether there is anything to lose: a run that failed before may be tried with other settings."""
-    checkpoints = (workdir / 'checkpoints').glob('[0-9]*')
-    return any(checkpoints) or (workdir / 'results.json').exists() or (workdir / 'best').exists()
+    # The best weights alone are nothing: they come before the first save, and no run continues from them.
+    return any((workdir / 'checkpoints').glob('[0-9]*')) or (workdir / 'results.json').exists()
 
 
 def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, split: Split | None = None):
@@ -174,7 +189,6 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
     tables = [parameter_overview.get_parameter_overview(s, include_stats=False) for s in shapes]
     write_text(workdir / 'networks.txt', '\n\n'.join(tables) + '\n')
-    run = _sessions(workdir)
     session = {
         'command': shlex.join(sys.orig_argv),
         'commit': git_commit(),
@@ -189,61 +203,4 @@ def record(workdir: Path, config: ConfigDict, dataset: Dataset, params: tuple, s
         'config_sha256': _sum(config),
         'data_sha256': [description['sha256'], description.get('split')],
     }
-    # Each session is added, so that a run over several machines names all of them.
-    run['sessions'].append(session)
-    write_json(workdir / RUN, run)
-
-
-def trained_with(workdir: Path) -> dict:
-    """Return the commits, devices and packages of all sessions of a run, from run.json."""
-    with reading(workdir / RUN, 'delete it: a card does without'):
-        sessions = (read_json(workdir / RUN) or {}).get('sessions') or [{}]
-        # A run may begin on one machine and end on another: the last session alone would hide the first.
-        lists = [session.get('devices', []) for session in sessions]
-        versions = [session.get('packages', {}) for session in sessions]
-        names = dict.fromkeys(name for packages in versions for name in packages)
-        return {
-            'commit': _distinct(session.get('commit', '') for session in sessions),
-            'devices': list(dict.fromkeys(device for devices in lists for device in devices)),
-            'packages': {n: _distinct(packages[n] for packages in versions if n in packages) for n in names},
-        }
-
-
-def _distinct(words: Iterable[str]) -> str:
-    """Return the distinct non-empty words, in order, joined by commas."""
-    return ', '.join(dict.fromkeys(filter(None, words)))
-
-
-def record_speed(workdir: Path, clock) -> list[str]:
-    """Add the steps' speed to the session in run.json, and return it as a line; [] without a whole epoch."""
-    if not clock.mean_rate():
-        return []
-    program = clock.program
-    # FLOP/s of one device, compilation not included.
-    flops = program.flops * clock.steps_per_second()
-    share = share_of_peak(flops)
-    run = _sessions(workdir)
-    run['sessions'] = run['sessions'] or [{}]  # the file may be gone
-    run['sessions'][-1]['speed'] = {
-        'compile_seconds': round(program.seconds, 2),
-        'flops_per_step_and_device': program.flops,
-        'images_per_second': round(clock.mean_rate(), 1),
-        'share_of_bfloat16_peak': share,
-    }
-    write_json(workdir / RUN, run)
-    of_peak = '' if share is None else f', {share:.1%} of the bfloat16 peak'
-    return [
-        f'{clock.mean_rate():,.0f} images/s, {flops / 1e9:,.0f} GFLOP/s a device{of_peak}; '
-        f'compiled in {program.seconds:.1f} s'
-    ]
-
-
-def _sessions(workdir: Path) -> dict:
-    """Return run.json; a damaged one is set aside, and the list of sessions starts over."""
-    run = read_json_or_set_aside(workdir / RUN, sessions=list) or {'sessions': []}
-    return {**run, 'sessions': [session for session in run['sessions'] if isinstance(session, dict)]}
-
-
-def _last_session(workdir: Path) -> dict:
-    """Return what run.json says of the newest session, {} where it says nothing."""
-    return (_sessions(workdir)['sessions'] or [{}])[-1]
+    session_log.append(workdir, session)
