@@ -63,7 +63,9 @@ class Schedule:
         if columns == [*range(self.config.members)] and len(columns) > 1:
             return f'all {len(columns)} members'
         first, others = names[columns[0]], len(columns) - 1
-        return f'{first} and {others} other{"s" * (others > 1)}' if others else first
+        if others == 1:
+            return f'{first} and {names[columns[1]]}'
+        return f'{first} and {others} others' if others else first
 
     def steps(self) -> np.ndarray:
         """Return the steps at which the lines are drawn."""

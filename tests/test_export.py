@@ -22,9 +22,10 @@ from jaxcifar.export import write as export
 from jaxcifar.formats import portable
 from jaxcifar.formats.portable import read
 from jaxcifar.machine.errors import UserError
-from jaxcifar.runs import shipped_networks, workdirs
+from jaxcifar.runs import session_log, shipped_networks
 from jaxcifar.runs.init_from import begin_from
 from jaxcifar.runs.resolve import finalize
+from jaxcifar.runs.trained import open_trained
 from tests.steps import distance
 
 
@@ -234,7 +235,7 @@ def test_a_card_names_the_machines_of_all_sessions(tmp_path):
     (tmp_path / 'run.json').write_text(json.dumps({'sessions': sessions}))
     packages = {'jax': '0.11.2, 0.10.2', 'numpy': '2.4'}
     expected = {'commit': 'a, b', 'devices': ['gpu:0 H200', 'cpu:0 cpu'], 'packages': packages}
-    assert workdirs.trained_with(tmp_path) == expected
+    assert session_log.trained_with(tmp_path) == expected
 
 
 def test_training_begins_from_a_release(ternary_run, config, tmp_path, capsys):
@@ -255,7 +256,15 @@ def test_training_begins_from_a_release(ternary_run, config, tmp_path, capsys):
                 del theirs['params']['fc']
             assert distance(ours[k], (theirs['params'], theirs['batch_stats'])) == 0
         assert ('fc of 1_resnet8 begins fresh, 4 -> 3 classes' in capsys.readouterr().out) == (classes == 3)
-    config.network = 'resnet20'
+    # Beside a ternary member, which takes the floats, a float one still takes what was seen.
+    config.view, floats = 'none+ternary', open_trained(ternary_run).members(shown=False)
+    run = finalize(config.copy_and_resolve_references())
+    population = Population(run, 4, 8, make_mesh(run))
+    began = begin_from(run, population, init_state(run, population))
+    first, second = population.disassemble(tuple(zip(began.params, began.stats)))
+    assert distance(first[0], read(folder)[0].variables['params']) == 0
+    assert distance(second[0], floats[1]['params']) == 0
+    config.view, config.network = 'none', 'resnet20'
     run = finalize(config)
     population = Population(run, 4, 8, make_mesh(run))
     with pytest.raises(

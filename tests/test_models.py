@@ -216,6 +216,8 @@ def test_zero_init_zeroes_the_norms_that_end_a_block(name, last):
 
 @pytest.mark.parametrize('name, options, words', [
     ('wideresnet28_2', {'shortcut': 'A'}, 'wideresnet28_2 has no choice of shortcut'),
+    ('preact_resnet18', {'shortcut': 'A'}, 'preact_resnet18 has no choice of shortcut'),
+    ('densenet121', {'image_size': 28, 'stem': 'imagenet'}, 'needs images of 29 pixels or more'),
     ('resnet20', {'shortcut': 'C'}, "unknown model.shortcut 'C'"),
     ('resnet18', {'stem': 'imagnet'}, "did you mean 'imagenet'"),
     ('resnet18', {'init': 'xavier'}, "unknown model.init 'xavier'"),
@@ -248,3 +250,27 @@ def test_the_network_of_the_page_trains(monkeypatch):
     network = build('tiny', 10)
     (logits, features), _ = network.apply(network.init((0,)), np.ones((2, 32, 32, 3), np.float32), True)
     assert logits.shape == (2, 10) and features.shape == (2, 32)
+
+
+class Own(flax.linen.Module):
+    """A network without batch norm, and with parameters of its own."""
+
+    num_classes: int
+    layers: Layers
+
+    @flax.linen.compact
+    def __call__(self, x):
+        gamma = self.param('gamma', flax.linen.initializers.constant(0.5), (3,))
+        return head(flax.linen.PReLU()(flax.linen.LayerNorm()(gamma * x)), self.num_classes)
+
+
+def test_parameters_of_other_names_start_as_their_module_draws_them(monkeypatch):
+    monkeypatch.setitem(NETWORKS, 'own', Own)
+    network = build('own', 10)
+    variables = network.init((0, 1))
+    params = variables['params']
+    assert (params['gamma'] == 0.5).all() and params['PReLU_0']['negative_slope'] == np.float32(0.01)
+    assert (params['LayerNorm_0']['scale'] == 1).all() and np.ptp(params['fc']['kernel']) > 0
+    assert network.apply(variables, np.ones((2, 32, 32, 3), np.float32), True)[1] == {}
+    with pytest.raises(UserError, match='zero_init must be False for own'):
+        build('own', 10, zero_init=True)

@@ -14,7 +14,7 @@ from configs import base, speedrun
 from experiments import results
 from experiments import speedrun as program
 from jaxcifar.data.loader import Order
-from jaxcifar.engine.optim import make_optimizer
+from jaxcifar.engine.optim import make_chain, make_optimizer
 from jaxcifar.engine.state import eval_weights
 from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
@@ -87,6 +87,10 @@ def test_muon_takes_orthogonal_steps_for_kernels_and_sgds_for_the_rest():
     cosine = -np.sum(np.reshape(updates['conv'], (18, 8)) * (left @ right)) / np.linalg.norm(values) / 8**0.5
     assert cosine > 0.95
     np.testing.assert_allclose(updates['bias'], -0.05 * grads['bias'], rtol=1e-6)
+    # A head has no kernels, and its rate is its own: nothing takes a share of it.
+    head, bias = make_chain(config, 0.1, 0.0), {'bias': grads['bias']}
+    of_head, _ = head.update(bias, head.init(bias), bias)
+    np.testing.assert_allclose(of_head['bias'], -0.1 * grads['bias'], rtol=1e-6)
     # The rest may have a momentum of its own.
     config.optimizer.rest_momentum = 0.5
     optimizer = make_optimizer(config, 0.1, 0.0)

@@ -73,7 +73,12 @@ def make_optimizer(config: ConfigDict, lr, weight_decay) -> optax.GradientTransf
 
 
 def make_chain(config: ConfigDict, lr, weight_decay) -> optax.GradientTransformation:
-    """Return the optimiser alone, without the clipping, path factors and rescaling of `make_optimizer`."""
+    """Return the optimiser alone, without the clipping, path factors and rescaling of `make_optimizer`.
+
+    A head has no convolutions, so that for muon it is the optimiser of the rest, at the rate that is given.
+    """
+    if config.optimizer.name == 'muon':
+        return optax.chain(*sgd(config, lr, weight_decay, config.optimizer.rest_momentum))
     return optax.chain(*OPTIMIZERS[config.optimizer.name](config, lr, weight_decay))
 
 

@@ -26,7 +26,7 @@ def choose(way: str, network: Network, count: int, platform: str) -> str:
         return way
     # Kernels of convolutions have four axes, and the outputs are their last.
     shapes = [leaf.shape for leaf in jax.tree.leaves(network.shapes()['params'])]
-    return 'one' if max(shape[-1] for shape in shapes if len(shape) == 4) <= WIDEST else 'loop'
+    return 'one' if all(shape[-1] <= WIDEST for shape in shapes if len(shape) == 4) else 'loop'
 
 
 def describe(way: str, count: int) -> str:
@@ -55,8 +55,7 @@ def run_members(network: Network, way: str, train: bool, own_batches: bool, para
         return logits, features, stats
     # This is a Python loop, because gradients of convolutions in a `scan` are far slower on a CPU.
     outputs = []
-    for k, (own_params, own_stats) in enumerate(zip(unstack(params), unstack(stats))):
-        variables = {'params': own_params, 'batch_stats': own_stats}
+    for k, variables in enumerate(unstack({'params': params, 'batch_stats': stats})):
         key = None if keys is None else keys[k]
         (logits, features), new_stats = apply(variables, images[k] if own_batches else images, key=key)
         outputs.append((logits, features, new_stats))
@@ -67,7 +66,7 @@ def run_members(network: Network, way: str, train: bool, own_batches: bool, para
 def stack(trees: list):
     """Stack K trees into one tree with a leading axis K, on the host if the leaves are numpy arrays."""
     # Stacking on the host keeps fresh weights off the first device before they are placed.
-    on_host = isinstance(jax.tree.leaves(trees[0])[0], np.ndarray)
+    on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trees[0]))
     return jax.tree.map(lambda *leaves: (np if on_host else jnp).stack(leaves), *trees)
 
 

@@ -69,7 +69,9 @@ class Network(NamedTuple):
 
 def has_choice(name: str, option: str) -> bool:
     """Return whether a network has, for example, a `stem` to choose."""
-    return option in inspect.signature(NETWORKS[name]).parameters
+    parameters = inspect.signature(NETWORKS[name]).parameters
+    block = parameters['block'].default if 'block' in parameters else None
+    return option in parameters and option not in getattr(block, 'lacks', ())
 
 
 def has_dropout(name: str) -> bool:
@@ -118,7 +120,7 @@ def build(
         layers = Layers(train, dtype, axis, dropout, drop_path, norm_momentum, members_as)
         return make(num_classes=num_classes, layers=layers, **options)
 
-    zeroed = module(train=False).last_norm if zero_init else None
+    zeroed = getattr(module(train=False), 'last_norm', None) if zero_init else None
     if zero_init and zeroed is None:
         raise UserError(f'model.zero_init must be False for {name}, whose blocks do not end in a norm')
     # One image is enough: no variable's shape depends on the batch.
@@ -134,15 +136,20 @@ def build(
         return jax.eval_shape(lambda v, x: apply(v, x, False), shapes(), image)[0][1].shape[-1]
 
     def draw(seed: tuple[int, ...], images: np.ndarray | None = None):
-        variables = initialise(shapes(), seed, scheme, zeroed)
+        def own():
+            key = jax.random.key(np.random.default_rng(seed).integers(2**31))
+            return jax.jit(module(train=False).init)(key, jnp.zeros(image.shape))
+
+        # A network without norms has no statistics.
+        variables = {'batch_stats': {}, **initialise(shapes(), seed, scheme, zeroed, own)}
         return fit(variables, images) if fit and images is not None else variables
 
     def apply(variables, images: jax.Array, train: bool, key=None, members_as: str = 'loop'):
         network = module(train, members_as)
         if not train:
-            return network.apply(variables, images), variables['batch_stats']
+            return network.apply(variables, images), variables.get('batch_stats', {})
         keys = None if key is None else {'dropout': key}
         outputs, updated = network.apply(variables, images, mutable=['batch_stats'], rngs=keys)
-        return outputs, updated['batch_stats']
+        return outputs, updated.get('batch_stats', {})
 
     return Network(shapes, draw, apply, feature_size, fit is not None)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxcifar.machine.command import run_command
+from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.profile import count_flops
 from jaxcifar.models import NETWORKS, build, has_choice
 from jaxcifar.models.convolution import Conv
@@ -58,7 +59,11 @@ def main():
     for name in NETWORKS:
         if args.stem and not has_choice(name, 'stem'):
             continue
-        row = describe(name, args.classes, args.size, **options)
+        try:
+            row = describe(name, args.classes, args.size, **options)
+        except UserError as error:  # its images must be larger
+            table.add_row(name, str(error.fault))
+            continue
         sizes = ' '.join(map(str, row['maps']))
         flops = f'{row["flops"] / 1e6:,.0f}'
         table.add_row(name, f'{row["parameters"]:,}', flops, str(row['features']), sizes)

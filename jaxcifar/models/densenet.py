@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcifar.machine.errors import UserError
 from jaxcifar.models.layers import Layers, head
 
 
@@ -41,6 +42,11 @@ class DenseNet(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         a, done, total = self.layers, 0, max(sum(self.blocks) - 1, 1)
         large = self.stem == 'imagenet'
+        # Each transition halves the maps, and the large stem divides by four, rounding up.
+        smallest = 2 ** (len(self.blocks) - 1)
+        smallest = 4 * smallest - 3 if large else smallest
+        if min(x.shape[1:3]) < smallest:
+            raise UserError(f'this DenseNet needs images of {smallest} pixels or more: set another network')
         x = a.conv(self.width, 7 if large else 3, 2 if large else 1, name='features_conv0')(x)
         x = nn.relu(a.norm('features_norm0')(x))
         if large:

@@ -60,11 +60,21 @@ def head(x: jax.Array, num_classes: int, name: str = 'fc', drop=lambda x: x) -> 
     return nn.Dense(num_classes, name=name)(drop(features)), features
 
 
-def initialise(shapes, seed: tuple[int, ...], scheme: Callable | None = None, zeroed: str | None = None):
+DRAWN = ('/kernel', '/bias', '/scale')  # parameters that `initialise` draws by its own rules
+
+
+def initialise(
+    shapes,
+    seed: tuple[int, ...],
+    scheme: Callable | None = None,
+    zeroed: str | None = None,
+    own: Callable | None = None,
+):
     """Draw a network's variables for a tree of shapes, on the host.
 
     `scheme`, one of `SCHEMES`, draws kernels and their biases. Norms start as the identity, except for
-    scales of 0 where the path matches the regular expression `zeroed`.
+    scales of 0 where the path matches the regular expression `zeroed`. Parameters of other names start as in
+    `own()`, the variables by the module's own initialisers.
 
     Every tensor is drawn from (seed, its path), so one layer's numbers do not depend on which other
     layers exist. Drawing in numpy takes tenths of a second; a compiled `init` would take longer than
@@ -72,12 +82,17 @@ def initialise(shapes, seed: tuple[int, ...], scheme: Callable | None = None, ze
     """
     flat = flatten_dict(shapes, sep='/')
     leaves = {}
+    # Flax's initialisers are compiled, and so are asked only for what this module cannot draw.
+    unknown = [path for path in flat if path.startswith('params/') and not path.endswith(DRAWN)]
+    known = flatten_dict(own(), sep='/') if unknown and own else {}
     for path, leaf in flat.items():
         # A checksum of the path is the same in every process, unlike Python's `hash`.
         rng = np.random.default_rng((*seed, zlib.crc32(path.encode())))
         # A bias is drawn by the fan-in of the kernel beside it.
         kernel = flat.get(path.rsplit('/', 1)[0] + '/kernel')
-        if path.endswith('/scale'):
+        if path in unknown and own:
+            drawn = np.asarray(known[path])
+        elif path.endswith('/scale'):
             drawn = np.full(leaf.shape, not (zeroed and re.search(zeroed, path)))
         elif path.endswith('/var'):
             drawn = np.ones(leaf.shape)

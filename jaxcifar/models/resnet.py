@@ -84,6 +84,7 @@ class PreActBlock(nn.Module):
     shortcut: Callable
     expansion = 1
     last_norm = None
+    lacks = ('shortcut',)  # it has one of its own
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

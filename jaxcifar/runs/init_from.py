@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from jaxcifar.config import saved
-from jaxcifar.config.members import member_names, member_networks, network_of
+from jaxcifar.config.members import member_names, member_networks, member_views, network_of
 from jaxcifar.data.datasets import Dataset
 from jaxcifar.data.splits import Split, make_split
 from jaxcifar.engine.population import Population
@@ -37,19 +37,10 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
     Optimisers, counters and a coupling's head start as in any new run. Raises `UserError` if the
     sources have another number of members, or other networks.
     """
-    shapes, networks = population.shapes(), member_networks(config)
-    members: list[dict] = []
-    for source in split_sources(config.init_from):
-        k = min(len(members), len(shapes) - 1)  # a file fits the network of the next member
-        members += load(source, shapes[k], networks[k], config)
-    # One source serves all members; each gets a copy of its own when they are assembled.
-    if len(members) == 1:
-        members *= population.size
-    if len(members) != population.size:
-        raise UserError(
-            f'init_from={config.init_from}: expected {population.size} members, got {len(members)}; '
-            'name one source for all, or one for each, joined by +'
-        )
+    # Members with a view start from the underlying floats, and the others from what the networks saw.
+    plain = [view == 'none' for view in member_views(config)]
+    sources = {shown: _members(config, population, shown) for shown in set(plain)}
+    members = [sources[shown][k] for k, shown in enumerate(plain)]
     # The drawn weights stand in where a source has none, as for a classifier of other classes.
     drawn = population.disassemble(tuple(zip(state.params, state.stats)))
     for k, name in enumerate(member_names(config)):
@@ -60,12 +51,30 @@ def begin_from(config: ConfigDict, population: Population, state: TrainState) ->
     return state.replace(params=params, stats=stats, ema=ema)
 
 
-def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
+def _members(config: ConfigDict, population: Population, shown: bool) -> list[dict]:
+    """Return K members of all sources, as `_load` does for one; `UserError` if there are not K."""
+    shapes, networks = population.shapes(), member_networks(config)
+    members: list[dict] = []
+    for source in split_sources(config.init_from):
+        k = min(len(members), len(shapes) - 1)  # a file fits the network of the next member
+        members += _load(source, shapes[k], networks[k], config, shown)
+    # One source serves all members; each gets a copy of its own when they are assembled.
+    if len(members) == 1:
+        members *= population.size
+    if len(members) != population.size:
+        raise UserError(
+            f'init_from={config.init_from}: expected {population.size} members, got {len(members)}; '
+            'name one source for all, or one for each, joined by +'
+        )
+    return members
+
+
+def _load(source: str, shapes, network: str, config: ConfigDict, shown: bool) -> list[dict]:
     """Return a source's members, each {'params': …, 'batch_stats': …} on the host.
 
     shapes: of the network called `network`, which a file is read for. If a run has all of the config's
-    member_ids, only those members are taken. Without a view, members start from the weights as that run's
-    networks saw them; with a view, from the underlying floats.
+    member_ids, only those members are taken. shown: take a run's weights as its networks saw them, and not
+    the underlying floats.
     """
     path, checkpoint = split_checkpoint(source)
     name, member_ids = path, config.member_ids
@@ -77,7 +86,7 @@ def load(source: str, shapes, network: str, config: ConfigDict) -> list[dict]:
     if checkpoint and portable.is_portable(path):
         raise UserError(f'init_from: {name} holds one set of weights: leave out @{checkpoint}')
     trained = open_trained(path, checkpoint or None)
-    members, ids = trained.members(shown=config.view == 'none'), trained.config.member_ids
+    members, ids = trained.members(shown), trained.config.member_ids
     return [members[ids.index(i)] for i in member_ids] if set(member_ids) <= set(ids) else members
 
 
@@ -134,4 +143,4 @@ def _fit(name: str, view: View, variables: dict, drawn: dict) -> dict:
         before, now = (tree[*layer, 'kernel'].shape for tree in (own, fresh))
         print(f'init_from: {layer[-1]} of {name} begins fresh, {before[-1]} -> {now[-1]} classes')
         own |= {path: leaf for path, leaf in fresh.items() if path[:-1] == layer}
-    return unflatten_dict(own)
+    return {'batch_stats': {}, **unflatten_dict(own)}
