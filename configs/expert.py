@@ -4,7 +4,8 @@
     python -m jaxcifar.main --config configs/expert.py:resnet18,strong,pool --workdir runs/pool
 
 The argument is a network, a split and a recipe, each optional, joined by commas. The recipe depends on the
-network, so name the network here. --config.member_ids=2 trains the third expert alone.
+network, so name the network here. --config.member_ids=2 trains the third expert alone. Four networks joined
+by + each have their own rate, weight decay and smoothing; augmentation, batch and dropout are the usual ones.
 
 Splits: overlap (four experts of 22,000: 16,000 shared and 6,000 of their own), disjoint (25 classes
 each), and one network as baseline: pool (the 40,000 that the four have seen), pool_fusion (the 49,000
@@ -24,6 +25,8 @@ import sys
 from collections.abc import Iterable
 
 from configs import base
+from jaxcifar.config.fields import PER_MEMBER
+from jaxcifar.config.values import get
 from jaxcifar.machine.errors import UserError, parse_argument
 from jaxcifar.models import NETWORKS, has_dropout
 
@@ -83,9 +86,8 @@ def get_config(argument: str = ''):
     c = base.get_config()
     c.dataset = 'cifar100'
     c.network = given.get('network') or _environment('MODEL_TYPE') or 'resnet18'
-    family = next(own for name, own in FAMILIES.items() if name in c.network)
-    of_family = family if recipe == 'strong' else {}
-    c.update_from_flattened_dict({**RECIPES[recipe], **of_family, **OF_NETWORK.get(c.network, {})})
+    with c.ignore_type():  # a tuple may take the place of a number
+        c.update_from_flattened_dict(_joint_recipe(recipe, c))
     c.split, c.data.validation = SPLITS[split]
     c.data.order = 'member'  # experts are trained as if alone, and so are several baselines in one run
     if c.data.validation == 'none':
@@ -95,6 +97,39 @@ def get_config(argument: str = ''):
     if expert := _environment('EXPERT_ID'):
         c.member_ids = (_number('EXPERT_ID', expert),)
     return c
+
+
+def _recipe(recipe: str, network: str) -> dict:
+    """Return the fields of a recipe for one network; '' stands for a network without changes of its own."""
+    family = next(own for name, own in FAMILIES.items() if name in network)
+    return {**RECIPES[recipe], **(family if recipe == 'strong' else {}), **OF_NETWORK.get(network, {})}
+
+
+def _joint_recipe(recipe: str, config) -> dict:
+    """Return the fields for all networks of a config, those of PER_MEMBER with a number for each.
+
+    Other fields in which networks differ keep the recipe's usual value, which is reported on stderr.
+    """
+    networks, usual = config.network.split('+'), _recipe(recipe, '')
+    own = {name: _recipe(recipe, name) for name in networks}
+    joint, apart = {}, []
+    for field in dict.fromkeys(field for fields in own.values() for field in fields):
+        plain = usual.get(field, get(config, field))
+        values = {name: own[name].get(field, plain) for name in networks}
+        if field == 'model.dropout':
+            # Only networks without dropout have 0. They ignore it, so they do not count beside others.
+            values = {name: value for name, value in values.items() if value} or values
+        if len(set(values.values())) == 1:
+            joint[field] = next(iter(values.values()))
+        elif field in PER_MEMBER:
+            joint[field] = tuple(values[name] for name in networks)
+        else:
+            joint[field] = plain
+            others = ', '.join(f'{name} {value}' for name, value in values.items() if value != plain)
+            apart.append(f'{field}={plain} (alone: {others})')
+    if apart:
+        print(f'configs/expert.py: for all networks {", ".join(apart)}', file=sys.stderr)
+    return joint
 
 
 def _environment(name: str) -> str:

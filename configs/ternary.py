@@ -39,6 +39,9 @@ def get_config(argument: str = ''):
     c.augment = 'crop(4)+flip+cutmix(1.0,.5)'
     c.early_stopping.patience = 40
     c.checkpoint.every_epochs = 10
+    # Images that stay on disk are cropped and mirrored while they are read.
+    if dataset.startswith(('imagenet:', 'stream:')):
+        c.augment, c.data.workers = 'cutmix(1.0,.5)', 4
     if dataset.startswith('imagenet:'):
-        c.model.stem, c.augment, c.data.workers = 'imagenet', 'cutmix(1.0,.5)', 4
+        c.model.stem = 'imagenet'
     return c

@@ -1,10 +1,14 @@
 """Data sets: what is accepted, what is refused and in which words, and how CIFAR arrives."""
 
+import copy
+import errno
 import hashlib
 import io
 import os
 import pickle
+import shutil
 import tarfile
+import tempfile
 import zipfile
 
 import numpy as np
@@ -12,9 +16,11 @@ import pytest
 from PIL import Image
 
 from jaxcifar.data import datasets, download
+from jaxcifar.data.arrays import mean_std
 from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.vision import import_torchvision
 from jaxcifar.machine.errors import UserError
+from jaxcifar.runs.resolve import finalize
 
 
 def arrays(classes=10, each=3, size=32, **changes):
@@ -57,6 +63,27 @@ def test_npz(tmp_path):
     own = load_dataset(f'npz:{tmp_path}/own.npz', 'unused')
     assert own.classes == ('a', 'b', 'c') and own.image_size == 8 and len(own.x_test) == 5
     np.testing.assert_array_equal(own.x_train, arrays(3, size=8)['x_train'])
+
+
+def test_the_size_of_npz_images_is_theirs(config, tmp_path):
+    np.savez(tmp_path / 'own.npz', **arrays(3, size=8))
+    config.dataset = f'npz:{tmp_path}/own.npz'
+    for size in None, 8:
+        config.data.image_size = size
+        finalize(copy.deepcopy(config))
+    config.data.image_size = 64
+    with pytest.raises(UserError, match=r'data\.image_size=64 is .*: leave it out for npz:.*another size'):
+        finalize(config)
+    config.dataset = f'npz:{tmp_path}/none.npz'
+    finalize(config)  # to load it says what is wrong
+
+
+def test_statistics_are_exact(monkeypatch):
+    images = arrays(4, each=5)['x_train']
+    whole = mean_std(images)
+    monkeypatch.setattr('jaxcifar.data.arrays.COUNTED', 7)
+    assert mean_std(images) == whole
+    np.testing.assert_allclose(whole, [(images / 255).mean((0, 1, 2)), (images / 255).std((0, 1, 2))])
 
 
 def test_npz_without_test_part_is_split_by_class(tmp_path):
@@ -272,6 +299,26 @@ def test_archive_is_downloaded_once(tmp_path, official, capsys):
     path.unlink()
     again = download.fetch_cifar('cifar10', root)
     np.testing.assert_array_equal(again['x_test'], got['x_test'])
+    # Nothing is unpacked where another run that starts now would look for it.
+    assert os.listdir(root) == [kind.filename]
+
+
+def test_a_read_only_folder_with_the_archive_is_used(tmp_path, official, monkeypatch, capsys):
+    kind, path = official
+    shutil.copy(path, tmp_path / 'root' / kind.filename)
+    make = tempfile.TemporaryDirectory
+
+    def refuse(dir=None, **options):
+        if dir is not None:  # the tests may run as root, who may write anywhere
+            raise OSError(errno.EROFS, 'Read-only file system')
+        return make(**options)
+
+    monkeypatch.setattr(tempfile, 'TemporaryDirectory', refuse)
+    monkeypatch.setitem(datasets.CIFAR, 'cifar10', ('a b c d e', (0.5,) * 3, (0.2,) * 3))
+    monkeypatch.setattr(download, '_arrays', lambda *a: arrays(5))
+    assert len(load_dataset('cifar10', tmp_path / 'root').x_train) == 15
+    told = capsys.readouterr().err
+    assert told.startswith(f'warning: {tmp_path}/root/cifar10.npz: Read-only file system; ')
 
 
 def test_wrong_archive_is_not_kept(tmp_path, official, monkeypatch):

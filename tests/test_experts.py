@@ -11,6 +11,7 @@ import pytest
 from configs import base, expert
 from jaxcifar import main
 from jaxcifar.config.values import flatten
+from jaxcifar.data.datasets import load_dataset
 from jaxcifar.data.loader import Order
 from jaxcifar.data.splits import evaluation_images, make_split, train_counts
 from jaxcifar.evaluate import evaluate
@@ -18,6 +19,7 @@ from jaxcifar.loop import train
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.resolve import finalize
 from tests.steps import distance
+from tests.test_datasets import arrays, image_tree
 
 IDS = (0, 1, 2, 3)
 
@@ -28,7 +30,7 @@ def cifar():
     y = np.random.default_rng(0).permutation(np.repeat(np.arange(100), 500))
     return SimpleNamespace(
         x_train=np.zeros((50000, 1), np.uint8), y_train=y, x_test=np.zeros((100, 1)), y_test=np.arange(100),
-        num_classes=100, y_val=None,
+        num_classes=100, y_val=None, index_fault='',
     )  # fmt: skip
 
 
@@ -153,6 +155,11 @@ def test_an_expert_alone_is_the_expert_among_four(small_npz, tiny_networks, tmp_
      {'augment': 'strong_densenet', 'label_smoothing': .2, 'batch_size': 64}),
     ('preact_resnext29_8x64d,strong,pool', {}, '', {'augment': 'strong_resnext', 'members': 1,
                                                     'split': 'shared', 'data.validation': 'fusion_holdout'}),
+    ('resnet18+preact_resnet18+resnet18+densenet121,strong', {}, '',
+     {'optimizer.lr': (.1, .2, .1, .1), 'optimizer.weight_decay': (1e-4, 5e-4, 1e-4, 5e-4), 'members': 4,
+      'label_smoothing': (.1, .1, .1, .05), 'augment': 'strong_resnet', 'batch_size': 128}),
+    ('resnet18+resnet18+resnet34+speednet', {}, '--config.optimizer.weight_decay=1e-3',
+     {'optimizer.weight_decay': 1e-3, 'model.dropout': .3, 'label_smoothing': .05}),
     ('all', {}, '', {'split': 'shared', 'data.validation': 'none', 'early_stopping.patience': 0}),
     ('pool_fusion', {}, '--config.members=3', {'data.validation': 'fusion_validation', 'members': 3}),
 ])  # fmt: skip
@@ -170,6 +177,7 @@ def test_command_line_then_environment_then_network_then_recipe(
     said = capsys.readouterr().err
     used = [name for name in environment if not (name == 'MODEL_TYPE' and argument)]
     assert all((name in said) == (name in used) for name in environment)
+    assert ('batch_size=128 (alone: densenet121 64)' in said) == ('+densenet121' in argument)
 
 
 @pytest.mark.parametrize(('argument', 'environment', 'words'), [
@@ -225,15 +233,46 @@ def test_index_files_are_a_split(cifar, tmp_path):
     ([1, 2], {'files__train': 'x.csv'}, r'x\.csv: expected a name that ends in \.npy'),
     ([1, 2], {'files__train': ''}, r'split=file needs files\.train'),
     ([1, 2], {'split': 'shared'}, r'files\.train is read only with split=file, got split=shared'),
-    ([1, 2], {'data__validation': 'fusion_holdout'}, '1 images of split=file are among those of'),
+    ([1, 2], {'data__validation': 'fusion_holdout'}, r'1 images of split=file are .*out of files\.train, or'),
+    ([1, 2], {'split': 'overlap', 'data__validation': 'file', 'files__train': ''},
+     r'1 images of split=overlap .*out of files\.validation, or set data\.validation=fusion_holdout or none'),
     ([[1], [2]], {'data__validation': 'holdout'}, 'hold none out: set data.validation=none'),
 ])  # fmt: skip
 def test_faults_of_index_files(cifar, tmp_path, rows, changes, words):
     path = write(tmp_path, 'x.json', rows) if rows is not None else str(tmp_path / 'x.json')
     fields = {'split': 'file', 'data__validation': 'none', 'files__train': path, **changes}
+    if fields['data__validation'] == 'file':
+        fields['files__validation'] = path
     with pytest.raises(UserError, match=words) as caught:
         make_split(cifar, split_config(fields.pop('split'), fields.pop('data__validation'), **fields))
     assert '\n' not in str(caught.value)
+
+
+def test_index_files_need_images_in_the_order_of_the_files(tmp_path):
+    """A test part that is set aside shuffles the others, and a file that is left out shifts them."""
+    rows = {'files__train': write(tmp_path, 'x.json', [0, 1])}
+    held = {'files__validation': rows['files__train']}
+    np.savez(tmp_path / 'own.npz', **arrays(3, each=10, size=8, x_test=None, y_test=None))
+    image_tree(tmp_path / 'tree')
+    for part in 'train', 'test':
+        image_tree(tmp_path / 'parts' / part, count=3)
+    own_test = 'expected a data set with its own test part, got '
+    (tmp_path / 'parts' / 'train' / 'a' / '0.png').write_bytes(b'no image')
+    for name, words in (
+        (f'npz:{tmp_path}/own.npz', f'{own_test}{tmp_path}/own.npz without one: add x_test and y_test'),
+        (f'folder:{tmp_path}/tree', f'{own_test}{tmp_path}/tree without one: put the images into'),
+        (f'stream:{tmp_path}/tree', f'{own_test}{tmp_path}/tree without one: put the images into'),
+        (f'folder:{tmp_path}/parts', f'that can all be read, got 1 in {tmp_path}/parts/train that cannot'),
+    ):
+        dataset = load_dataset(name, '', 8)
+        for config in split_config('file', 'none', **rows), split_config('shared', 'file', **held):
+            with pytest.raises(UserError, match=r'^files\.(train|validation): expected ') as caught:
+                make_split(dataset, config)
+            assert words in str(caught.value)
+    # A stream replaces such a file, and the test part of digits is the same for everybody.
+    for name in f'stream:{tmp_path}/parts', 'digits':
+        config = split_config('file', 'none', **rows)
+        assert make_split(load_dataset(name, '', 8), config).train.tolist() == [0, 1]
 
 
 def test_a_split_names_the_validation_images_it_goes_with():

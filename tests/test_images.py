@@ -134,7 +134,9 @@ LAYOUTS = {
     'train alone': ({'train': 5, 'raw': 0}, (8, 0, 2), 'as the test part; not used: raw/'),
     'one tree': ({'': 5}, (8, 0, 2), '2 class folders; a fifth of each class is set aside as the test part'),
     'a class train': ({'': 5, 'train': 0}, (12, 0, 3), '3 class folders'),
-    'one tree and test': ({'': 5, 'test': 0}, (8, 0, 2), 'not used: test/ (no class folders)'),
+    'one tree and test': (
+        {'': 5, 'test': 0}, (8, 0, 2), 'not used: test/ (no class folders); test/ is taken for a part: rename'
+    ),
     'hidden': ({'': 5, '.thumbnails': 0, '__MACOSX': 0}, (8, 0, 2), '2 class folders'),
 }  # fmt: skip
 
@@ -162,6 +164,14 @@ REFUSED = {
     'one class': ({'cats': 0}, 'expected at least 2 class folders, got only cats/'),
     'one class of a part': ({'train/cats': 0}, 'expected at least 2 class folders in '),
     'one too high': ({'photos': 5}, 'got only photos/; try '),
+    'a class called dev': (
+        {'dev': 0, 'cats': 0},
+        'got only cats/; dev/ is taken for a part: rename it if it is',
+    ),
+    'two such classes': (
+        {'dev': 0, 'test': 0},
+        'dev/, test/ are taken for parts: rename those that are classes',
+    ),
     'small': ({'': 1}, 'cannot set a test part aside: class a: expected 2 images or more, got 1'),
 }
 
@@ -183,11 +193,35 @@ def test_classes_without_images_or_of_another_part_are_refused(kind, tmp_path):
     tree(tmp_path / 'test', 'ac')
     with pytest.raises(UserError, match='the classes of the train and test parts differ in b, c'):
         load_dataset(f'{kind}:{tmp_path}', '', 8)
+    for names, other in ('ab', 'AB'), ('ab', 'xy'), ('b\u00e9', ['e\u0301']):
+        wanted, got = ', '.join(names), ', '.join(other)
+        tree(tmp_path / got / 'train', names)
+        tree(tmp_path / got / 'val', other)
+        message = f'val: expected folders of the classes {wanted}, as in the training part, got {got}: rename'
+        with pytest.raises(UserError, match=message):
+            load_dataset(f'{kind}:{tmp_path / got}', '', 8)
     tree(tmp_path / 'other')
     (tmp_path / 'other' / 'c').mkdir()
     (tmp_path / 'other' / 'c' / 'notes.txt').write_text('none yet')
     with pytest.raises(UserError, match=r'other/c holds no images; expected image files as'):
         load_dataset(f'{kind}:{tmp_path}/other', '', 8)
+
+
+@pytest.mark.parametrize('kind', ['folder', 'stream'])
+def test_a_part_may_lack_classes_and_keeps_the_numbers_of_the_others(kind, tmp_path, capsys):
+    tree(tmp_path / 'train', 'abcd')
+    tree(tmp_path / 'val', 'bd', 2)
+    tree(tmp_path / 'test', 'cd', 3)
+    (tmp_path / 'test' / 'a').mkdir()
+    dataset = load_dataset(f'{kind}:{tmp_path}', '', 8)
+    assert dataset.y_val.tolist() == [1, 1, 3, 3] and dataset.y_test.tolist() == [2, 2, 2, 3, 3, 3]
+    lacks = '2 of 4 classes have no images in the'
+    assert capsys.readouterr().err == (
+        f'warning: {tmp_path}/val: {lacks} val part: a, c\n'
+        f'warning: {tmp_path}/test: {lacks} test part: a, b\n'
+    )
+    if kind == 'folder':
+        assert set(dataset.x_test[dataset.y_test == 3, :, :, 0].ravel()) == {60}  # read as the second class
 
 
 def test_a_folders_own_validation_part_chooses_the_weights(tmp_path, config):
@@ -321,11 +355,12 @@ LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
         LEVELS,
         LEVELS[..., None],
         LEVELS.astype(np.uint16) * 257,
+        (LEVELS.astype(np.uint16) * 257).astype('>u2'),
         (LEVELS / 255)[..., None].repeat(3, 2),
         (LEVELS / 255).astype(np.float32),
         np.dstack([LEVELS, LEVELS, LEVELS, np.full_like(LEVELS, 255)]),
     ],
-    ids=['grey', 'one channel', '16-bit', 'floats', 'grey floats', 'opaque'],
+    ids=['grey', 'one channel', '16-bit', '16-bit of another machine', 'floats', 'grey floats', 'opaque'],
 )
 def test_arrays_are_read_as_files_are(array):
     wanted = LEVELS[..., None].repeat(3, 2)
@@ -342,7 +377,7 @@ def test_arrays_are_read_as_files_are(array):
     [
         (LEVELS.astype(float), 'image 0: expected float pixels from 0 to 1, got 0 to 255; divide it by'),
         (LEVELS.astype(int), 'expected uint8, uint16, or floats from 0 to 1, got int64'),
-        (np.zeros((3, 16, 16)), 'got float64 [3, 16, 16]; move the channels to the end'),
+        (np.zeros((3, 16, 16)), 'got float64 [3, 16, 16]; give many grey images as [N,H,W,1], and move'),
         (np.zeros(16), 'expected [H,W], [H,W,3]'),
         ([], 'expected an image or more, got none'),
         (3, 'expected images as files, PIL images or arrays, got int'),

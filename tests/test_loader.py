@@ -11,7 +11,7 @@ import pytest
 
 from jaxcifar.data import gather
 from jaxcifar.data.loader import Order, batches, prefetch
-from jaxcifar.data.splits import make_split
+from jaxcifar.data.splits import evaluation_images, make_split
 from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.machine.errors import UserError
 from jaxcifar.runs.resolve import finalize
@@ -48,9 +48,11 @@ def test_both_loaders_give_the_same_bits(config, dataset, order, devices):
     assert host[2]['label'].shape == ((16,) if order == 'shared' else (2, 16))
 
 
-def test_worker_processes_give_the_same_bits(config, dataset):
+def test_images_in_memory_need_no_worker_processes(config, dataset, monkeypatch):
+    """Each would get a copy of them all."""
     here = load(config, dataset, range(3))
     config.data.workers = 1
+    monkeypatch.setattr(gather, 'WorkerContext', None)
     assert same(here, load(config, dataset, range(3)))
 
 
@@ -93,6 +95,14 @@ def test_a_last_batch_is_trimmed_to_the_devices(config):
     assert [len(order.indices(i)) for i in range(3)] == [32, 32, 4] and order.trimmed == 2
 
 
+@pytest.mark.parametrize(('log', 'lengths'), [(0, [3, 3]), (2, [2, 1, 1, 2])])
+def test_a_call_takes_as_many_steps_as_fit(config, log, lengths):
+    """Every 2 steps there is a row to write, and every 3 an epoch ends."""
+    config.steps_per_call, config.log.every_steps = 100, log
+    order = Order(finalize(config), np.arange(96), 1)
+    assert [len(call) for call in order.calls(config, 0, 6)] == lengths
+
+
 def test_the_prefetching_thread_ends_and_passes_on_its_error():
     import threading
 
@@ -123,6 +133,15 @@ def test_a_worker_does_not_run_the_users_program(monkeypatch):
     gather.WorkerContext().Process(target=print).start()
     assert told and not {'init_main_from_name', 'init_main_from_path'} & {*told[0]}
     assert sys.modules['__main__'] is program
+
+
+def test_training_images_are_copied_only_to_be_evaluated(config, dataset):
+    images = evaluation_images(dataset, make_split(dataset, config))
+    assert images['test'].images is dataset.x_test
+    assert 'images' not in vars(images['train'])  # not made yet
+    train = images['train'].images
+    assert train is images['train'].images  # the evaluation knows by it what is on the devices
+    np.testing.assert_array_equal(train, dataset.x_train[images['train'].indices])
 
 
 def test_held_out_images_are_stratified_and_not_trained_on(config):

@@ -98,7 +98,7 @@ def test_files_are_made_once_and_made_again_alike(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('fault', 'words'), [
     ('edited', r'calib\.json does not match its sha256'),
     ('missing', r'calib\.json is missing'),
-    ('other data', 'expected data_sha256=xyz, got abc'),
+    ('other settings', 'expected imbalance=5.0, got 6.0'),
     ('manifest', 'manifest.json: '),
 ])  # fmt: skip
 def test_files_that_do_not_match_are_refused(tmp_path, fault, words):
@@ -111,9 +111,27 @@ def test_files_that_do_not_match_are_refused(tmp_path, fault, words):
         (folder / 'calib.json').unlink()
     elif fault == 'manifest':
         (folder / 'manifest.json').write_text('{"protocol"')
+    else:
+        text = (folder / 'manifest.json').read_text()
+        (folder / 'manifest.json').write_text(text.replace('"imbalance": 5.0', '"imbalance": 6.0'))
     with pytest.raises(UserError, match=words) as caught:
-        make_split(labels_only(4, 100, 40, 'xyz' if fault == 'other data' else 'abc'), config)
+        make_split(labels_only(4, 100, 40), config)
     assert 'delete the folder' in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_images_of_one_name_have_folders_of_their_own(tmp_path):
+    config = tail_config(tmp_path, imbalance=5.0)
+    other = labels_only(4, 90, 40, '79dcdfd90')
+    first = make_split(labels_only(4, 100, 40), config)
+    second = make_split(other, config)
+    names = ['cifar100_lt_if5_seed42', 'cifar100_lt_if5_seed42_79dcdfd9']
+    assert sorted(folder.name for folder in (tmp_path / 'splits').iterdir()) == names
+    np.testing.assert_array_equal(make_split(labels_only(4, 100, 40), config).train, first.train)
+    with long_tail.keeping_nothing(config) as apart:
+        shutil.rmtree(tmp_path / 'splits' / names[0])  # the name stays, even if the other's is free now
+        for there in apart, config:
+            np.testing.assert_array_equal(make_split(other, there).train, second.train)
+    assert [folder.name for folder in (tmp_path / 'splits').iterdir()] == names[1:]
 
 
 def test_the_standard_protocol_trains_on_all_and_tests_on_all(tmp_path):
@@ -329,6 +347,7 @@ def test_the_standard_protocol_has_no_calibration_images(tiny_networks, tail_npz
     z = np.load(tmp_path / 'outputs/logits/tail_lt_if5_standard/0_tiny/test.npy')
     assert z.shape == (160, 4)
     assert list(reject.reject(tmp_path, samples=2)['parts']) == ['test']
+    assert not (tmp_path / 'calibrated').exists()  # nothing was fitted
 
 
 def test_calibration_needs_a_long_tail(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
+from configs import base, ternary
 from experiments.faults import networks
 from jaxcifar import main
 from jaxcifar.data.datasets import load_dataset
@@ -204,6 +204,9 @@ def test_what_is_set_for_streams_and_refused(config, tmp_path):
     assert finalize(config).augment == 'none' and config.data.image_size == 8
     config.dataset, config.data.image_size = 'imagenet:x', None
     assert finalize(config).data.image_size == 224
+    for name, stem in ('imagenet:x', 'imagenet'), ('stream:x', ''):
+        c = ternary.get_config(f'resnet18,{name}')
+        assert (c.augment, c.data.workers, c.model.stem) == ('cutmix(1.0,.5)', 4, stem)
     config.data.loader = 'device'
     with pytest.raises(UserError, match=r'set data\.loader=host for imagenet:x'):
         finalize(config)

@@ -43,7 +43,11 @@ NEEDS: list[tuple[str, str, Callable[[ConfigDict], bool]]] = [
     ('experts.unique', 'split=overlap', lambda c: c.split == 'overlap'),
     ('data.validation_size', 'data.validation=holdout', lambda c: c.data.validation == 'holdout'),
     ('data.split_seed', 'data.validation=holdout', lambda c: c.data.validation == 'holdout'),
-    ('data.workers', 'data.loader=host', lambda c: c.data.loader == 'host'),
+    (
+        'data.workers',
+        'dataset=stream:… or imagenet:…',
+        lambda c: c.dataset.startswith(('stream:', 'imagenet:')),
+    ),
     ('optimizer.momentum', 'optimizer.name=sgd or muon', _optimizer('sgd', 'muon')),
     ('optimizer.nesterov', 'optimizer.name=sgd or muon', _optimizer('sgd', 'muon')),
     ('optimizer.b1', 'optimizer.name=adamw', _optimizer('adamw')),

@@ -11,6 +11,7 @@ from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.text import is_plain
 
 TEST_SHARE = 0.2  # of a data set that comes without a test part
+COUNTED = 512  # images whose pixels are counted at a time: NumPy widens them to 64 bits first
 
 
 def check_arrays(arrays: dict[str, np.ndarray], classes: tuple[str, ...]):
@@ -193,8 +194,10 @@ def cut(arrays: tuple, labels: np.ndarray, seed: int, names: Sequence[str] = (),
 def mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Measure mean and deviation per channel of uint8 [n,H,H,C] on the 0..1 scale, from exact counts."""
     # Counting 256 values is exact, and needs no array of floats as large as the images.
-    channels = np.moveaxis(images, -1, 0)
-    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
+    counts = np.zeros((images.shape[-1], 256), int)
+    for start in range(0, len(images), COUNTED):
+        channels = np.moveaxis(images[start : start + COUNTED], -1, 0)
+        counts += [np.bincount(channel.ravel(), minlength=256) for channel in channels]
     values, total = np.arange(256) / 255, counts.sum(axis=1)
     mean = (counts * values).sum(axis=1) / total
     variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total

@@ -66,7 +66,7 @@ def fusion(dataset, config) -> Split:
 
 def from_files(dataset, config) -> Split:
     """Take the user's own indices: one list for all members, or one for each."""
-    rows = expert_splits.read_rows(config.files.train, len(dataset.y_train))
+    rows = _read_rows('train', dataset, config)
     if len(rows) > 1:
         return _own_images(rows, dataset, config)
     if config.data.validation == 'holdout':
@@ -113,13 +113,20 @@ def _validation(dataset, config) -> np.ndarray:
     if config.data.validation == 'fusion_validation':
         return expert_splits.fusion_validation(images, config)
     if config.data.validation == 'file':
-        rows = expert_splits.read_rows(config.files.validation, images)
+        rows = _read_rows('validation', dataset, config)
         if len(rows) > 1:
             raise UserError(
                 f'{config.files.validation}: expected one list of validation images, got {len(rows)}'
             )
         return np.sort(rows[0])
     return np.array([], int)
+
+
+def _read_rows(field: str, dataset, config) -> list[np.ndarray]:
+    """Read the index files in a field of `files`; `UserError` where their indices would name other images."""
+    if dataset.index_fault:
+        raise UserError(f'files.{field}: {dataset.index_fault}')
+    return expert_splits.read_rows(config.files[field], len(dataset.y_train))
 
 
 def _hold_out(pool: np.ndarray, dataset, config) -> Split:

@@ -5,86 +5,24 @@
 `stream:PATH` stay on disk.
 """
 
-import hashlib
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from jaxcifar.data.arrays import (
-    check_arrays,
-    check_images_fit,
-    check_part,
-    class_names,
-    mean_std,
-    set_aside_test,
-)
+from jaxcifar.data.arrays import check_images_fit, check_part, class_names, set_aside_test
 from jaxcifar.data.cifar import CIFAR
+from jaxcifar.data.dataset import Dataset, from_arrays
 from jaxcifar.data.download import fetch_cifar
-from jaxcifar.data.files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, summarise
+from jaxcifar.data.files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles
 from jaxcifar.data.listing import list_parts, read_images
-from jaxcifar.data.npz import read_npz, write_npz
+from jaxcifar.data.npz import READ_ONLY, read_npz, stored_size, write_npz
 from jaxcifar.machine import errors
 from jaxcifar.machine.text import show
 
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Hold images uint8 [n,H,W,3], labels int32 [n]; `mean` and `std` per channel on the 0..1 scale.
-
-    `x_val` and `y_val` are a folder's own validation part, None if it has none. `notes` are lines that
-    tell the user how files and folders were interpreted.
-    """
-
-    name: str
-    x_train: np.ndarray | ImageFiles
-    y_train: np.ndarray
-    x_test: np.ndarray | ImageFiles
-    y_test: np.ndarray
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    x_val: np.ndarray | ImageFiles | None = None
-    y_val: np.ndarray | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        """Return the number of classes, C."""
-        return len(self.classes)
-
-    @property
-    def image_size(self) -> int:
-        """Return the side of the square images, in pixels."""
-        return self.x_train.shape[1]
-
-    def normalised(self, indices: np.ndarray) -> np.ndarray:
-        """Return these training images normalised by mean and deviation, float32 [N,H,W,3]."""
-        mean, std = np.array([self.mean, self.std], np.float32)
-        return (np.asarray(self.x_train[indices], np.float32) / 255 - mean) / std
-
-    def fingerprint(self) -> str:
-        """Return the sha256 of the training and test parts, in hex; files on disk count by name and size."""
-        return _sha256(self.x_train, self.y_train, self.x_test, self.y_test)
-
-    def val_fingerprint(self) -> str:
-        """Return the fingerprint of the validation part; '' where there is none."""
-        return '' if self.x_val is None else _sha256(self.x_val, self.y_val)
-
-    def complaints(self) -> list[str]:
-        """Return the lines on unreadable or converted images that a run prints at its end."""
-        parts = [x for x in (self.x_train, self.x_val, self.x_test) if isinstance(x, ImageFiles)]
-        return summarise(parts, sum(map(len, parts)))
-
-
-def _sha256(*arrays) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(array.manifest if isinstance(array, ImageFiles) else np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+NO_TEST = 'expected a data set with its own test part'  # begins an `index_fault`: the rest is shuffled
 
 
 def without_images(name: str, classes, image_size: int, mean, std) -> Dataset:
@@ -96,6 +34,15 @@ def without_images(name: str, classes, image_size: int, mean, std) -> Dataset:
 def is_streamed(name: str) -> bool:
     """Tell whether the images of the data set called `name` stay on disk."""
     return name.partition(':')[0] in ('imagenet', 'stream')
+
+
+def is_resized(name: str, image_size: int) -> bool:
+    """Tell whether `image_size` is not that of the images in an .npz, which stay as they are.
+
+    32 is always right: configs have it where nobody has set a size.
+    """
+    size = stored_size(local_path(name)) if name.startswith('npz:') and image_size != 32 else None
+    return size not in (None, image_size)
 
 
 def load_dataset(name: str, root: str | Path, image_size: int = 32) -> Dataset:
@@ -127,7 +74,7 @@ def _digits(name: str, root: Path, image_size: int) -> Dataset:
     check_images_fit(len(grey), image_size)
     large = [Image.fromarray(image).resize(size, Image.Resampling.BICUBIC) for image in grey]
     images = np.repeat(np.stack([np.asarray(i) for i in large])[..., None], 3, axis=-1)
-    return _dataset(name, set_aside_test(images, digits.target), tuple('0123456789'))
+    return from_arrays(name, set_aside_test(images, digits.target), tuple('0123456789'))
 
 
 def _cifar(name: str, root: Path, image_size: int) -> Dataset:
@@ -136,19 +83,31 @@ def _cifar(name: str, root: Path, image_size: int) -> Dataset:
     names, mean, std = CIFAR[name]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_npz(path, fetch_cifar(name, root))
+        arrays = None if path.exists() else _fetched_cifar(name, path)
     except OSError as error:
         raise errors.UserError(
             f'{root}: cannot store {name} there ({error.strerror}): set JAXCIFAR_DATA to another folder'
         ) from error
     try:
-        dataset = _dataset(name, read_npz(path)[0], tuple(names.split()), mean, std)
+        dataset = from_arrays(name, arrays or read_npz(path)[0], tuple(names.split()), mean, std)
         if dataset.x_train.shape[1:] != (32, 32, 3):
             raise ValueError(f'x_train: expected shape (n, 32, 32, 3), got {dataset.x_train.shape}')
     except ValueError as error:
         raise errors.UserError(f'{path}: {error}; delete it to download it again') from error
     return dataset
+
+
+def _fetched_cifar(name: str, path: Path) -> dict[str, np.ndarray]:
+    """Fetch CIFAR's arrays and write them to `path`, unless its folder is read-only."""
+    arrays = fetch_cifar(name, path.parent)
+    try:
+        write_npz(path, arrays)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        # Shared data may be read-only, and hold the official archive.
+        print(f'warning: {path}: {error.strerror}; {name} is read anew by each run', file=sys.stderr)
+    return arrays
 
 
 def _npz(name: str, root: Path, image_size: int) -> Dataset:
@@ -157,12 +116,13 @@ def _npz(name: str, root: Path, image_size: int) -> Dataset:
     try:
         arrays, others = read_npz(path)
         notes = (f'{path}: not used: {", ".join(others)}',) if others else ()
-        classes = class_names(arrays.pop('classes', np.array([])))
+        classes, fault = class_names(arrays.pop('classes', np.array([]))), ''
         if 'x_test' not in arrays and 'y_test' not in arrays:
             check_part(arrays, 'train')
             arrays = set_aside_test(arrays['x_train'], arrays['y_train'], classes)
             notes = (f'{path}: a fifth of each class is set aside as the test part', *notes)
-        return _dataset(name, arrays, classes, notes=notes)
+            fault = f'{NO_TEST}, got {path} without one: add x_test and y_test'
+        return from_arrays(name, arrays, classes, notes=notes, index_fault=fault)
     except ValueError as error:
         raise errors.UserError(
             f'{path}: {error} (create the file with np.savez: uint8 x_train [n,H,H,3], integer y_train [n] '
@@ -175,7 +135,7 @@ def _folder(name: str, root: Path, image_size: int) -> Dataset:
     path = local_path(name)
     try:
         layout, listings = list_parts(path)
-        arrays, notes = dict[str, np.ndarray](), [layout.line]
+        arrays, notes, fault = dict[str, np.ndarray](), [layout.line], ''
         for part, listing in listings.items():
             images, labels, summary = read_images(listing, image_size)
             arrays |= {f'x_{part}': images, f'y_{part}': labels}
@@ -184,9 +144,15 @@ def _folder(name: str, root: Path, image_size: int) -> Dataset:
             notes += [summary] if is_whole else []
             if not is_whole:
                 print(summary, file=sys.stderr)
+            if part == 'train' and (lost := len(listing.paths) - len(images)):
+                fault = (
+                    f'expected training images that can all be read, got {lost:,} in {listing.folder} that '
+                    'cannot, so that later indices shift: mend these files, or remove them and count again'
+                )
         if 'test' not in listings:
             arrays = set_aside_test(arrays['x_train'], arrays['y_train'], layout.classes)
-        return _dataset(name, arrays, layout.classes, notes=tuple(notes))
+            fault = _without_test(path)
+        return from_arrays(name, arrays, layout.classes, notes=tuple(notes), index_fault=fault)
     except (OSError, ValueError) as error:
         raise _unusable(path, error) from error
 
@@ -211,12 +177,18 @@ def _stream(name: str, root: Path, image_size: int) -> Dataset:
     return Dataset(
         name, train, train.labels, test, test.labels, layout.classes, IMAGENET_MEAN, IMAGENET_STD,
         val, None if val is None else val.labels, (layout.line,),
+        '' if 'test' in listings else _without_test(path),
     )  # fmt: skip
 
 
 def local_path(name: str) -> Path:
     """Return the path in the name of a data set, kind:PATH."""
     return Path(os.path.expanduser(name.partition(':')[2]))  # Path's own raises for an unknown ~user
+
+
+def _without_test(path: Path) -> str:
+    """Return the `index_fault` of folders from whose training images a test part is drawn."""
+    return f'{NO_TEST}, got {path} without one: put the images into the folders train/ and test/'
 
 
 def _unusable(path: Path, error: Exception) -> errors.UserError:
@@ -236,15 +208,3 @@ DATASETS = {
     'imagenet:PATH': _stream,
     'stream:PATH': _stream,
 }
-
-
-def _dataset(name, arrays, classes, mean=None, std=None, notes=()) -> Dataset:
-    """Build the data set; () numbers the classes, None measures mean and std. Raise ValueError if bad."""
-    check_arrays(arrays, classes)
-    if mean is None:
-        mean, std = mean_std(arrays['x_train'])
-    parts = [part for part in ('train', 'test', 'val') if f'x_{part}' in arrays]
-    fields = {f'x_{part}': np.ascontiguousarray(arrays[f'x_{part}']) for part in parts}
-    fields |= {f'y_{part}': arrays[f'y_{part}'].astype(np.int32) for part in parts}
-    classes = classes or tuple(str(i) for i in range(int(arrays['y_train'].max()) + 1))
-    return Dataset(name=name, classes=classes, mean=mean, std=std, notes=notes, **fields)

@@ -34,6 +34,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from jaxcifar.data.npz import READ_ONLY
 from jaxcifar.data.vision import import_torchvision
 from jaxcifar.machine import errors
 
@@ -88,21 +89,35 @@ def from_archive(kind, root: Path) -> dict[str, np.ndarray]:
     Raises OSError where the host fails or is slow, ValueError where the md5 sum is wrong.
     """
     try:
-        return _read_archive(kind, root, unpack=False)
+        return _read_unpacked(kind, root)
     except RuntimeError:  # torchvision: not there, or not whole
         path = root / kind.filename
         if not path.exists() or (md5 := _md5(path)) != kind.tgz_md5:
             if path.exists():
                 print(f'{path}: expected md5 {kind.tgz_md5}, got {md5}; fetching it again', file=sys.stderr)
             _download(kind.url, path, kind.tgz_md5)
-        return _read_archive(kind, root, unpack=True)
+        with _scratch(root) as folder:
+            # Another run may be unpacking too: in one place, each would read the other's half files.
+            import_torchvision().datasets.utils.extract_archive(str(path), folder)
+            return _read_unpacked(kind, Path(folder))
 
 
-def _read_archive(kind, root: Path, unpack: bool) -> dict[str, np.ndarray]:
+def _scratch(root: Path) -> tempfile.TemporaryDirectory:
+    """Make a temporary folder in the data folder, which has room, or elsewhere if that is read-only."""
+    try:
+        return tempfile.TemporaryDirectory(dir=root, prefix='.unpack-')
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        return tempfile.TemporaryDirectory(prefix='jaxcifar-')
+
+
+def _read_unpacked(kind, root: Path) -> dict[str, np.ndarray]:
+    """Read the arrays from the folder that the archive holds; RuntimeError if it is missing or not whole."""
     with warnings.catch_warnings():
         # NumPy 2.4.0 to 2.4.4 complain about the type flags in these pickles of 2009.
         warnings.simplefilter('ignore', np.exceptions.VisibleDeprecationWarning)
-        train, test = (kind(root, train=flag, download=unpack) for flag in (True, False))
+        train, test = (kind(root, train=flag) for flag in (True, False))
     return _arrays(train.data, train.targets, test.data, test.targets)
 
 

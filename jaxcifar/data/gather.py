@@ -1,4 +1,4 @@
-"""Gather batches in a DataLoader's worker processes.
+"""Gather batches in a DataLoader, and start the worker processes of one that decodes files.
 
 This module must not import JAX, whose threads forbid a fork.
 """

@@ -3,9 +3,11 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from jaxcifar.data.vision import is_image
 
 # The usual names, in upper or lower case; 'train_set', 'TestData' and 'val2017' match too.
 PARTS = {
@@ -16,6 +18,7 @@ PARTS = {
 ENDING = re.compile('(dataset|set|data|images|imgs|split)$')
 # Part names that may also be classes: 'train', the vehicle, and 'valid', the opposite of invalid.
 CLASS_WORDS = ('train', 'valid')
+NAMED = 10  # classes that an error names
 IGNORED = ('__macosx', '@eadir', 'lost+found', '__pycache__')
 
 
@@ -52,6 +55,40 @@ def is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
+def walk(place: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """Yield (folder, its files, {other entry: why it is left out}) for a folder and all folders below it.
+
+    Hidden files and folders are skipped. Links are followed, except those back to a folder in `above`.
+    Raises OSError for a folder that cannot be read, so that it does not pass for an empty one.
+    """
+    real = os.path.realpath(place)
+    if real in above:
+        yield place, [], {'.': 'a link to a folder that it lies in'}
+        return
+    files, below, odd = list[str](), list[str](), dict[str, str]()
+    with os.scandir(place) as entries:
+        for entry in entries:
+            if is_folder(entry):
+                # A folder of thumbnails holds copies of images, which must not be trained or tested on.
+                below += [] if is_hidden(entry.name) else [entry.path]
+            elif entry.name[0] == '.':
+                continue
+            # Opening a pipe would wait for somebody to write into it. A dead link is an unreadable image.
+            elif (entry.is_symlink() and not os.path.exists(entry.path)) or entry.is_file():
+                files.append(entry.name)
+            else:
+                odd[entry.name] = 'not a file'
+    yield place, files, odd
+    for folder in below:
+        yield from walk(folder, (*above, real))
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether there is an image in a folder or in a folder below it."""
+    places = walk(str(folder), (os.path.realpath(folder.parent),))
+    return any(is_image(os.path.join(place, file)) for place, files, _ in places for file in files)
+
+
 def lookalikes(names: Iterable[str]) -> list[list[str]]:
     """Group names that differ only in case or in how accents are stored; leave out those that do not."""
     groups: dict[str, list[str]] = {}
@@ -64,7 +101,7 @@ def find_layout(path: Path) -> Layout:
     """Interpret the folders in `path` as parts, or as the classes of a single tree.
 
     With train/ and test/, val/ is the validation part. Without test/, val/ is the test part. A part
-    without any class of train/ is not used.
+    without class folders is not used.
 
     Raises OSError if there is no such folder, ValueError where the names fit no layout or more than one.
     """
@@ -105,8 +142,7 @@ def find_test(path: Path, classes: tuple[str, ...]) -> tuple[Path, tuple[str, ..
     if unknown := [name for name in names if name not in classes]:
         alike = lookalikes([*classes, *unknown])
         remedy = f': rename it {alike[0][0]}' if alike else ''
-        known = ', '.join(classes[:10]) + (', …' if len(classes) > 10 else '')
-        raise ValueError(f'expected folders of the classes {known}, got {unknown[0]}{remedy}')
+        raise ValueError(f'expected folders of the classes {shortened(classes)}, got {unknown[0]}{remedy}')
     return test or path, names
 
 
@@ -114,16 +150,24 @@ def _single_tree(path: Path, here: list[Path], named: list[Path]) -> Layout:
     """Interpret the folders as classes, except parts without labels."""
     # A folder of images to be predicted often lies beside the classes. It is not one of them.
     classes = [p for p in here if p not in named]
+    hint = _taken(named) if named else ''
     if named and (not classes or any(folders(p) for p in named)):
-        raise ValueError(f'it has {_listed(named)} but no train/')
+        raise ValueError(f'it has {_listed(named)} but no train/{hint}')
     if not classes:
         raise ValueError('it has no class folders')
     if len(classes) == 1:
         inside = f'; try {classes[0]}' if len(folders(classes[0])) > 1 else ''
-        raise ValueError(f'expected at least 2 class folders, got only {_listed(classes)}{inside}')
+        raise ValueError(f'expected at least 2 class folders, got only {_listed(classes)}{inside}{hint}')
     line = f'{path}: {len(classes)} class folders; a fifth of each class is set aside as the test part'
-    line += f'; not used: {_listed(named)} (no class folders)' if named else ''
+    line += f'; not used: {_listed(named)} (no class folders){hint}' if named else ''
     return Layout(path, tuple(p.name for p in classes), None, None, line)
+
+
+def _taken(named: list[Path]) -> str:
+    """Say that folders are taken for parts, as the end of a line: a class may be called test or dev."""
+    if len(named) > 1:
+        return f'; {_listed(named)} are taken for parts: rename those that are classes'
+    return f'; {_listed(named)} is taken for a part: rename it if it is a class'
 
 
 def _line(path: Path, here: list[Path], train: Path, val: Path | None, test: Path | None) -> str:
@@ -158,8 +202,30 @@ def _inner(folder: Path) -> Path:
 
 
 def _shares(folder: Path, classes: tuple[str, ...]) -> bool:
-    """Tell whether a part has any of the training classes; else its images have no labels."""
-    return bool({p.name for p in folders(folder)} & set(classes))
+    """Tell whether a part has any of the training classes; else its images have no labels.
+
+    Raises ValueError where its folders look like classes, but have other names.
+    """
+    inside = folders(folder)
+    names, known = [p.name for p in inside], set(classes)
+    if known & set(names):
+        return True
+    # Two training classes may look alike themselves.
+    alike = map(set, lookalikes([*classes, *names]))
+    is_misspelt = any(known & group and group - known for group in alike)
+    # A single folder is common for images without labels, as test/unknown/.
+    if is_misspelt or sum(map(has_images, inside)) > 1:
+        wanted, got = shortened(classes), shortened(names)
+        raise ValueError(
+            f'{folder}: expected folders of the classes {wanted}, as in the training part, got {got}: '
+            'rename them'
+        )
+    return False
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Return the first of some names as errors list them."""
+    return ', '.join(names[:NAMED]) + (', …' if len(names) > NAMED else '')
 
 
 def _only(candidates: list[Path], use: str) -> Path | None:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcifar.data.arrays import check_images_fit, check_names
-from jaxcifar.data.layout import PARTS, Layout, find_layout, folders, is_folder, is_hidden, lookalikes
+from jaxcifar.data.layout import (
+    PARTS,
+    Layout,
+    find_layout,
+    folders,
+    has_images,
+    is_folder,
+    lookalikes,
+    shortened,
+    walk,
+)
 from jaxcifar.data.vision import centre_square, has_ending, is_image, open_rgb, reason
 from jaxcifar.machine.text import one_line
 
@@ -52,17 +62,18 @@ class Listing(NamedTuple):
         return one_line(line)
 
 
-def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
+def list_images(folder: Path, classes: tuple[str, ...], among: Sequence[str] | None = None) -> Listing:
     """List the image files below `folder`/<class>, in the order of torchvision's ImageFolder.
 
-    Hidden files and folders are passed over. Raises OSError for a folder that cannot be read, ValueError for
-    a class without images.
+    among: the classes that have a folder, all by default. Labels count by `classes` in either case. Hidden
+    files and folders are passed over. Raises OSError for a folder that cannot be read, ValueError for one
+    without images.
     """
     paths, labels, others = list[str](), list[int](), dict[str, str]()
-    for label, name in enumerate(classes):
-        before = len(paths)
+    for name in classes if among is None else among:
+        before, label = len(paths), classes.index(name)
         # The order is part of the data set: splits and fingerprints depend on it.
-        for place, files, odd in sorted(_walk(str(folder / name), (os.path.realpath(folder),))):
+        for place, files, odd in sorted(walk(str(folder / name), (os.path.realpath(folder),))):
             within = os.path.relpath(place, folder)
             others |= {os.path.normpath(os.path.join(within, entry)): why for entry, why in odd.items()}
             for path in (os.path.join(within, file) for file in sorted(files)):
@@ -78,34 +89,6 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
         stray = sorted(e.name for e in entries if not is_folder(e) and has_ending(e.name))
     others |= dict.fromkeys(stray, 'in no class folder')
     return Listing(folder, paths, np.array(labels, np.int32), classes, others)
-
-
-def _walk(place: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    """Yield (folder, its files, {other entry: why it is left out}) for a folder and all folders below it.
-
-    Hidden files and folders are skipped. Links are followed, except those back to a folder in `above`.
-    Raises OSError for a folder that cannot be read, so that it does not pass for an empty one.
-    """
-    real = os.path.realpath(place)
-    if real in above:
-        yield place, [], {'.': 'a link to a folder that it lies in'}
-        return
-    files, below, odd = list[str](), list[str](), dict[str, str]()
-    with os.scandir(place) as entries:
-        for entry in entries:
-            if is_folder(entry):
-                # A folder of thumbnails holds copies of images, which must not be trained or tested on.
-                below += [] if is_hidden(entry.name) else [entry.path]
-            elif entry.name[0] == '.':
-                continue
-            # Opening a pipe would wait for somebody to write into it. A dead link is an unreadable image.
-            elif (entry.is_symlink() and not os.path.exists(entry.path)) or entry.is_file():
-                files.append(entry.name)
-            else:
-                odd[entry.name] = 'not a file'
-    yield place, files, odd
-    for folder in below:
-        yield from _walk(folder, (*above, real))
 
 
 def read_images(listing: Listing, size: int) -> tuple[np.ndarray, np.ndarray, str]:
@@ -144,16 +127,27 @@ def read_images(listing: Listing, size: int) -> tuple[np.ndarray, np.ndarray, st
     return np.stack(pixels), np.array(labels), summary
 
 
-def _check_alike(classes: tuple[str, ...], folder: Path, part: str):
-    """Raise ValueError where a part's folder has other classes than the training part."""
-    if differ := sorted(set(classes) ^ {p.name for p in folders(folder)}):
+def _list_part(folder: Path, classes: tuple[str, ...], part: str) -> Listing:
+    """List the images of a part that need not have every class; ValueError where it has others."""
+    inside = folders(folder)
+    names = {p.name for p in inside}
+    if names - set(classes):
+        differ = sorted(names ^ set(classes))
         # Cat/ and cat/, or an é of one and of two code points, look like one class to a person.
         same = '; rename those that differ only in case or accents' if lookalikes(differ) else ''
         raise ValueError(f'the classes of the train and {part} parts differ in {", ".join(differ[:5])}{same}')
+    there = [p.name for p in inside if has_images(p)]
+    if not there:
+        raise ValueError(f'{folder} holds no images')
+    if lacking := [name for name in classes if name not in there]:
+        count = f'{len(lacking):,} of {len(classes):,} classes'
+        line = f'warning: {folder}: {count} have no images in the {part} part: {shortened(lacking)}'
+        print(one_line(line), file=sys.stderr)
+    return list_images(folder, classes, there)
 
 
 def list_parts(path: Path) -> tuple[Layout, dict[str, Listing]]:
-    """List the images of each part that a folder has; the parts' classes are the same.
+    """List the images of each part that a folder has; labels count by the training part's classes.
 
     Raises OSError, or ValueError where a folder cannot be read as a data set.
     """
@@ -163,13 +157,10 @@ def list_parts(path: Path) -> tuple[Layout, dict[str, Listing]]:
         names = ', '.join(f'{name}/' for name in alike)
         line = f'warning: {path}: {names} differ only in case or accents, and are {len(alike)} classes'
         print(one_line(line), file=sys.stderr)
-    of_parts = {'train': layout.train, 'val': layout.val, 'test': layout.test}
-    listings = {}
-    for part, folder in of_parts.items():
+    listings = {'train': list_images(layout.train, layout.classes)}
+    for part, folder in (('val', layout.val), ('test', layout.test)):
         if folder is not None:
-            if part != 'train':
-                _check_alike(layout.classes, folder, part)
-            listings[part] = list_images(folder, layout.classes)
+            listings[part] = _list_part(folder, layout.classes, part)
     if layout.train == path and (doubt := _doubt(listings['train'])):
         print(one_line(f'warning: {path}: {doubt}'), file=sys.stderr)
     return layout, listings

@@ -73,13 +73,15 @@ class Order:
     def calls(self, config: ConfigDict, step: int, total: int) -> Iterator[range]:
         """Yield ranges of steps, from `step` to `total`, that are sent to the devices in one call each.
 
-        A call takes steps_per_call steps or one, since every other number would compile another program. Its
-        batches have one shape, and it ends at the latest at a step after which the host has something to do.
+        A call takes `size` steps or one, since every other number would compile another program. Its batches
+        have one shape, and it ends at the latest at a step after which the host has something to do.
         """
         # These recur and end a call: an epoch, which may be evaluated, a log row, a checkpoint.
         every = [
             n for n in (self.steps_per_epoch, config.log.every_steps, config.checkpoint.every_steps) if n
         ]
+        # More steps than lie between two of these would never fit, and each call would take one.
+        size = max(1, min(config.steps_per_call, self.steps_per_epoch - (self.last > 0), *every))
         while step < total:
             ends = [total, *config.profile.steps]
             ends += [(step // n + 1) * n for n in every]
@@ -87,7 +89,7 @@ class Order:
             if self.last:
                 ends.append((step // self.steps_per_epoch + 1) * self.steps_per_epoch - 1)
             left = min(e for e in ends if e > step) - step
-            call = range(step, step + (config.steps_per_call if left >= config.steps_per_call else 1))
+            call = range(step, step + (size if left >= size else 1))
             yield call
             step = call.stop
 
@@ -129,7 +131,8 @@ def _host_batches(config, dataset, order: Order, sharding: NamedSharding, calls:
         for indices in [order.call_indices(config, call)]
     )
     if isinstance(images, np.ndarray):
-        loader = data_loader(Gather(images, dataset.y_train), requests, config.data.workers)
+        # A worker would get a copy of all images, and a gather is faster than sending its result.
+        loader = data_loader(Gather(images, dataset.y_train), requests, workers=0)
         return prefetch(loader, lambda batch: hosts.assemble(batch, sharding))
 
     from jaxcifar.data.stream import Reader

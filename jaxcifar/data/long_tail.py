@@ -7,7 +7,7 @@ field's protocol, trains on all of them and tests on the whole balanced test set
 """
 
 import copy
-import errno
+import glob
 import hashlib
 import json
 import os
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.data.arrays import cut
+from jaxcifar.data.npz import READ_ONLY
 from jaxcifar.machine.errors import UserError
 
 PROTOCOLS = {
@@ -28,7 +29,7 @@ PROTOCOLS = {
     'long_tail_standard': {'train': ('train',), 'test': ()},
 }
 SPLITS = 'splits'  # folder of index files in the data folder
-READ_ONLY = errno.EACCES, errno.EPERM, errno.EROFS
+MANIFEST = 'manifest.json'
 TEST_SHARE = 0.8  # of the long-tailed test images; the rest is val_lt
 
 
@@ -97,27 +98,45 @@ def folder_name(config) -> str:
 
 
 def _folder(config) -> Path:
-    """Return where the index files of this long tail are kept."""
+    """Return where the index files of this long tail are kept, unless other images took the name."""
     return Path(config.data.root).expanduser() / SPLITS / f'{folder_name(config)}_seed{config.long_tail.seed}'
+
+
+def _folder_of(config, sha256: str) -> Path:
+    """Return where the index files of this long tail of these images are kept, or are to be kept."""
+    folder = _folder(config)
+    # Two files in different folders may have one name, and digits have one at any size.
+    own = folder.with_name(f'{folder.name}_{sha256[:8]}')
+    return own if (own / MANIFEST).exists() or _kept_sha256(folder) not in (None, sha256) else folder
+
+
+def _kept_sha256(folder: Path) -> str | None:
+    """Return the sum of the images that a manifest is about; None where it does not say, or is missing."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())['data_sha256']
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None  # `_read` says what is wrong with a damaged one
 
 
 def load_parts(dataset, config) -> dict[str, np.ndarray]:
     """Read the parts from their index files in the data folder, written first if they are not there.
 
     DATA/splits/NAME_seedS/PART.json is a list of indices in row order; manifest.json beside them has
-    the seed, the class counts, and the sha256 of the images and of every file. Raises `UserError` where
-    files do not match the manifest, or the manifest belongs to other images or settings.
+    the seed, the class counts, and the sha256 of the images and of every file. Where the folder is of other
+    images, NAME_seedS_SHA256 is ours. Raises `UserError` where files do not match the manifest, or the
+    manifest belongs to other settings.
     """
-    folder = _folder(config)
+    sha256 = dataset.fingerprint()
+    folder = _folder_of(config, sha256)
     made_from = {
         'protocol': config.split,
         'dataset': config.dataset.partition(':')[0],
-        'data_sha256': dataset.fingerprint(),
+        'data_sha256': sha256,
         'imbalance': float(config.long_tail.imbalance),
         'seed': config.long_tail.seed,
     }
     # The manifest is written last, so without it the other files may not be whole.
-    if not (folder / 'manifest.json').exists():
+    if not (folder / MANIFEST).exists():
         drawn = parts(dataset.y_train, dataset.y_test, dataset.num_classes, config)
         try:
             _write(folder, dataset, made_from, drawn)
@@ -139,9 +158,12 @@ def keeping_nothing(config) -> Iterator:
     apart, there = copy.deepcopy(config), _folder(config)
     with tempfile.TemporaryDirectory() as root:
         apart.data.root = root
-        if config.split in PROTOCOLS and there.is_dir():
+        # The name of a folder may go on with the sum of its images.
+        alike = there.parent.glob(f'{glob.escape(there.name)}*') if config.split in PROTOCOLS else ()
+        for folder in filter(Path.is_dir, alike):
             # Another process may be writing there, in a folder of its own.
-            shutil.copytree(there, _folder(apart), ignore=shutil.ignore_patterns('tmp*'))
+            copied = _folder(apart).with_name(folder.name)
+            shutil.copytree(folder, copied, ignore=shutil.ignore_patterns('tmp*'))
         yield apart
 
 
@@ -162,7 +184,7 @@ def _write(folder: Path, dataset, made_from: dict, drawn: dict[str, np.ndarray])
             'class_counts': np.bincount(labels[indices], minlength=dataset.num_classes).tolist(),
             'sha256': hashlib.sha256(text).hexdigest(),
         }
-    files['manifest.json'] = (json.dumps(manifest, indent=1) + '\n').encode()
+    files[MANIFEST] = (json.dumps(manifest, indent=1) + '\n').encode()
     folder.mkdir(parents=True, exist_ok=True)
     # Several runs may start at once. Each writes in its own temporary folder, and all write the same files.
     with tempfile.TemporaryDirectory(dir=folder) as own:
@@ -177,7 +199,7 @@ def _read(folder: Path, made_from: dict) -> dict[str, np.ndarray]:
     # The loop updates this name, so that an error can say which file caused it.
     name = 'manifest'
     try:
-        manifest = json.loads((folder / 'manifest.json').read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         for key, value in made_from.items():
             if manifest[key] != value:
                 raise ValueError(f'expected {key}={value}, got {manifest[key]}')
@@ -190,7 +212,7 @@ def _read(folder: Path, made_from: dict) -> dict[str, np.ndarray]:
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         reason = f'{name}.json is missing' if isinstance(error, FileNotFoundError) else error
         reason = f'{error} is missing in it' if isinstance(error, KeyError) else reason
-        raise UserError(f'{folder}/manifest.json: {reason}; {remedy}') from None
+        raise UserError(f'{folder / MANIFEST}: {reason}; {remedy}') from None
     return rows
 
 

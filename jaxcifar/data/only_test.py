@@ -88,10 +88,7 @@ def _folder(name: str, alike: Dataset) -> tuple[np.ndarray | ImageFiles, np.ndar
     images: np.ndarray | ImageFiles
     try:
         folder, classes = find_test(path, alike.classes)
-        listing = list_images(folder, classes)
-        # The folders may have only some of the classes, and `list_images` numbers just these.
-        numbers = np.array([alike.classes.index(one) for one in classes])
-        listing = listing._replace(labels=numbers[listing.labels], classes=alike.classes)
+        listing = list_images(folder, alike.classes, classes)
         if is_streamed(alike.name):
             # The network's own test images were cropped as in a stream, which differs from `read_images`.
             images = ImageFiles.of(folder, listing.paths, listing.labels, alike.image_size)

@@ -3,7 +3,8 @@
 A *split* assigns a data set's images; a *part* is one of the pieces: train, validation, test, ….
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -38,10 +39,13 @@ def make_split(dataset, config) -> Split:
     """Assign the images as config.split says; raise `UserError` where these images do not allow it."""
     split = lookup('split', SPLITS, config.split)(dataset, config)
     if both := np.intersect1d(split.train, split.validation).size:
+        # Only the user's own files can name an image twice.
+        file = 'files.train' if config.split == 'file' else 'files.validation'
+        others = 'fusion_holdout or none' if config.split in ('overlap', 'disjoint') else 'none'
         raise UserError(
             f'{both} images of split={config.split} are among those of '
             f'data.validation={config.data.validation}, which must not be trained on: leave them out of '
-            'files.train, or set data.validation=none'
+            f'{file}, or set data.validation={others}'
         )
     return split
 
@@ -57,17 +61,25 @@ def population(config) -> int | None:
     return config.experts.count if config.split in ('overlap', 'disjoint') else None
 
 
-class Images(NamedTuple):
-    """Hold images to evaluate: uint8 [N,H,W,C], or files in their place, with their labels [N].
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Hold images to evaluate, with their labels [N].
 
-    indices [N]: their rows in the data set's arrays. class_counts [C]: training images per class, by which
-    a long tail's classes are grouped; None for other data.
+    `indices` [N] are their rows in `source`, images of the data set. class_counts [C]: training images per
+    class, by which a long tail's classes are grouped; None for other data.
     """
 
-    images: np.ndarray | ImageFiles
+    source: np.ndarray | ImageFiles
     labels: np.ndarray
     indices: np.ndarray
     class_counts: np.ndarray | None = None
+
+    @cached_property
+    def images(self) -> np.ndarray | ImageFiles:
+        """Return the images, uint8 [N,H,W,C], or files in their place; always the same object."""
+        # A run has no use for a copy of its training images, so none is made until somebody asks for it.
+        is_whole = np.array_equal(self.indices, np.arange(len(self.source)))
+        return self.source if is_whole else self.source[self.indices]
 
 
 def evaluation_images(dataset, split: Split) -> dict[str, Images]:
@@ -80,9 +92,8 @@ def evaluation_images(dataset, split: Split) -> dict[str, Images]:
         train['validation'] = split.validation
 
     def take(images, labels, rows=None):
-        if rows is None:
-            return Images(images, labels, np.arange(len(labels)), split.class_counts)
-        return Images(images[rows], labels[rows], rows, split.class_counts)
+        rows = np.arange(len(labels)) if rows is None else rows
+        return Images(images, labels[rows], rows, split.class_counts)
 
     # A data set for evaluation alone has no training images.
     given = {name: rows for name, rows in train.items() if len(rows)}

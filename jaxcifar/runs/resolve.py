@@ -17,7 +17,7 @@ from jaxcifar.config.members import member_losses, member_networks, per_member
 from jaxcifar.config.values import get
 from jaxcifar.data import splits
 from jaxcifar.data.cifar import CIFAR
-from jaxcifar.data.datasets import is_streamed
+from jaxcifar.data.datasets import is_resized, is_streamed
 from jaxcifar.engine import couplings, fusion, losses, optim, paths, quantize, schedules, side_by_side, views
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.machine.profile import count_flops
@@ -114,6 +114,11 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
         'images have 32 pixels',
     ),
     (
+        lambda c: is_resized(c.dataset, c.data.image_size),
+        'data.image_size={data.image_size} is for digits and image files: leave it out for {dataset}, whose '
+        'images have another size',
+    ),
+    (
         lambda c: (
             (c.model.dropout or c.model.drop_path) and not any(map(has_dropout, set(member_networks(c))))
         ),
@@ -186,10 +191,13 @@ def _fill_members(config: ConfigDict):
     for field, count in zip(JOINED, counts):
         if count not in (1, config.members):
             wanted = f'one name, or one for each of members={config.members}'
-            raise UserError(f'{field} must be {wanted}, got {count} in {show(config[field])}')
+            got = f'{count} in {show(config[field])}'
+            raise UserError(f'{field} must be {wanted}, got {got}: set members={count}')
     ids = tuple(range(config.members)) if ids is None else ids
     if len(set(ids)) != len(ids) or len(ids) != config.members:
-        raise UserError(f'member_ids must be members={config.members} different numbers, got {show(ids)}')
+        remedy = f': set members={len(ids)}' if len(set(ids)) == len(ids) else ''
+        wanted = f'members={config.members} different numbers'
+        raise UserError(f'member_ids must be {wanted}, got {show(ids)}{remedy}')
     config.member_ids = ids
 
 

@@ -82,6 +82,9 @@ def as_begun(workdir: Path, session: Session, remedy: str = 'choose a new --work
     """
     if not _has_checkpoint(workdir):
         return session
+    # Index files that are refused today mean the same images as when the run began, as its sum shows.
+    if session.dataset.index_fault:
+        session = replace(session, dataset=replace(session.dataset, index_fault=''))
     session, path = with_split_of(workdir, session), workdir / DATASET
     dataset, split = session.dataset, session.split.fingerprint()
     # Without the file, the checksums in run.json are the next best evidence.
