@@ -48,11 +48,11 @@ def open(workdir):
     return Run(workdir)
 
 
-def load(path, member=None):
+def load(path, member=None, dataset=None):
     """Return trained networks: predict(images) classifies images; they can also be called on arrays.
 
     See `jaxcifar.export.classifier.load`.
     """
     from jaxcifar.export import classifier
 
-    return classifier.load(path, member)
+    return classifier.load(path, member, dataset)

@@ -20,6 +20,8 @@ from jaxcifar.machine import hosts, status
 from jaxcifar.machine.command import command_parser, run_command
 from jaxcifar.machine.errors import UserError
 from jaxcifar.machine.files import read_json_or_set_aside, write_arrays, write_json
+from jaxcifar.runs import results_file
+from jaxcifar.runs.checkpoint import saved_steps
 from jaxcifar.runs.evaluation import Evaluation, Scored, open_evaluation
 from jaxcifar.runs.metrics import BINS, log_probabilities, mean_of_probabilities, reliability, summarise
 from jaxcifar.runs.session import Session
@@ -123,10 +125,12 @@ def calibrate(
         raise UserError(f'expected a run of a long tail, got {workdir} of split={session.config.split}')
     if scored is None:
         checkpoints = ['last'] if session.chooses_on is None else ['best', 'last']
+        if session.chooses_on and not saved_steps(workdir):  # they may have been deleted to save space
+            checkpoints = ['best']
         scored = {checkpoint: _load(workdir, session, checkpoint) for checkpoint in checkpoints}
     (workdir / FILE).unlink(missing_ok=True)  # until everything has been written again
     report: dict = {
-        'step': scored['last'].steps[0],
+        'step': scored['last'].steps[0] if 'last' in scored else results_file.last_step(workdir),
         'fitted_on': FITTED_ON if FITTED_ON in session.images else None,
         'bins': BINS,
         'class_counts': counts.tolist(),
@@ -198,6 +202,8 @@ def _save_weights(workdir: Path, session: Session, scored: Scored, report: dict)
     kept = BestWeights(workdir, 'calibrated')
     # Delete all weights of an earlier calibration, which would mix with these; every step is after -1.
     kept.forget_after(-1)
+    if FITTED_ON not in session.images:
+        return  # nothing was fitted
     # One (params, batch statistics) for each of the K members.
     members = session.population.disassemble(tuple(zip(scored.weights.params, scored.weights.stats)))
     for member, step, (params, stats) in zip(report['members'], scored.steps, members):

@@ -25,6 +25,7 @@ from jaxcifar.report.scores import print_scores, score_rows, write_scores
 from jaxcifar.runs import shipped_networks
 from jaxcifar.runs.evaluation import Evaluation
 from jaxcifar.runs.metrics import verdict
+from jaxcifar.runs.networks import Trained
 from jaxcifar.runs.session import Session
 from jaxcifar.runs.trained import open_trained
 from jaxcifar.runs.workdirs import check_same_images
@@ -46,15 +47,11 @@ def evaluate(
         _check_alone(test_images, {'split': split != 'test', 'posthoc-tau': posthoc_tau})
     # What is evaluated: networks, images, and the weights on the devices.
     trained = open_trained(path, checkpoint, dataset)
-    if not trained.has_split and (posthoc_tau or split != 'test'):
-        flag = '--posthoc-tau' if posthoc_tau else f'--split {split}'
-        raise UserError(
-            f'{flag} needs the index files that {path} was trained with, and an export leaves them out: '
-            'evaluate the run itself'
-        )
+    _check_split(trained, split, posthoc_tau, 'index files', 'an export leaves them out')
     # The flag can only add to what the run's config says.
     trained.config.eval.flip = trained.config.eval.flip or flip
     evaluation = Evaluation(trained.with_test_images(test_images) if test_images else trained.with_images())
+    _check_split(trained, split, posthoc_tau, 'images', f'{trained.config.dataset} has others')
     images, session = evaluation.images(split), evaluation.session
     # The logits, with temperatures and priors applied.
     restored = trained.restore(session.population)
@@ -73,6 +70,13 @@ def evaluate(
         'selected_on': trained.selected_on,
         **evaluation.scores(logits, split),
     }
+
+
+def _check_split(trained: Trained, split: str, posthoc_tau: float, what: str, why: str):
+    """Raise `UserError` where flags need the split of a training that is not known here."""
+    if not trained.has_split and (posthoc_tau or split != 'test'):
+        flag, path = '--posthoc-tau' if posthoc_tau else f'--split {split}', trained.path
+        raise UserError(f'{flag} needs the {what} that {path} was trained with, and {why}: evaluate the run')
 
 
 def _check_alone(test_images: str, flags: Mapping):

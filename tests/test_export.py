@@ -18,6 +18,7 @@ from jaxcifar.data.only_test import check_alike
 from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.engine.state import init_state
 from jaxcifar.evaluate import evaluate
+from jaxcifar.export import hub
 from jaxcifar.export import write as export
 from jaxcifar.formats import portable
 from jaxcifar.formats.portable import read
@@ -81,6 +82,31 @@ def test_weights_that_nothing_chose_are_not_called_chosen(ternary_run, tmp_path,
     assert evaluate(ternary_run)['selected_on'] == 'holdout'
     assert evaluate(ternary_run, 'last')['selected_on'] == 'none'
     assert evaluate(folder, dataset=f'npz:{small_npz}')['selected_on'] == 'none'
+    assert json.loads((folder / 'card.json').read_text())['accuracy']['selected_on'] == 'none'
+
+
+def test_the_split_of_a_training_is_not_that_of_other_images(ternary_run, small_npz, tmp_path):
+    folder = export.export(ternary_run, 'safetensors', tmp_path / 'export')
+    with np.load(small_npz) as arrays:
+        other = {**arrays, 'x_train': arrays['x_train'][::-1], 'y_train': arrays['y_train'][::-1]}
+    np.savez(tmp_path / 'other.npz', **other)
+    assert evaluate(folder, split='validation', dataset=f'npz:{small_npz}')['images'] == 16
+    found = evaluate(folder, dataset=f'npz:{tmp_path}/other.npz')
+    assert (found['images'], found['selected_on']) == (40, 'holdout')
+    with pytest.raises(UserError, match=r'--split validation needs the images that .* was trained with'):
+        evaluate(folder, split='validation', dataset=f'npz:{tmp_path}/other.npz')
+
+
+def test_only_imagenet_is_called_so():
+    card = {
+        'data': {'name': 'imagenet:photos', 'classes': ['cat', 'dog']},
+        'format': 'onnx',
+        'accuracy': None,
+    }
+    card['training'] = {'coupling': 'none', 'view': 'none', 'network': 'resnet18', 'loss': 'cross_entropy'}
+    assert 'datasets' not in yaml.safe_load(hub.head(card).strip('-'))
+    card['data']['classes'] = [f'n{i:08}' for i in range(1000)]
+    assert yaml.safe_load(hub.head(card).strip('-'))['datasets'] == ['ILSVRC/imagenet-1k']
 
 
 def test_a_release_is_a_function_in_one_line(ternary_run, dataset, small_npz, tmp_path):

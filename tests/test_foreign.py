@@ -51,6 +51,7 @@ WRAPPED = {
     },
     'linear': lambda s: renamed(s, 'net.', 'linear'),
     'classifier': lambda s: renamed(s, '', 'classifier'),
+    'AveragedModel': lambda s: {**renamed(s, 'module.'), 'n_averaged': torch.tensor(3)},
     'half': lambda s: {name: t.half() if t.is_floating_point() else t for name, t in s.items()},
 }
 
@@ -105,16 +106,16 @@ def test_other_files_are_refused_with_a_line(kind, state, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize('old', [False, True])
-@pytest.mark.parametrize('wrapper', ['state_dict', 'model', None])
+@pytest.mark.parametrize('wrapper', ['state_dict', 'net', None])
 def test_what_is_said_of_python_objects_works(wrapper, old, state, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / 'file.pth'
-    args = argparse.Namespace(lr=0.1)
+    args = argparse.Namespace(lr=0.1, model='resnet8')  # a word that is not the wrapper
     saved = {wrapper: state, 'args': args} if wrapper else small_resnet('A', classes=4)
     torch.save(saved, path, _use_new_zipfile_serialization=not old)
     with pytest.raises(UserError, match=r'holds a Python object \(.*If you trust') as caught:
         foreign.read(path)
-    exec(re.search(r'import torch; .*', str(caught.value))[0])
+    exec(re.search(r'import torch; .*', str(caught.value))[0], {})
     assert foreign.read(tmp_path / 'weights.pth').classes() == 4
 
 

@@ -267,7 +267,7 @@ def test_files_of_another_content_end_in_one_line(tmp_path, monkeypatch):
 
 def test_command_line(tmp_path, capsys):
     run = make_run(tmp_path / 'run')
-    report_command.main([str(run), str(tmp_path)])  # the second is no run: left out with a line
+    report_command.main([str(tmp_path), str(run)])  # the first is no run: left out with a line
     out, err = capsys.readouterr()
     assert out.startswith('| run') and str(run / 'report.html') in out
     assert err == f'left out: {tmp_path} is not a run folder: it has no metrics.csv\n'

@@ -117,7 +117,7 @@ def _accuracy(results: dict, checkpoint: str, names: list[str], config: ConfigDi
     together = len(results['members']) == len(names) > 1 and not calibrated
     return {
         'split': 'test',
-        'selected_on': results['selection'],
+        'selected_on': 'none' if choice == 'last' else results['selection'],
         'flip': config.eval.flip,
         'shift': config.eval.shift,
         'members': {name: scores[name]['accuracy'] for name in names},
@@ -208,7 +208,6 @@ def _summary(card: dict) -> str:
     # Which images chose the weights decides how far the number can be trusted.
     kinds = {'none': 'of the last epoch', 'test': 'chosen on these TEST images'}
     chosen = kinds.get(scores['selected_on'], f'chosen on {scores["selected_on"]}')
-    chosen = kinds['none'] if card['checkpoint'] == 'last' else chosen
     line = f'Test accuracy {percent(scores["mean"], scores["std"])}, weights {chosen}'
     # What was predicted together, and how images were shown to the networks.
     if scores['fused'] is not None:

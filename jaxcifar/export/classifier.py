@@ -102,13 +102,14 @@ class Classifier:
         return np.exp(log_p[-1] if self._fused else mean_of_probabilities(log_p))
 
 
-def load(path: str | Path, member: str | int | None = None) -> Classifier:
+def load(path: str | Path, member: str | int | None = None, dataset: str | None = None) -> Classifier:
     """Return trained networks from an export, a workdir (its best weights), or a file of PyTorch weights.
 
-    member: one of several, by its name or its id. Raises `UserError` if there is nothing of that kind, or if
+    member: one of several, by its name or its id. dataset: what a file of weights was trained on, by default
+    the CIFAR with as many classes. Raises `UserError` if there is nothing of that kind, or if
     it is damaged.
     """
-    return Classifier(*choose(open_trained(Path(path).expanduser()), member))
+    return Classifier(*choose(open_trained(Path(path).expanduser(), dataset=dataset), member))
 
 
 def choose(trained: Trained, member: str | int | None = None) -> tuple[list[Portable], FusedHead | None]:

@@ -1,8 +1,10 @@
 """Write the head of a model card, which the Hugging Face Hub reads: YAML between two lines of dashes."""
 
+import re
+
 import yaml
 
-# Data sets that the Hub has, by their names here.
+# Data sets that the Hub has, by their names here; folders of ImageNet's form need not be of ImageNet.
 ON_THE_HUB = {
     'cifar10': 'uoft-cs/cifar10',
     'cifar100': 'uoft-cs/cifar100',
@@ -18,8 +20,9 @@ def head(card: dict) -> str:
     which license, is not known here.
     """
     data, recipe, scores = card['data'], card['training'], card['accuracy']
-    # The prefix identifies the data set: imagenet:FOLDER is ImageNet, whatever the folder.
     dataset = ON_THE_HUB.get(data['name'].partition(':')[0])
+    if data['name'].startswith('imagenet:') and not _is_imagenet(data['classes']):
+        dataset = None
     methods = [recipe[field] for field in ('coupling', 'view') if recipe[field] != 'none']
     words = [word for names in (recipe['network'], recipe['loss'], *methods) for word in names.split('+')]
     fields: dict = {
@@ -47,6 +50,11 @@ def head(card: dict) -> str:
         ]
     # Keys in this order; names of classes and files may be in any script.
     return f'---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---'
+
+
+def _is_imagenet(classes: list[str]) -> bool:
+    """Return whether these are as many classes as ImageNet has, named by their numbers in WordNet."""
+    return len(classes) == 1000 and all(re.fullmatch(r'n\d{8}', name) for name in classes)
 
 
 def without_head(card: str) -> str:

@@ -64,7 +64,7 @@ def _read(image, name: str, fit: Callable, size: int) -> np.ndarray:
     """Return one image as uint8 [size,size,3]; `UserError` where it is none."""
     if isinstance(image, (str, Path)):
         try:
-            return fit(open_rgb(image)[0])
+            return fit(open_rgb(Path(image).expanduser())[0])
         except Exception as error:  # Pillow's decoders raise nearly anything
             raise UserError(f'{image} is not a readable image: {reason(error)}') from None
     try:
@@ -83,8 +83,11 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     if not shaped or not pixels.size:
         # An array with channels first would be read as an image of three rows, so it is refused.
         first = pixels.ndim == 3 and pixels.shape[0] in CHANNELS
-        remedy = '; move the channels to the end' if first else ''
+        many = pixels.ndim == 3 and pixels.size
+        remedy = '; give many grey images as [N,H,W,1]' if many else ''
+        remedy += ', and move channels to the end' if first else ''
         raise ValueError(f'expected {SHAPES}, got {pixels.dtype} {list(pixels.shape)}{remedy}')
+    pixels = pixels.astype(pixels.dtype.newbyteorder('='), copy=False)  # another machine may have written it
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype != np.uint16 and not np.issubdtype(pixels.dtype, np.floating):

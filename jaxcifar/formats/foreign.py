@@ -3,6 +3,7 @@
 Wrappers and prefixes are removed. Every script names the classifier differently: it is the only dense layer.
 """
 
+import contextlib
 import io
 import itertools
 import pickletools
@@ -130,8 +131,8 @@ def read(path: Path) -> Foreign:
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in state.items():
         short = _short(name)
-        if short.endswith(COUNTER):
-            continue
+        if short.endswith((COUNTER, 'n_averaged')):
+            continue  # torch's AveragedModel counts its steps, too
         if short in tensors:
             raise UserError(f'{path} holds two tensors {short}, one as {name}: save those of one network')
         tensors[short] = _to_array(path, name, tensor)
@@ -178,30 +179,30 @@ def _load_torch(path: Path):
 
 def _resave(path: Path, kind: str) -> str:
     """Say how to resave a file that holds Python objects, which could run code when loaded."""
-    texts = _strings(path) - {'module'}  # which is a word of the old format too
-    wrapper = next((w for w in WRAPPERS if w in texts), None)
-    weights = f'[{wrapper!r}]' if wrapper else '.state_dict()'
+    texts = _strings(path)
+    # A word of the pickle may also be an option that was saved, so the command looks again.
+    wrappers = tuple(w for w in WRAPPERS if w in texts)
+    find = f's = next((d for k in {wrappers} if isinstance(d := f(s.get(k)), dict)), s); '
     return (
-        f'{path} holds a Python object ({kind}), expected tensors only. '
-        'If you trust the file, save it again: '
-        f"import torch; torch.save(torch.load('{path}', weights_only=False){weights}, 'weights.pth')"
+        f'{path} holds a Python object ({kind}), expected tensors only. If you trust it, save it again: '
+        "import torch; f = lambda s: s.state_dict() if hasattr(s, 'state_dict') else s; "
+        f"s = f(torch.load('{path}', weights_only=False)); {find if wrappers else ''}"
+        "torch.save({k: v for k, v in s.items() if torch.is_tensor(v)}, 'weights.pth')"
     )
 
 
 def _strings(path: Path) -> set:
     """Return the strings in a file's pickle, which is read but never run."""
     texts: set = set()
-    try:
+    with contextlib.suppress(Exception):  # bytes of another kind: there is no hint then
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                (name,) = [name for name in archive.namelist() if name.endswith('/data.pkl')]
-                pickles: BinaryIO = io.BytesIO(archive.read(name))
+                names = (name for name in archive.namelist() if name.endswith('/data.pkl'))
+                pickles: BinaryIO = io.BytesIO(archive.read(*names))  # of one name, or there is no hint
         else:
             pickles = io.BytesIO(path.read_bytes())
         for _ in range(OLD_PICKLES):
             texts |= {argument for _, argument, _ in pickletools.genops(pickles) if isinstance(argument, str)}
-    except Exception:  # bytes of another kind: there is no hint then
-        pass
     return texts
 
 

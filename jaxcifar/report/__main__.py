@@ -15,9 +15,9 @@ def main(argv: Sequence[str] | None = None):
     parser.add_argument(
         'dirs', nargs='+', type=a_path, metavar='DIR', help='folder of a run, finished or not'
     )
-    parser.add_argument('--out', type=a_path, help='where the report goes (default: the first DIR)')
+    parser.add_argument('--out', type=a_path, help='where the report goes (default: the first run)')
     args = parser.parse_args(argv)
-    paths = write(args.dirs, args.out or args.dirs[0])
+    paths = write(args.dirs, args.out)
     print(paths[1].read_text(encoding='utf-8'), *paths, sep='\n')
 
 

@@ -29,7 +29,7 @@ def sections(run: RunFiles) -> list[Section]:
     found = []
     if run.groups():
         found.append(Section('Groups of classes', group_table(run), render(partial(draw_groups, run))))
-    if run.calibration:
+    if run.calibration and run.calibration.get('fitted_on'):
         picture = render(partial(draw_reliability, run))
         found.append(Section('Calibration', calibration_table(run.calibration), picture))
     if run.rejection:

@@ -137,9 +137,13 @@ def section(run: RunFiles) -> report_page.Section:
     )
 
 
-def write(dirs: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Write the page, the Markdown table and the curves into `out`; return their paths, in this order."""
-    runs, out = load(dirs), Path(out)
+def write(dirs: Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
+    """Write the page, the Markdown table and the curves into `out`; return their paths, in this order.
+
+    out: by default the folder of the first run.
+    """
+    runs = load(dirs)
+    out = Path(out or runs[0].folder)
     # Every picture is drawn before a file is written: a damaged run leaves an old report whole.
     sections, pictures = [], dict[str, Picture]()
     for run in runs:

@@ -4,6 +4,7 @@ Commands compute on all devices that there are, however many a run was trained o
 their number, and a run's own evaluation takes as many.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from jaxcifar.engine.population import Population
 from jaxcifar.formats import foreign, portable
 from jaxcifar.formats.portable import FusedHead, Portable
 from jaxcifar.machine.errors import UserError
-from jaxcifar.machine.files import reading
+from jaxcifar.machine.files import read_json, reading
 from jaxcifar.models import build, has_choice
 from jaxcifar.runs import resolve, shipped_networks, workdirs
 from jaxcifar.runs.networks import Restored, Trained
@@ -87,6 +88,9 @@ class TrainedExport(Trained):
         self.has_split = all(member.about.get('has_split', True) for member in self._members)
         self.calibrated = any('temperature' in member.about for member in self._members)
         self._selected_on = about.get('selected_on')
+        # A file by itself does not say which images it is of.
+        card = read_json(path / portable.CARD) if path.is_dir() else None
+        self._sum = ((card or {}).get('data') or {}).get('sha256')
         self.described = without_images(self.config.dataset, *(about[name] for name in portable.OF_DATA))
         self.config.dataset = dataset or self.config.dataset
 
@@ -111,6 +115,10 @@ class TrainedExport(Trained):
 
     def _accept(self, dataset: Dataset) -> Dataset:
         check_alike(dataset, self.described)
+        if self._sum not in (None, dataset.fingerprint()):
+            # Of other images, the split of the training would be other parts.
+            self._selected_on, self.has_split = self.selected_on, False
+            self.config.split, self.config.data.validation = 'shared', 'none'
         # Networks expect the normalisation of their training, whatever these images have.
         return replace(dataset, mean=self.described.mean, std=self.described.std)
 
@@ -139,12 +147,20 @@ class TrainedFile(Trained):
         options = {**found, **(options or {})}
         self._variables = weights.fit(build(network, classes, **options).shapes(), network)
         self._is_told = dataset is not None
-        dataset = dataset or BY_CLASSES.get(classes)
+        guess = None if options.get('stem') == 'imagenet' else BY_CLASSES.get(classes)
+        dataset = dataset or guess
+        if dataset is None and classes in BY_CLASSES:
+            raise UserError(
+                f'{path} is for larger images than those of {BY_CLASSES[classes]}: name its data set, as '
+                '--dataset imagenet:FOLDER'
+            )
         if dataset is None:
             raise UserError(
                 f'{path} has {classes} classes, which is neither CIFAR-10 nor CIFAR-100: name its data set, '
                 'as --dataset npz:FILE; python -m jaxcifar.torch_weights takes that too, to make a run of it'
             )
+        if not self._is_told:
+            print(f'{path}: taken for a network of {dataset}; --dataset names another', file=sys.stderr)
         config = get_config()
         config.network, config.dataset = network, dataset
         config.model.update(options)
