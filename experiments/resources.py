@@ -34,11 +34,23 @@ class Resources(NamedTuple):
         return {name.lstrip('-'): value for name, _, value in (o.partition('=') for o in self.sbatch)}
 
 
+# Slurm sends SIGTERM two minutes before the end. Within a shorter time a run may not get to a step, and would
+# queue again for ever.
+LEAST_MINUTES = 10
 LEAST = {'cpus': 1, 'nodes': 1, 'at_once': 0, 'pack': 1}
 MOST = 100_000  # of anything that is counted
 # The scripts and their submission depend on these.
 OURS = ('array', 'dependency', 'job-name', 'output', 'error', 'open-mode', 'parsable', 'requeue',
         'no-requeue', 'signal', 'wrap', 'test-only', 'chdir', 'wait')  # fmt: skip
+# Options of sbatch whose flags here also count in the summary, in packed jobs or in the last job.
+HAVE_FLAGS = {'time': 'time', 'gres': 'gpus', 'mem': 'memory', 'nodes': 'nodes', 'cpus-per-task': 'cpus'}
+# Flags that --slurm would ignore, and what to use instead.
+NOT_WITH_SLURM = {
+    'collect': 'its last job collects the results',
+    'jobs': '--at-once limits how many runs go at a time',
+    'retries': 'the same command submits failed runs again',
+    'follow': 'the command prints how to watch the jobs',
+}
 # What sbatch takes as a time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
 NUMBER = r'\d{1,9}'
 TIME = re.compile(
@@ -48,6 +60,7 @@ TIME = re.compile(
 )
 HELP = {
     'gpus': 'on each node, as 2 or volta:2',
+    'time': f'at least {LEAST_MINUTES} minutes, as H:MM:SS or D-HH:MM:SS',
     'at_once': 'at most so many runs of an array at a time, 0 for all',
     'pack': 'so many runs share a job',
     'setup': 'a line of shell before each run, as module load cuda',
@@ -68,6 +81,16 @@ def add_flags(parser: argparse.ArgumentParser):
         kind: Any = {'action': 'append', 'metavar': 'OPTION=VALUE'} if name == 'sbatch' else {}
         said = ' '.join(filter(None, [HELP.get(name), f'({default})' if default not in ('', ()) else '']))
         flags.add_argument('--' + name.replace('_', '-'), help=said or None, **kind)
+
+
+def refuse_ignored(args: argparse.Namespace):
+    """Raise `UserError` for a flag that has no effect with --slurm, or without it."""
+    for name, instead in NOT_WITH_SLURM.items():
+        if args.slurm and getattr(args, name):
+            raise UserError(f'{_flag(name)} is for runs on this machine, not for --slurm: {instead}')
+    for name in ('test_only', *Resources._fields):
+        if not args.slurm and getattr(args, name) not in (None, False):
+            raise UserError(f'{_flag(name)} is for jobs of a cluster: give --slurm too')
 
 
 def resources(sweep: Sweep, args: argparse.Namespace) -> Resources:
@@ -97,11 +120,18 @@ def checked(fields: dict[str, Any]) -> Resources:
     ask = Resources(**fields)
     parse_gpus(ask.gpus)
     times(ask.memory, 1)
-    hours(ask.time)
+    minutes = 60 * hours(ask.time)
+    if minutes < LEAST_MINUTES:
+        raise UserError(
+            f'--time must be at least {LEAST_MINUTES} minutes, got {ask.time} ({minutes:g} min): two hours '
+            'are 2:00:00'
+        )
     if ask.pack > 1 and ask.nodes > 1:
         raise UserError(
             f'--pack is for runs that share a node, got --nodes {ask.nodes}: leave one of them out'
         )
+    if ask.pack > 1 and ask.at_once:
+        raise UserError(f'--at-once is for job arrays, got --pack {ask.pack}: leave one of them out')
     check_options(ask.sbatch)
     return ask
 
@@ -160,3 +190,5 @@ def check_options(options: Iterable[str]):
             )
         if name in OURS:
             raise UserError(f'--sbatch must leave {", ".join(OURS)} to the scripts, got {option!r}')
+        if name in HAVE_FLAGS:
+            raise UserError(f'--sbatch must leave {name} to {_flag(HAVE_FLAGS[name])}, got {option!r}')

@@ -43,11 +43,11 @@ def write_rows(path: Path, rows: Sequence[dict], columns: Sequence[str] = ()):
     columns = list(columns) or list(rows[0])
     new = not path.exists() or not path.stat().st_size
     if not new:
-        with path.open() as file:
+        with path.open(encoding='utf-8') as file:
             if next(csv.reader(file)) != columns:
                 raise UserError(f'{path} has other columns than {",".join(columns)}: move it away first')
     # Appended, so that rows that are there are never rewritten.
-    with path.open('a', newline='') as file:
+    with path.open('a', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, columns, extrasaction=extra, lineterminator='\n')
         if new:
             writer.writeheader()
@@ -55,9 +55,15 @@ def write_rows(path: Path, rows: Sequence[dict], columns: Sequence[str] = ()):
 
 
 def append(name: str, rows: Sequence[dict], columns: Sequence[str] = ()):
-    """Append rows to results/NAME.csv, as `write_rows` does."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    write_rows(FOLDER / f'{name}.csv', rows, columns)
+    """Append rows to results/NAME.csv, as `write_rows` does; `UserError` where that cannot be written."""
+    path = FOLDER / f'{name}.csv'
+    try:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        write_rows(path, rows, columns)
+    except OSError as error:  # an installed package may belong to another user
+        raise UserError(
+            f'cannot write {path} ({error.strerror})', 'set JAXCIFAR_RESULTS to a folder of yours'
+        ) from error
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -65,7 +71,7 @@ def read(name: str) -> list[dict[str, str]]:
     path = FOLDER / f'{name}.csv'
     if not path.exists():
         return []
-    with path.open() as file:
+    with path.open(encoding='utf-8') as file:
         return list(csv.DictReader(file))
 
 

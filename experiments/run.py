@@ -33,6 +33,7 @@ from experiments.sweep import (
     last_command,
     load,
     record_results,
+    require_length,
     score,
     take_changes,  # fmt: skip
 )
@@ -108,23 +109,28 @@ class Runner:
             say(f'failed with exit status {status}; try {retry + 2} of {self.retries + 1}')
             status = self._train(number, run)
         if status == 0:
-            with self._lock:
-                record_results(run, self.folder)
-            say(f'{score(workdir)} after {time.monotonic() - start:,.0f} s')
+            try:
+                with self._lock:
+                    require_length(run, self.folder)
+                    record_results(run, self.folder)
+                say(f'{score(workdir)} after {time.monotonic() - start:,.0f} s')
+            except UserError as error:  # the other runs go on
+                self.failed.append(run.name)
+                say(str(error))
         elif status == EXIT_PREEMPTED or self.stopped:
             self.stop()
             say('stopped, to be resumed')
         else:
             self.failed.append(run.name)
             log = self.folder / f'{run.name}.log'
-            last = (log.read_text(errors='replace').splitlines() or [''])[-1]
+            last = (log.read_text('utf-8', errors='replace').splitlines() or [''])[-1]
             say(f'failed with exit status {status}: {last} ({log})')
 
     def _train(self, number: int, run: Run) -> int:
         command = [sys.executable, '-m', 'jaxcifar.main', *run.arguments(self.folder)]
         slot = self._slots.get()
         try:
-            with open(self.folder / f'{run.name}.log', 'a') as log:
+            with open(self.folder / f'{run.name}.log', 'a', encoding='utf-8') as log:
                 with self._lock:
                     if self.stopped:
                         return EXIT_PREEMPTED
@@ -211,22 +217,22 @@ def main():
     """Read the command line and run, list, submit or collect."""
     parser = command_parser('experiments.run', __doc__)
     parser.add_argument('sweep', metavar='SWEEP.py[:ARGUMENT]')
-    parser.add_argument('--jobs', default=1, help='how many runs at a time (1)')
-    parser.add_argument('--retries', default=0, help='how often a failed run is resumed (0)')
+    parser.add_argument('--jobs', help='how many runs at a time (1)')
+    parser.add_argument('--retries', help='how often a failed run is resumed (0)')
     parser.add_argument('--follow', action='store_true', help='print their lines, with [task-NUMBER-NAME]')
     parser.add_argument('--collect', action='store_true', help='only gather what is finished')
     parser.add_argument('--workdir', type=a_path, help='(runs/SWEEP)')
     resources.add_flags(parser)
     changes, others = take_changes(sys.argv[1:])
     args = parser.parse_args(others, argparse.Namespace(changes=changes))
-    jobs, retries = whole('--jobs', args.jobs, 1), whole('--retries', args.retries, 0)
+    jobs = whole('--jobs', 1 if args.jobs is None else args.jobs, 1)
+    retries = whole('--retries', 0 if args.retries is None else args.retries, 0)
+    resources.refuse_ignored(args)
     sweep = load(args.sweep, args.changes)
     path, _, argument = args.sweep.partition(':')
     # The folder's name is made of the argument, which may hold a path.
     name = '-'.join(filter(None, [Path(path).stem, argument]))
     folder = args.workdir or Path('runs') / re.sub(r'[^\w.+=,-]', '-', name)
-    if args.test_only and not args.slurm:
-        raise UserError('--test-only is for jobs of a cluster: give --slurm too')
     if args.dry_run and not args.slurm:
         return list_commands(sweep, folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -191,7 +191,10 @@ def submission(todo: list[Job], folder: Path, packed: bool) -> str:
         needs = [
             f'${{{name}}}' + ('' if packed else f'_{i}') for name, i in map(place.__getitem__, job.after)
         ]
-        after = f' --dependency=afterok:{":".join(dict.fromkeys(needs))}' if needs else ''
+        after = ''
+        if needs:
+            # A run that fails would leave these jobs pending for ever, and the results with them.
+            after = f' --kill-on-invalid-dep=yes --dependency=afterok:{":".join(dict.fromkeys(needs))}'
         lines += _submit(job.name, after)
     everything = ':'.join(f'${job.name}' for job in todo)
     lines += _submit('results', f' --dependency=afterany:{everything}')

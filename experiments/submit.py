@@ -1,6 +1,7 @@
 """Submit the jobs of a sweep: write the scripts, let sbatch check them, say what they ask for."""
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -11,11 +12,17 @@ from experiments.resources import Resources, hours, parse_gpus, resources
 from experiments.slurm import Job, collector, jobs, script, submission
 from experiments.sweep import Sweep
 from jaxcifar.machine.errors import UserError
+from jaxcifar.machine.files import write_bytes
 
-# What sbatch says, and what helps.
+# What sbatch says, and what helps. The first that fits counts: a refused account may also name a partition.
+ACCOUNTS = '`sacctmgr show assoc user=$USER` lists your accounts; name one with --account'
 REMEDIES = {
+    'invalid account': ACCOUNTS,
+    'policy': 'submit fewer runs, use --pack, or ask for a shorter --time',
+    'array': 'let runs share jobs with --pack',
+    'feature': '`sinfo -o "%P %f"` lists the features; name one with --sbatch constraint=FEATURE',
     'partition': '`sinfo -s` lists the partitions; name one with --partition',
-    'account': '`sacctmgr show assoc user=$USER` lists your accounts; name one with --account',
+    'account': ACCOUNTS,
     'qos': '`sacctmgr show qos` lists them; name one with --sbatch qos=NAME',
     'time limit': '`sinfo -o "%P %l"` shows the longest times; ask for a shorter --time',
     'node configuration': '`sinfo -o "%P %c %m %G"` shows what nodes have; ask a run for less',
@@ -39,11 +46,12 @@ def submit(sweep: Sweep, folder: Path, args: argparse.Namespace):
         return
     scripts = {job.name: script(job, folder, ask) for job in todo}
     scripts['results'] = collector(args.sweep, args.changes, folder, ask)
-    place.mkdir(parents=True, exist_ok=True)
-    for name, text in scripts.items():
-        (place / f'{name}.sbatch').write_text(text)
-    (place / 'submit.sh').write_text(submission(todo, folder.absolute(), ask.pack > 1))
-    print(*(place / f'{name}.sbatch' for name in scripts), place / 'submit.sh', sep='\n')
+    texts = {f'{name}.sbatch': text for name, text in scripts.items()}
+    texts['submit.sh'] = submission(todo, folder.absolute(), ask.pack > 1)
+    for name, text in texts.items():
+        # They hold paths, which have the bytes that the file system gave them.
+        write_bytes(place / name, os.fsencode(text))
+    print(*(place / name for name in texts), sep='\n')
     print(summary(todo, ask))
     if args.dry_run:
         print(f'submit: bash {shlex.quote(str(place / "submit.sh"))}, or the same command without --dry-run')

@@ -1,21 +1,26 @@
 """Define a table of experiments, and find out which of its runs are done."""
 
+import contextlib
 import json
 import re
 import runpy
 import shlex
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from experiments import record
+from jaxcifar.config.command_line import parse
 from jaxcifar.config.fields import get_config
 from jaxcifar.config.values import flatten
 from jaxcifar.machine.errors import UserError, lookup, unknown
 from jaxcifar.machine.files import read_json, reading, write_json
+from jaxcifar.runs import results_file
 
-KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run
+KEPT = 'kept.json'  # in a workdir whose numbers are in the table of results: how it was run, and how far
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+=,-]{0,99}')
 CHANGE = re.compile(r'--config\.[\w.]+=')
 # Flags that leave a run's results as they are.
@@ -85,13 +90,36 @@ def take_changes(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def with_changes(sweep: Sweep, words: Sequence[str]) -> Sweep:
-    """Return the sweep with fields of all runs changed by `take_changes`."""
+    """Return the sweep with fields of all runs changed by `take_changes`, which its title then tells.
+
+    Raises `UserError` for an unknown field, and where two runs have become the same.
+    """
     changes = dict(word.removeprefix('--config.').split('=', 1) for word in words)
     # An unknown field would make every run fail, on a cluster hours later.
     known = flatten(get_config().to_dict())
     for name in changes:
         lookup('field', known, name)
-    return sweep._replace(runs=[run._replace(changes={**run.changes, **changes}) for run in sweep.runs])
+    runs = [run._replace(changes={**run.changes, **changes}) for run in sweep.runs]
+    _refuse_twins(sweep.runs, runs, changes)
+    told = [f'{name}={value}' for name, value in changes.items()]
+    told = [change for change in told if not HARMLESS.fullmatch(f'--config.{change}')]
+    title = f'{sweep.title}; changed: {", ".join(told)}' if told else sweep.title
+    return sweep._replace(title=title, runs=runs)
+
+
+def _refuse_twins(before: list[Run], after: list[Run], changes: dict[str, str]):
+    """Raise `UserError` if `changes` make one run of two, which the table would count as two seeds."""
+    first: dict[tuple, Run] = {}
+    for old, new in zip(before, after):
+        fields = {name: str(value) for name, value in new.changes.items()}
+        twin = first.setdefault((new.config, *sorted(fields.items())), old)
+        lost = [name for name in changes if old.changes.get(name) != twin.changes.get(name)]
+        if lost:
+            words = ' '.join(f'--config.{name}={changes[name]}' for name in lost)
+            raise UserError(
+                f'expected runs that differ, got {twin.name} and {old.name} with the same fields: leave out '
+                f'{words}, or edit the sweep file'
+            )
 
 
 def check_name(name: str):
@@ -121,12 +149,16 @@ def check(runs: list[Run], path: str):
 
 
 def is_finished(run: Run, folder: Path) -> bool:
-    """Return whether this very run came to its end, and its numbers are in the table of results."""
+    """Return whether this very run came to its end, was not continued, and is in the table of results."""
     path = folder / run.name / KEPT
     if not path.exists():
         return False
     with reading(path):
-        return _anywhere(json.loads(path.read_bytes())) == _anywhere(run.arguments(folder))
+        kept = json.loads(path.read_bytes())
+        # Older versions kept the arguments alone.
+        step, arguments = (kept['step'], kept['arguments']) if isinstance(kept, dict) else (None, kept)
+        same = _anywhere(arguments) == _anywhere(run.arguments(folder))
+    return same and step in (None, results_file.last_step(path.parent))
 
 
 def has_ended(run: Run, folder: Path) -> bool:
@@ -161,13 +193,38 @@ def _anywhere(arguments: list[str]) -> list[str]:
     return [re.sub(rf'(?<![\w/.-]){re.escape(str(workdir.parent))}(?=/)', '{folder}', a) for a in arguments]
 
 
+def require_length(run: Run, folder: Path):
+    """Raise `UserError` if the run in a workdir has other epochs than the sweep's: it was longer before."""
+    # The training program calls such a run finished and leaves it as it is.
+    asked = parse(['main', *run.arguments(folder)])[0].epochs
+    there = (read_json(folder / run.name / 'config.json') or {}).get('epochs')
+    if there != asked:
+        epochs = f'{asked} epoch{"" if asked == 1 else "s"}'
+        raise UserError(f'expected {epochs}, got {there} in {folder / run.name}: choose another --workdir')
+
+
 def record_results(run: Run, folder: Path):
     """Put a run's numbers into the table of results, once."""
-    kept, ended = folder / run.name / KEPT, folder / run.name / 'results.json'
-    # A sweep repeated with more workers finds the same results; only their command differs.
-    if not kept.exists() or kept.stat().st_mtime_ns < ended.stat().st_mtime_ns:
-        record.append([folder / run.name])
-    write_json(kept, run.arguments(folder))
+    workdir = folder / run.name
+    kept, ended = workdir / KEPT, workdir / 'results.json'
+    with one_at_a_time(folder):
+        # A sweep repeated with more workers finds the same results; only their command differs.
+        if not kept.exists() or kept.stat().st_mtime_ns < ended.stat().st_mtime_ns:
+            record.append([workdir])
+        write_json(kept, {'step': results_file.last_step(workdir), 'arguments': run.arguments(folder)})
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time write what a sweep has found; others wait for it."""
+    lock = FileLock(folder / '.lock', fallback_to_soft=False)
+    # Some file systems have no locks. Writing there is better than not writing.
+    with contextlib.suppress(OSError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def weights_that_count(results: dict) -> str:

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments import record
-from experiments.results import write_rows
-from experiments.sweep import Run, Sweep, is_finished, weights_that_count
+from experiments.sweep import Run, Sweep, is_finished, one_at_a_time, weights_that_count
 from jaxcifar.config.members import network_of, titled
-from jaxcifar.machine.files import read_json
+from jaxcifar.machine.files import read_json, write_csv, write_text
 from jaxcifar.report import tables as report
 from jaxcifar.runs.metrics import verdict
 
@@ -18,16 +17,17 @@ FUSED = ('fused', 'mean_of_logits', 'mean_of_probabilities', 'best_expert')
 
 def write(sweep: Sweep, folder: Path):
     """Write FOLDER/results.csv and FOLDER/report of the finished runs, and print the table."""
-    workdirs = [folder / run.name for run in sweep.runs if is_finished(run, folder)]
-    rows = [{'run': workdir.name, **row} for workdir in workdirs for row in record.rows(workdir)]
-    lines = table(sweep, folder)
-    (folder / 'results.csv').unlink(missing_ok=True)
-    write_rows(folder / 'results.csv', rows, ['run', *record.COLUMNS])
-    (folder / 'table.md').write_text('\n'.join(lines) + '\n')
-    print('', *lines, '', sep='\n')
-    print(folder / 'table.md', folder / 'results.csv', sep='\n')
-    if workdirs:
-        print(*report.write(workdirs, folder / 'report'), sep='\n')
+    with one_at_a_time(folder):
+        workdirs = [folder / run.name for run in sweep.runs if is_finished(run, folder)]
+        rows = [{'run': workdir.name, **row} for workdir in workdirs for row in record.rows(workdir)]
+        lines, columns = table(sweep, folder), ['run', *record.COLUMNS]
+        cells = [[row.get(column, '') for column in columns] for row in rows]
+        write_csv(folder / 'results.csv', columns, cells)
+        write_text(folder / 'table.md', '\n'.join(lines) + '\n')
+        print('', *lines, '', sep='\n')
+        print(folder / 'table.md', folder / 'results.csv', sep='\n')
+        if workdirs:
+            print(*report.write(workdirs, folder / 'report'), sep='\n')
 
 
 def table(sweep: Sweep, folder: Path) -> list[str]:

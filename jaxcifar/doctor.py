@@ -12,15 +12,30 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from jaxcifar.config.command_line import parse_about
+from jaxcifar.machine import memory
 from jaxcifar.machine.command import asked_for_help, explain, run_command
 from jaxcifar.machine.errors import UserError
 
 STEPS = 5
 NVIDIA = '/proc/driver/nvidia/gpus'  # a folder for each GPU that the driver knows
+# Variables that hide GPUs from jax, and which of their values do.
+HIDING: dict[str, Callable[[str], bool]] = {
+    'JAX_PLATFORMS': lambda value: value != '' and 'cuda' not in value and 'gpu' not in value,
+    'CUDA_VISIBLE_DEVICES': lambda value: value.strip() in ('', '-1', 'NoDevFiles'),
+}
+# What jax's packages for GPUs need.
+PLUGINS = {
+    'jax-cuda13-plugin': (
+        'driver 580 or newer, and GPUs from Turing on: for older ones, pip uninstall jax-cuda13-plugin '
+        "jax-cuda13-pjrt, and pip install -c constraints.txt -e '.[cuda12]'"
+    ),
+    'jax-cuda12-plugin': 'driver 525 or newer',
+}
 SETS = ('cifar10', 'cifar100')
 GB = 1e9
 
@@ -60,22 +75,17 @@ class Doctor:
         self.say(found)
         devices = self.attempt('jax finds no device', jax.devices) or []
         kinds = [device.device_kind for device in devices]
-        # A job may use fewer cores than the machine has.
-        cores = len(os.sched_getaffinity(0))
+        # A job may use fewer cores than the machine has, but macOS does not say how many.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
         self.say(f'{len(kinds)} x {kinds[0] if kinds else "no device"} for jax; {cores} CPU cores')
         # Without this check, a jax for CPUs would train slowly and say nothing.
         gpus = len(list(Path(NVIDIA).glob('*')))
         if gpus and not any(device.platform == 'gpu' for device in devices):
-            hidden = os.environ.get('JAX_PLATFORMS')
-            why = f'JAX_PLATFORMS={hidden} hides them' if hidden else (
-                "this jax is for CPUs: pip install -c constraints.txt -e '.[cuda]'"
-            )  # fmt: skip
-            self.fault(f'the driver knows {gpus} NVIDIA GPUs, and jax does not see them: {why}')
+            self.fault(f'the driver knows {gpus} NVIDIA GPUs, and jax does not see them: {why_unseen()}')
         self.say(f'torch {torch.__version__} only loads data; its CPU build is enough')
-        # Linux counts in kB.
-        memory = dict(line.split(':') for line in Path('/proc/meminfo').read_text().splitlines())
-        total, free = (int(memory[name].split()[0]) / 1e6 for name in ('MemTotal', 'MemAvailable'))
-        self.say(f'{free:.1f} of {total:.1f} GB of memory are free')
+        total, free = memory.total(), memory.available()
+        there = f'{total / GB:.1f} GB of memory'
+        self.say(there if free is None else f'{free / GB:.1f} of {there} are free')
 
     def data(self, root: Path):
         """Say which data sets are there."""
@@ -167,7 +177,7 @@ class Doctor:
             'evaluation not included'
         )
         # Linux gives kB for the peak of the whole process.
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         # A CPU has no such numbers, and all devices hold the same shapes.
         peaks = [d.memory_stats() for d in mesh.devices.flat]
         on_device = ''.join(
@@ -176,12 +186,25 @@ class Doctor:
             if p
         )
         self.say(
-            f'the process took {memory:.1f} GB of memory{on_device}; a checkpoint takes {size / GB:.3f} GB'
+            f'the process took {peak:.1f} GB of memory{on_device}; a checkpoint takes {size / GB:.3f} GB'
         )
         # The new checkpoint is whole before the oldest is deleted.
         needed = size * (config.checkpoint.keep + 1)
         if place is not None and shutil.disk_usage(place).free < needed:
             self.fault(f'the disk of the workdir must have {needed / GB:.3f} GB free for its checkpoints')
+
+
+def why_unseen() -> str:
+    """Return why jax does not see the GPUs that the driver knows, and what helps."""
+    from jaxcifar.machine.versions import installed
+
+    for name, hiding in HIDING.items():
+        if (value := os.environ.get(name)) is not None and hiding(value):
+            return f'{name}={value} hides them'
+    for plugin, needs in PLUGINS.items():
+        if installed(plugin):
+            return f'{plugin} needs {needs}; nvidia-smi shows the driver and the GPUs'
+    return "this jax is for CPUs: pip install -c constraints.txt -e '.[cuda]'"
 
 
 def main(argv: list[str]):
@@ -205,4 +228,6 @@ def main(argv: list[str]):
 
 
 if __name__ == '__main__':
+    # As for training, so that steps are timed in the same pages.
+    memory.restart_in_huge_pages()
     run_command(lambda: main(sys.argv))

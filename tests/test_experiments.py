@@ -5,6 +5,8 @@ import json
 import shlex
 import subprocess
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +113,18 @@ def test_each_of_several_jobs_has_a_gpu_of_its_own(tmp_path, monkeypatch):
 
 
 def test_a_sweep_takes_changes_of_all_its_runs():
-    table = run.Sweep('Title', [Run('a', 'a', 'c.py', {'epochs': 9}), Run('b', 'b', 'c.py', {})])
-    changed = sweep.with_changes(table, ['--config.epochs=2', '--config.augment=crop(4)+flip,x=1'])
-    assert [r.changes for r in changed.runs] == [{'epochs': '2', 'augment': 'crop(4)+flip,x=1'}] * 2
+    table = run.Sweep('Title', [Run('a', 'a', 'c.py', {'epochs': 9}), Run('b', 'b', 'd.py', {'seed': 1})])
+    words = ['--config.epochs=2', '--config.augment=crop(4)+flip,x=1', '--config.data.workers=3']
+    changed, fields = sweep.with_changes(table, words), {'epochs': '2', 'augment': 'crop(4)+flip,x=1'}
+    fields['data.workers'] = '3'
+    assert [r.changes for r in changed.runs] == [r.changes | fields for r in table.runs]
+    # The title says what all runs have, but not what changes no result.
+    assert changed.title == 'Title; changed: epochs=2, augment=crop(4)+flip,x=1'
+    # Runs that a change has made the same would count as two seeds.
+    seeds = [Run(f'a-{s}', 'a', 'c.py', {'epochs': 9, 'seed': s}) for s in (1, 2)]
+    assert len(sweep.with_changes(run.Sweep('Title', seeds), ['--config.epochs=2']).runs) == 2
+    with pytest.raises(UserError, match=r'got a-1 and a-2 with .*: leave out --config\.seed=5, or'):
+        sweep.with_changes(run.Sweep('Title', seeds), ['--config.epochs=2', '--config.seed=5'])
     changes, others = sweep.take_changes(['--jobs', '2', '--config.epochs=2'])
     assert (changes, others) == (['--config.epochs=2'], ['--jobs', '2'])
     with pytest.raises(UserError, match=r'expected --config\.FIELD=VALUE, got --config\.epochs: join'):
@@ -122,14 +133,16 @@ def test_a_sweep_takes_changes_of_all_its_runs():
         sweep.with_changes(table, ['--config.epoch=2'])
 
 
-def finished(folder, experiment, coupling, scores, ensemble):
+def finished(folder, experiment, coupling, scores, ensemble, epochs=1):
     """A workdir with these test accuracies {member: fraction}."""
     workdir = folder / experiment.name
-    workdir.mkdir()
+    workdir.mkdir(exist_ok=True)
     files = {
         'kept': experiment.arguments(folder),
-        'config': {'coupling': coupling},
+        'config': {'coupling': coupling, 'epochs': epochs},
         'results': {
+            'step': 3 * epochs,
+            'metrics_length': 1,
             'selection': 'test',
             'members': [{'name': n, 'last': {'test': {'accuracy': a}}} for n, a in scores.items()],
             'mean': {'last': {'accuracy': float(np.mean([*scores.values()])), 'nll': 1.0, 'ece': 0.1}},
@@ -189,6 +202,54 @@ def test_the_table_counts_seeds_and_compares_network_by_network(tmp_path, monkey
     assert '| mutual | x ternary lr=0.1 | 1 | 70.00 |  | 75.00 |  |' in lines
     lines = sweep_table.table(run.Sweep('Title', [first, second._replace(row='b')], 'mutual'), tmp_path)
     assert '| b | x ternary lr=0.1 | 1 | 70.00 |  | 75.00 | -1.00 |' in lines
+
+
+def test_a_run_of_another_length_is_not_of_the_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep.record, 'append', lambda workdirs: None)
+    monkeypatch.setattr(run.Runner, '_train', lambda *_: 0)  # training is finished, whatever is asked for
+    one = Run('one', 'row', 'configs/single.py', {'epochs': 1})
+    finished(tmp_path, one, 'none', {'0_x': 0.5}, 0.5)
+    run.record_results(one, tmp_path)
+    assert run.is_finished(one, tmp_path)
+    # Somebody has continued it.
+    kept = (tmp_path / 'one' / 'kept.json').read_text()
+    finished(tmp_path, one, 'none', {'0_x': 0.6}, 0.6, epochs=12)
+    (tmp_path / 'one' / 'kept.json').write_text(kept)
+    assert not run.is_finished(one, tmp_path)
+    with pytest.raises(UserError, match='failed: one;'):
+        run.run_here(run.Sweep('Title', [one]), tmp_path, 1, 0, False)
+    said = f'one: expected 1 epoch, got 12 in {tmp_path / "one"}: choose another --workdir'
+    assert said in capsys.readouterr().out and not run.is_finished(one, tmp_path)
+
+
+def test_two_collectors_at_once_keep_a_run_once(tmp_path, monkeypatch):
+    one, appended = Run('one', 'row', 'c.py', {}), list[list[Path]]()
+    finished(tmp_path, one, 'none', {'0_x': 0.5}, 0.5)
+    (tmp_path / 'one' / 'kept.json').unlink()
+
+    def append(workdirs):
+        appended.append(workdirs)
+        time.sleep(0.2)  # the other one comes meanwhile
+
+    monkeypatch.setattr(sweep.record, 'append', append)
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(lambda _: run.record_results(one, tmp_path), range(2))] == [None, None]
+    assert appended == [[tmp_path / 'one']]
+
+
+def test_tables_are_utf_8_in_any_locale_and_say_where_they_can_be_written(tmp_path, monkeypatch, capsys):
+    # Python's own default where the locale is Latin-1.
+    monkeypatch.setattr(io, 'text_encoding', lambda encoding, *_: encoding or 'latin-1')
+    sweep_table.write(run.Sweep('τ = 1', []), tmp_path)
+    assert (tmp_path / 'table.md').read_bytes().decode().startswith('τ = 1\n')
+    assert (tmp_path / 'results.csv').read_text() == ','.join(['run', *record.COLUMNS]) + '\n'
+    monkeypatch.setattr(results, 'FOLDER', tmp_path / 'tables')
+    results.append('some', [{'name': 'τ'}])
+    results.append('some', [{'name': '±'}])
+    assert [row['name'] for row in results.read('some')] == ['τ', '±']
+    monkeypatch.setattr(results, 'FOLDER', tmp_path / 'table.md' / 'tables')
+    with pytest.raises(UserError, match=r'cannot write .*some\.csv .*: set JAXCIFAR_RESULTS to a folder'):
+        results.append('some', [{'name': 'τ'}])
 
 
 @pytest.mark.parametrize(('argument', 'epochs', 'nodes'), [

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import run, slurm
+from experiments import submit as submission
 from experiments import sweep as sweeps
 from experiments.sweep import Run, Sweep
 from jaxcifar.machine.errors import UserError
@@ -103,7 +104,9 @@ def test_jobs_are_arrays_or_packed_and_wait_for_what_they_need(tmp_path, monkeyp
         text.splitlines()
     )  # fmt: skip
     assert 'account' not in text and "'a b.py'" in slurm.script(arrays[1], tmp_path, ask)
-    assert '--dependency=afterok:${job0}_2:${job0}_3 job2.sbatch' in slurm.submission(arrays, tmp_path, False)
+    # A job whose runs cannot begin any more ends, or the results would wait for it for ever.
+    after = '--kill-on-invalid-dep=yes --dependency=afterok:${job0}_2:${job0}_3 job2.sbatch'
+    assert after in slurm.submission(arrays, tmp_path, False)
     packed = slurm.jobs(sweep, tmp_path, 4)
     assert [[run.name for run in job.runs] for job in packed[1:]] == [['pair0', 'pair2']]
     text = slurm.script(packed[0], tmp_path, ask._replace(pack=4))
@@ -189,13 +192,49 @@ def test_without_slurm_only_the_scripts_are_written(submit, monkeypatch, capsys)
 
 @pytest.mark.parametrize('flag', [
     '--pack=-3', '--nodes=0', '--nodes=two', '--gpus=-1', '--gpus=volta:', '--time=nonsense', '--time=0',
-    '--time=1:2:3:4', '--memory=16 G', '--cpus=0', '--at-once=-1', '--partition=a b', '--account=$(touch X)',
-    '--sbatch=array=0-3', '--sbatch=a=b c', '--jobs=0', '--retries=-1',
+    '--time=1:2:3:4', '--time=2:00', '--memory=16 G', '--cpus=0', '--at-once=-1', '--partition=a b',
+    '--account=$(touch X)', '--sbatch=array=0-3', '--sbatch=a=b c', '--sbatch=time=2:00:00',
+    '--sbatch=gres=gpu:4', '--sbatch=mem=8G', '--sbatch=nodes=2', '--jobs=0', '--retries=-1',
 ])  # fmt: skip
 def test_what_a_job_cannot_ask_for_is_refused_before_anything_is_written(flag, submit, tmp_path):
     with pytest.raises(UserError, match=f'{flag.partition("=")[0]} must .*, got '):
         submit('--dry-run', flag)
     assert not (tmp_path / 'runs' / 'slurm').exists()
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+    ('--slurm --collect', '--collect is for runs on this machine, not for --slurm: its last job collects'),
+    ('--slurm --jobs 4', '--jobs is for runs on this machine, not for --slurm: --at-once limits'),
+    ('--slurm --retries=1', '--retries is for runs on this machine, not for --slurm: the same command'),
+    ('--slurm --follow', '--follow is for runs on this machine, not for --slurm: the command prints'),
+    ('--slurm --pack=2 --at-once=2', '--at-once is for job arrays, got --pack 2: leave one of them out'),
+    ('--slurm --time=9:30', r'--time must be at least 10 minutes, got 9:30 \(9.5 min\): two hours'),
+    ('--gpus=0', '--gpus is for jobs of a cluster: give --slurm too'),
+    ('--dry-run --sbatch=exclusive', '--sbatch is for jobs of a cluster: give --slurm too'),
+    ('--test-only', '--test-only is for jobs of a cluster: give --slurm too'),
+])  # fmt: skip
+def test_flags_that_would_have_no_effect_are_refused(words, message, tmp_path, monkeypatch):
+    (tmp_path / 'sweep.py').write_text(SWEEP.format(fields={}, folder=tmp_path))
+    argv = ['run', f'{tmp_path}/sweep.py', f'--workdir={tmp_path}/runs', *words.split()]
+    monkeypatch.setattr('sys.argv', argv)
+    with pytest.raises(UserError, match=message):
+        run.main()
+    assert not list(tmp_path.glob('runs/*'))
+
+
+@pytest.mark.parametrize(('said', 'helps'), [
+    ('Invalid account or account/partition combination specified', '--account'),
+    ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", '--pack, or'),
+    ('Invalid job array specification', '--pack'),
+    ('Invalid feature specification', '`sinfo -o "%P %f"`'),
+    ('Invalid qos specification', '--sbatch qos=NAME'),
+])  # fmt: skip
+def test_a_refusal_of_sbatch_comes_with_the_remedy_that_fits(said, helps, tmp_path):
+    (tmp_path / 'words').write_text(f'sbatch: error: Batch job submission failed: {said}\n')
+    with pytest.raises(UserError) as refused:
+        submission._call('job0.sbatch', tmp_path, 'bash', '-c', 'cat words >&2; exit 1')
+    reason, _, remedy = str(refused.value).partition('; ')
+    assert said in reason and helps in remedy
 
 
 HOSTILE = ('a$(touch X)', 'a`touch X`', 'a;touch X', 'a b', "a'b", 'a"b', '*', '', '.', '..', 'a/b', '../x',

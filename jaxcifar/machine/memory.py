@@ -5,11 +5,12 @@ This file imports nothing large, because a process asks for huge pages before it
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 SETTING = Path('/sys/kernel/mm/transparent_hugepage/enabled')
-# Files with a container's memory limit, in the two versions of cgroups.
-LIMITS = Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory/memory.limit_in_bytes')
+MEMORY = Path('/proc/meminfo')
+GROUPS, OWN_GROUPS = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')  # of all processes, of this one
 VARIABLE, TUNABLE = 'GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1'
 
 
@@ -37,14 +38,40 @@ def restart_in_huge_pages():
 
 
 def total() -> int:
-    """Return the bytes of memory that this process may have: those of the machine, or of its container."""
+    """Return the bytes of memory that this process may have: those of its machine, container or job."""
     amounts = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
-    for limit in LIMITS:
+    for file in _limit_files():
         try:
-            amounts.append(int(limit.read_text()))
+            amounts.append(int(file.read_text()))
         except (OSError, ValueError):  # there is no such file, or it says 'max'
             continue
     return min(amounts)
+
+
+def _limit_files() -> Iterator[Path]:
+    """Yield the files that may hold a memory limit of this process, in both versions of cgroups."""
+    try:
+        lines = OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        lines = []
+    # Within a container, the group's path may be that outside it, and only the top is there.
+    for line in (*lines, '0::/', '0:memory:/'):
+        _, kinds, path = line.split(':', 2)
+        if kinds and 'memory' not in kinds.split(','):
+            continue
+        top, name = (GROUPS / 'memory', 'memory.limit_in_bytes') if kinds else (GROUPS, 'memory.max')
+        own = top / path.lstrip('/')
+        # A group has the limits of all groups that it is in, too.
+        yield from (group / name for group in (own, *own.parents))
+
+
+def available() -> int | None:
+    """Return the bytes of memory that are free, at most `total`; None where the system does not say."""
+    try:
+        lines = dict(line.split(':') for line in MEMORY.read_text().splitlines())
+    except OSError:
+        return None
+    return min(1024 * int(lines['MemAvailable'].split()[0]), total())  # Linux counts in units of 1024 bytes
 
 
 def describe() -> str:

@@ -13,7 +13,7 @@ def git_commit() -> str:
     """Return this checkout's commit, followed by '+changes' if files other than results have changed.
 
     $JAXCIFAR_COMMIT takes precedence: whoever copied the files to another machine knows better than a
-    half-copied .git. Return '' if neither gives a commit.
+    half-copied .git. Return '' if neither gives a commit, as for a package installed without -e.
     """
     if said := os.environ.get('JAXCIFAR_COMMIT'):
         return said
@@ -24,7 +24,9 @@ def git_commit() -> str:
         return subprocess.run(['git', '-C', here, *args], capture_output=True, text=True).stdout.strip()
 
     try:
-        commit = git('rev-parse', 'HEAD')
+        # An installed package may lie within another repository, too: in the .venv of another project.
+        tracked = git('ls-files', '--error-unmatch', Path(__file__).name)
+        commit = tracked and git('rev-parse', 'HEAD')
         # Writing results down must not make the next run look as if its code had changed.
         changes = commit and git('status', '--porcelain', '-uno', ':/', ':!/experiments/results')
     except FileNotFoundError:  # git itself is not there
