@@ -6,7 +6,7 @@ without per_class.csv have their training loss instead.
 
     python docs/picture.py runs/quickstart docs/quickstart.png
     python docs/picture.py runs/cross_entropy runs/balanced_softmax docs/long_tail.png
-    python docs/picture.py runs/resnet20-fp32=floats runs/resnet20-twn=TWN runs/ttq=TTQ docs/ternary.png
+    python docs/picture.py runs/resnet20-fp32=floats runs/ttq=TTQ docs/ternary.png
     python docs/picture.py 'runs/94_0=seed 0' 'runs/94_1=seed 1' 'runs/94_2=seed 2' docs/speedrun.png
 
 A name after = stands in the legend in place of the folder's.
