@@ -65,6 +65,10 @@ class Ahead:
             pool.shutdown(cancel_futures=True)
 
 
+# A command that has these does not begin once more to ask for them.
+HUGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+
+
 @contextlib.contextmanager
 def started(workdir: Path, npz: Path, *words: str, environment=None, **fields):
     """A process that trains in `workdir`, dead when the block is left; `__` in a field is a dot.
@@ -75,9 +79,8 @@ def started(workdir: Path, npz: Path, *words: str, environment=None, **fields):
     command = [sys.executable, '-m', 'jaxcifar.main', '--config=tests/small.py', f'--workdir={workdir}']
     command += [*(f'--config.{name}={value}' for name, value in fields.items()), *words]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | CACHED | (environment or {}), text=True, **pipes
-    )
+    environment = os.environ | CACHED | HUGE_PAGES | (environment or {})
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
     try:
         yield process
     finally:

@@ -61,13 +61,13 @@ def flip(path: Path):
 
 
 def the_only_one(newest: Path):
-    largest(newest / 'state').unlink()
+    largest(newest / 'state' / 'd').unlink()
     shutil.rmtree(newest.with_name('20'))
 
 
 DAMAGES = {
-    'truncated': lambda newest: truncate(largest(newest)),
-    'a bit of the arrays': lambda newest: flip(largest(newest)),
+    'truncated': lambda newest: truncate(largest(newest / 'state' / 'd')),
+    'a bit of the arrays': lambda newest: flip(largest(newest / 'state' / 'd')),
     'a bit of the rest': lambda newest: flip(newest / 'meta' / 'metadata'),
     'a file of the only one': the_only_one,
 }
@@ -153,7 +153,7 @@ def other_batches(workdir, reference):
 
 def damaged_source(workdir, reference):
     source = workdir.rename(workdir.with_suffix('.source'))
-    flip(largest(source / 'checkpoints' / '24'))
+    flip(largest(source / 'checkpoints' / '24' / 'state' / 'd'))
     return {'resume_from': source}
 
 

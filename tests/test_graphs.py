@@ -103,11 +103,13 @@ def test_onnx_graphs_give_the_same_logits(monkeypatch):
 
 def test_onnx_of_a_run_keeps_codes(ternary_run, tmp_path):
     onnx = pytest.importorskip('onnx', reason="needs pip install -e '.[export]'")
-    folder = export.export(ternary_run, 'onnx', tmp_path / '2')  # which compares it with the network itself
+    folder = export.export(
+        ternary_run, 'onnx', tmp_path / '2', member='0'
+    )  # which compares it with the network itself
     model = onnx.load(folder / '0_resnet8.onnx')
     types = [onnx.TensorProto.DataType.Name(t.data_type) for t in model.graph.initializer]
     assert types.count('INT2') == 6
-    wide = export.export(ternary_run, 'onnx', tmp_path / '8', bits=8)
+    wide = export.export(ternary_run, 'onnx', tmp_path / '8', member='0', bits=8)
     sizes = [(f / '0_resnet8.onnx').stat().st_size for f in (folder, wide)]
     assert sizes[0] < 0.45 * sizes[1]
     (member, _), _ = open_trained(ternary_run).portables()

@@ -212,7 +212,7 @@ def test_stopped_members_stay_as_they_are(config, tmp_path):
 
 def test_stack_and_unstack_are_inverse():
     trees = [{'a': np.full((2, 3), k, np.float32)} for k in range(3)]
-    for tree, again in zip(trees, unstack(stack(trees))):
+    for tree, again in zip(trees, unstack(stack(trees)), strict=True):
         np.testing.assert_array_equal(tree['a'], again['a'])
 
 

@@ -18,7 +18,7 @@ def of(words: str) -> schedule.Schedule:
 @pytest.mark.parametrize(
     ('words', 'lines'),
     [
-        ('single --epochs 9 --lr .1,.1,.2 --members 3', ['0_resnet20 and 1 other', '2_resnet20']),
+        ('single --epochs 9 --lr .1,.1,.2 --members 3', ['0_resnet20 and 1_resnet20', '2_resnet20']),
         ('fusion --epochs 20 --fusion.lr_head .01', ['all 4 members', 'fusion', 'global_head']),
         ('long_tail --epochs 9', ['all 3 members']),
     ],

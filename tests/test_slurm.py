@@ -53,8 +53,8 @@ def test_a_preempted_job_is_requeued_and_all_ends_as_if_it_had_not_been(
     for name, value in CACHED.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv('JAXCIFAR_RESULTS', str(tmp_path))
-    undisturbed = finish(tmp_path / 'undisturbed', small_npz, network='resnet8', data__loader='host')
     with cluster.running(tmp_path / 'cluster') as environment:
+        undisturbed = finish(tmp_path / 'undisturbed', small_npz, network='resnet8', data__loader='host')
         for name in ('PATH', 'SLURM_CONF'):
             monkeypatch.setenv(name, environment[name])
         with pytest.raises(UserError, match=r'refused job0.sbatch: invalid partition.*`sinfo -s` lists'):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -212,11 +210,6 @@ def test_what_is_set_for_streams_and_refused(config, tmp_path):
         finalize(config)
     with pytest.raises(UserError, match=r'No such file.*; expected image files as'):
         load_dataset(f'stream:{tmp_path}/none', '', 8)
-
-
-def test_workers_import_no_jax():
-    code = "import sys, jaxcifar.data.stream; assert not {'jax', 'flax'} & sys.modules.keys()"
-    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_a_second_thread_changes_no_training_image(folder):

@@ -32,7 +32,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     try:
         with shipped_configs.importable(argv):
             rest = values(argv)
-            config, workdir = values['config'].value, values['workdir'].value
+            config, workdir = values['config'].value, values['workdir'].value or ''
             getattr(config, 'network', None)  # a file that could not be loaded raises here
     except FAULTS as error:
         raise _explain(error, argv) from error

@@ -73,7 +73,7 @@ NEEDS: list[tuple[str, str, Callable[[ConfigDict], bool]]] = [
 
 def without_effect(config: ConfigDict, fields: Iterable[str]) -> list[str]:
     """Return a line for each of these fields, which somebody has set, that this config does not use."""
-    lines = {}
+    lines: dict[str, str] = {}
     for field in fields:
         for part, setting, is_used in NEEDS:
             if f'{field}.'.startswith(f'{part}.') and not is_used(config):

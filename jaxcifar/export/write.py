@@ -76,7 +76,7 @@ def _write_onnx(path: Path, member: Portable, bits: int | None = None):
     # Ternary kernels stay codes with scales, which keeps the file small.
     tree = packed.pack_tree(member.variables, '2bit')
     ternary = packed.map_packed(lambda leaf: leaf.ternary(), tree)
-    if bits and jax.tree.structure(tree) == jax.tree.structure(member.variables):  # nothing was packed
+    if bits and not packed.is_packed(tree):
         raise UserError(f'--bits is for ternary kernels, and {member.about["name"]} has none: leave it out')
     about = {'jaxcifar': json.dumps(member.about), 'classes': json.dumps(member.about['classes'])}
     model = to_onnx(member.forward(), ternary, member.about['image_size'], bits or 2, about)

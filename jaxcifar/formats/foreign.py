@@ -197,8 +197,8 @@ def _strings(path: Path) -> set:
     with contextlib.suppress(Exception):  # bytes of another kind: there is no hint then
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                names = (name for name in archive.namelist() if name.endswith('/data.pkl'))
-                pickles: BinaryIO = io.BytesIO(archive.read(*names))  # of one name, or there is no hint
+                name = next(name for name in archive.namelist() if name.endswith('/data.pkl'))
+                pickles: BinaryIO = io.BytesIO(archive.read(name))
         else:
             pickles = io.BytesIO(path.read_bytes())
         for _ in range(OLD_PICKLES):
@@ -233,8 +233,7 @@ def _unwrap(path: Path, state) -> Mapping:
 def _to_array(path: Path, name: str, tensor) -> np.ndarray:
     import torch
 
-    plain = tensor.layout == torch.strided and tensor.device.type == 'cpu' and tensor.is_floating_point()
-    if not plain:
+    if tensor.layout != torch.strided or tensor.device.type != 'cpu' or not tensor.is_floating_point():
         kind = f'{str(tensor.dtype).removeprefix("torch.")} {str(tensor.layout).removeprefix("torch.")}'
         raise UserError(f'{path} holds {name} as {kind} numbers, expected dense floats: save it as such')
     array = tensor.detach().float().numpy()

@@ -86,6 +86,11 @@ def map_packed(function: Callable, tree):
     return jax.tree.map(change, tree, is_leaf=lambda leaf: isinstance(leaf, Packed))
 
 
+def is_packed(tree) -> bool:
+    """Return whether a tree has `Packed` leaves."""
+    return any(map(_is_packed, jax.tree.leaves(tree, is_leaf=_is_packed)))
+
+
 def to_dense(tree):
     """Return the tree with floats for `Packed` kernels: on the host exactly what was packed."""
     return map_packed(lambda leaf: _on_host(*leaf.ternary()), tree)
