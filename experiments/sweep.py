@@ -1,6 +1,7 @@
 """Define a table of experiments, and find out which of its runs are done."""
 
 import contextlib
+import io
 import json
 import re
 import runpy
@@ -196,7 +197,8 @@ def _anywhere(arguments: list[str]) -> list[str]:
 def require_length(run: Run, folder: Path):
     """Raise `UserError` if the run in a workdir has other epochs than the sweep's: it was longer before."""
     # The training program calls such a run finished and leaves it as it is.
-    asked = parse(['main', *run.arguments(folder)])[0].epochs
+    with contextlib.redirect_stderr(io.StringIO()):  # the run itself has printed the remarks of its config
+        asked = parse(['main', *run.arguments(folder)])[0].epochs
     there = (read_json(folder / run.name / 'config.json') or {}).get('epochs')
     if there != asked:
         epochs = f'{asked} epoch{"" if asked == 1 else "s"}'

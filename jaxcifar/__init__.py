@@ -21,9 +21,11 @@ def train(config, workdir=None, **fields):
     results.json: see `jaxcifar.run.Run`. Raises `UserError` for errors that the user can fix.
     """
     from jaxcifar.config import command_line, recipe, short_form, unused
+    from jaxcifar.config.fields import check_values
     from jaxcifar.run import Run
 
     name, before, config = command_line.chosen(config, fields)
+    check_values(config)
     # JAX takes a second: not before the config is right.
     from jaxcifar import loop
     from jaxcifar.machine import hosts

@@ -17,6 +17,7 @@ import sys
 
 from jaxcifar.config import recipe, unused
 from jaxcifar.config.command_line import parse, usage, which_host
+from jaxcifar.config.fields import check_values
 from jaxcifar.machine import memory, status
 from jaxcifar.machine.command import run_command
 
@@ -31,6 +32,7 @@ def main():
     status.verbose = VERBOSE in sys.argv
     place, argv = which_host([word for word in sys.argv if word != VERBOSE])
     config, workdir = parse(argv)
+    check_values(config)
     # JAX takes a second or two: not before the command line is right.
     with status.during('starting JAX'):
         from jaxcifar.loop import train

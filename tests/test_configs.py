@@ -157,6 +157,7 @@ S = '--config configs/single.py --workdir x '
     (S + '--config.optimizer.decay=(', 'optimizer.decay'),
     (S + '--config.optimizer.rates=bias', "expected rules like 'bias=64', got 'bias'"),
     (S + '--config.optimizer.rates=bias=-1', "expected a factor of at least 0, got 'bias=-1'"),
+    (S + '--config.network=preact_resnet18 --config.model.shortcut=A', 'model.shortcut=A is not for preact'),
     (S + '--config.optimizer.rescale=True', 'optimizer.rescale is for muon: set optimizer.rescale=False'),
     (S + '--config.tau=.5,1,2 --config.members=3', 'loss=cross_entropy ignores it: leave tau out'),
     (S + '--config.loss=balanced_softmax --config.tau=2', 'tau=2 is for loss=logit_adjustment'),

@@ -17,7 +17,6 @@ from jaxcifar.models import NETWORKS, build
 from jaxcifar.models.layers import Layers, head
 from jaxcifar.models.resnet import subsample
 from jaxcifar.models.speednet import halve
-from jaxcifar.runs.trained import open_trained
 
 
 def ternary(params, per_channel=False, negative=1.0):
@@ -112,12 +111,6 @@ def test_onnx_of_a_run_keeps_codes(ternary_run, tmp_path):
     wide = export.export(ternary_run, 'onnx', tmp_path / '8', member='0', bits=8)
     sizes = [(f / '0_resnet8.onnx').stat().st_size for f in (folder, wide)]
     assert sizes[0] < 0.45 * sizes[1]
-    (member, _), _ = open_trained(ternary_run).portables()
-    floats = jax.tree.map(lambda x: x + np.arange(x.size).reshape(x.shape), member.variables)
-    with pytest.raises(
-        UserError, match='--bits is for ternary kernels, and 0_resnet8 has none: leave it out'
-    ):
-        export._write_onnx(tmp_path / 'x.onnx', member._replace(variables=floats), bits=4)
     with pytest.raises(UserError, match='no translation of sin yet'):
         from jaxcifar.formats.onnx_export import to_onnx
 

@@ -377,7 +377,7 @@ def test_arrays_are_read_as_files_are(array):
     [
         (LEVELS.astype(float), 'image 0: expected float pixels from 0 to 1, got 0 to 255; divide it by'),
         (LEVELS.astype(int), 'expected uint8, uint16, or floats from 0 to 1, got int64'),
-        (np.zeros((3, 16, 16)), 'got float64 [3, 16, 16]; give many grey images as [N,H,W,1], and move'),
+        (np.zeros((3, 16, 16)), 'got float64 [3, 16, 16]; move the channels to the end, or give many grey'),
         (np.zeros(16), 'expected [H,W], [H,W,3]'),
         ([], 'expected an image or more, got none'),
         (3, 'expected images as files, PIL images or arrays, got int'),

@@ -216,7 +216,6 @@ def test_zero_init_zeroes_the_norms_that_end_a_block(name, last):
 
 @pytest.mark.parametrize('name, options, words', [
     ('wideresnet28_2', {'shortcut': 'A'}, 'wideresnet28_2 has no choice of shortcut'),
-    ('preact_resnet18', {'shortcut': 'A'}, 'preact_resnet18 has no choice of shortcut'),
     ('densenet121', {'image_size': 28, 'stem': 'imagenet'}, 'needs images of 29 pixels or more'),
     ('resnet20', {'shortcut': 'C'}, "unknown model.shortcut 'C'"),
     ('resnet18', {'stem': 'imagnet'}, "did you mean 'imagenet'"),

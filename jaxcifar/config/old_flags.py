@@ -92,7 +92,8 @@ def _answer(arguments: list[str]) -> Answer:
             field, _, new = FLAGS[name].format(value or 'VALUE').partition('=')
             # A switch without a value must not undo the number that another flag gave.
             if field not in words or value:
-                words[field] = f'{field}={value if "{}" not in FLAGS[name] and value else new}'
+                # A switch there may be given a number, which is then meant.
+                words[field] = f'{field}={value if value.isdecimal() and "{}" not in FLAGS[name] else new}'
         else:
             continue
         old += [] if name in NEEDLESS else [f'--{flag}', *values]

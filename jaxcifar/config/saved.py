@@ -49,6 +49,7 @@ SHAPES = ('dataset', 'network', 'members', 'member_ids', 'split', 'coupling', 'v
 BEFORE = {'ternary.scale_start': 0.0}
 # Fields, or groups of fields, that only some runs use: in others a new default changes nothing.
 USED: dict[str, Callable[[ConfigDict], bool]] = {
+    'data.image_size': lambda config: not config.dataset.startswith('npz:'),
     'ternary': lambda config: 'ternary' in config.view,
     **dict.fromkeys(
         ('ternary.scale_start', 'ternary.scale_lr', 'ternary.scale_decay'),

@@ -39,6 +39,7 @@ NEEDS: list[tuple[str, str, Callable[[ConfigDict], bool]]] = [
     ('fusion.heads', 'fusion.rule=TransformerBase', lambda c: c.fusion.rule == 'TransformerBase'),
     ('long_tail', 'split=long_tail', lambda c: c.split.startswith('long_tail')),
     ('experts', 'split=overlap, disjoint or fusion', _splits_experts),
+    ('experts.count', 'split=overlap or disjoint', lambda c: c.split in ('overlap', 'disjoint')),
     ('experts.shared', 'split=overlap', lambda c: c.split == 'overlap'),
     ('experts.unique', 'split=overlap', lambda c: c.split == 'overlap'),
     ('data.validation_size', 'data.validation=holdout', lambda c: c.data.validation == 'holdout'),

@@ -218,7 +218,7 @@ def _shares(folder: Path, classes: tuple[str, ...]) -> bool:
         wanted, got = shortened(classes), shortened(names)
         raise ValueError(
             f'{folder}: expected folders of the classes {wanted}, as in the training part, got {got}: '
-            'rename them'
+            f'rename them, or move {folder.name}/ away if its images have no labels'
         )
     return False
 

@@ -83,9 +83,9 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     if not shaped or not pixels.size:
         # An array with channels first would be read as an image of three rows, so it is refused.
         first = pixels.ndim == 3 and pixels.shape[0] in CHANNELS
-        many = pixels.ndim == 3 and pixels.size
-        remedy = '; give many grey images as [N,H,W,1]' if many else ''
-        remedy += ', and move channels to the end' if first else ''
+        remedies = ['move the channels to the end'] if first else []
+        remedies += ['give many grey images as [N,H,W,1]'] if pixels.ndim == 3 and pixels.size else []
+        remedy = f'; {", or ".join(remedies)}' if remedies else ''
         raise ValueError(f'expected {SHAPES}, got {pixels.dtype} {list(pixels.shape)}{remedy}')
     pixels = pixels.astype(pixels.dtype.newbyteorder('='), copy=False)  # another machine may have written it
     if pixels.dtype == np.uint8:

@@ -69,17 +69,15 @@ def _require(*packages: str):
             ) from None
 
 
-def _write_onnx(path: Path, member: Portable, bits: int | None = None):
+def _write_onnx(path: Path, member: Portable, bits: int = 2):
     # onnx is optional: the other formats must work without it.
     from jaxcifar.formats.onnx_export import to_onnx
 
     # Ternary kernels stay codes with scales, which keeps the file small.
     tree = packed.pack_tree(member.variables, '2bit')
     ternary = packed.map_packed(lambda leaf: leaf.ternary(), tree)
-    if bits and not packed.is_packed(tree):
-        raise UserError(f'--bits is for ternary kernels, and {member.about["name"]} has none: leave it out')
     about = {'jaxcifar': json.dumps(member.about), 'classes': json.dumps(member.about['classes'])}
-    model = to_onnx(member.forward(), ternary, member.about['image_size'], bits or 2, about)
+    model = to_onnx(member.forward(), ternary, member.about['image_size'], bits, about)
     write_bytes(path, model.SerializeToString())
 
 
@@ -158,6 +156,10 @@ def export(
         raise UserError(f'expected the workdir of a run to export, got {workdir}: it is an export already')
     config, checkpoint = trained.config, trained.checkpoint
     members, head = choose(trained, member)
+    if 'bits' in options and not any(
+        packed.is_packed(packed.pack_tree(m.variables, '2bit')) for m in members
+    ):
+        raise UserError(f'--bits is for ternary kernels, and {workdir} has none: leave it out')
     head = head if kind == 'release' else None
     folder = (output or workdir / 'exports' / kind).resolve()
     _check_free(folder)

@@ -69,9 +69,13 @@ class Network(NamedTuple):
 
 def has_choice(name: str, option: str) -> bool:
     """Return whether a network has, for example, a `stem` to choose."""
-    parameters = inspect.signature(NETWORKS[name]).parameters
-    block = parameters['block'].default if 'block' in parameters else None
-    return option in parameters and option not in getattr(block, 'lacks', ())
+    return option in inspect.signature(NETWORKS[name]).parameters and option not in _fixed(name)
+
+
+def _fixed(name: str) -> tuple[str, ...]:
+    """Return the options of a network's module that its blocks do not follow."""
+    block = inspect.signature(NETWORKS[name]).parameters.get('block')
+    return getattr(block.default, 'lacks', ()) if block else ()
 
 
 def has_dropout(name: str) -> bool:
@@ -111,6 +115,8 @@ def build(
     options: shortcut, stem or whitening, where a network has them; in code any field of its module.
     """
     make = lookup('network', NETWORKS, name)
+    # Older runs and exports may name what was never followed.
+    options = {option: value for option, value in options.items() if option not in _fixed(name)}
     scheme = lookup('model.init', SCHEMES, init)
     _check_options(name, options)
 

@@ -22,7 +22,7 @@ from jaxcifar.engine import couplings, fusion, losses, optim, paths, quantize, s
 from jaxcifar.machine.errors import UserError, lookup
 from jaxcifar.machine.profile import count_flops
 from jaxcifar.machine.text import show
-from jaxcifar.models import CHOICES, NETWORKS, build, has_dropout
+from jaxcifar.models import CHOICES, NETWORKS, build, has_choice, has_dropout
 from jaxcifar.models.layers import SCHEMES
 
 # A field, and the names that it takes.
@@ -123,6 +123,11 @@ CONFLICTS: list[tuple[Callable[[ConfigDict], Any], str]] = [
             (c.model.dropout or c.model.drop_path) and not any(map(has_dropout, set(member_networks(c))))
         ),
         'model.dropout and model.drop_path must be 0 for {network}, which has neither',
+    ),
+    (
+        lambda c: c.model.shortcut and not all(has_choice(n, 'shortcut') for n in member_networks(c)),
+        'model.shortcut={model.shortcut} is not for {network}, which has no choice of it: add '
+        '--config.model.shortcut=',
     ),
     (
         lambda c: c.optimizer.rescale and c.optimizer.name != 'muon',

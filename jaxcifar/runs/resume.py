@@ -51,7 +51,7 @@ def prepare_run(config: ConfigDict, workdir: Path) -> Session:
     check_batch(config, session.mesh)
     if config.resume_from:
         session = workdirs.with_split_of(split_checkpoint(config.resume_from)[0], session)
-    session = workdirs.as_begun(workdir, session)
+    session = workdirs.as_begun(workdir, session) if workdirs.has_checkpoint(workdir) else session
     check(session)
     return session
 

@@ -152,7 +152,7 @@ class TrainedFile(Trained):
         if dataset is None and classes in BY_CLASSES:
             raise UserError(
                 f'{path} is for larger images than those of {BY_CLASSES[classes]}: name its data set, as '
-                '--dataset imagenet:FOLDER'
+                '--dataset imagenet:FOLDER, or from Python as dataset=…'
             )
         if dataset is None:
             raise UserError(
@@ -160,7 +160,10 @@ class TrainedFile(Trained):
                 'as --dataset npz:FILE; python -m jaxcifar.torch_weights takes that too, to make a run of it'
             )
         if not self._is_told:
-            print(f'{path}: taken for a network of {dataset}; --dataset names another', file=sys.stderr)
+            print(
+                f'{path}: taken for a network of {dataset}; --dataset (in Python, dataset=) names another',
+                file=sys.stderr,
+            )
         config = get_config()
         config.network, config.dataset = network, dataset
         config.model.update(options)

@@ -40,7 +40,7 @@ def check_config(workdir: Path, config: ConfigDict):
             f'{workdir} is an export: choose another --workdir; --config.init_from={workdir} starts there '
             'from its weights'
         )
-    if not _has_checkpoint(workdir):
+    if not has_checkpoint(workdir):
         _refuse_foreign(path)
         return
     # The file itself is the better evidence: its error can name the fields that differ.
@@ -80,7 +80,7 @@ def as_begun(workdir: Path, session: Session, remedy: str = 'choose a new --work
 
     Every command calls this before it uses a run's images. remedy: the alternative to putting files back.
     """
-    if not _has_checkpoint(workdir):
+    if not (has_checkpoint(workdir) or (workdir / 'best').exists()):
         return session
     # Index files that are refused today mean the same images as when the run began, as its sum shows.
     if session.dataset.index_fault:
@@ -165,9 +165,9 @@ def _sum(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
-def _has_checkpoint(workdir: Path) -> bool:
-    """Return whether there is anything to lose: a run that failed before may be tried with other settings."""
-    # The best weights alone are nothing: they come before the first save, and no run continues from them.
+def has_checkpoint(workdir: Path) -> bool:
+    """Return whether a run would continue: one that failed before may be tried with other settings."""
+    # Best weights come before the first save, and no run continues from them alone.
     return any((workdir / 'checkpoints').glob('[0-9]*')) or (workdir / 'results.json').exists()
 
 
