@@ -102,9 +102,8 @@ def test_onnx_graphs_give_the_same_logits(monkeypatch):
 
 def test_onnx_of_a_run_keeps_codes(ternary_run, tmp_path):
     onnx = pytest.importorskip('onnx', reason="needs pip install -e '.[export]'")
-    folder = export.export(
-        ternary_run, 'onnx', tmp_path / '2', member='0'
-    )  # which compares it with the network itself
+    # The export compares it with the network itself.
+    folder = export.export(ternary_run, 'onnx', tmp_path / '2', member='0')
     model = onnx.load(folder / '0_resnet8.onnx')
     types = [onnx.TensorProto.DataType.Name(t.data_type) for t in model.graph.initializer]
     assert types.count('INT2') == 6

@@ -154,11 +154,9 @@ def export(
     trained = open_trained(workdir, checkpoint)
     if not isinstance(trained, TrainedRun):
         raise UserError(f'expected the workdir of a run to export, got {workdir}: it is an export already')
-    config, checkpoint = trained.config, trained.checkpoint
     members, head = choose(trained, member)
-    if 'bits' in options and not any(
-        packed.is_packed(packed.pack_tree(m.variables, '2bit')) for m in members
-    ):
+    trees = (packed.pack_tree(one.variables, '2bit') for one in members)
+    if 'bits' in options and not any(map(packed.is_packed, trees)):
         raise UserError(f'--bits is for ternary kernels, and {workdir} has none: leave it out')
     head = head if kind == 'release' else None
     folder = (output or workdir / 'exports' / kind).resolve()
@@ -167,22 +165,12 @@ def export(
     new = folder.with_name(f'.{folder.name}.new')
     shutil.rmtree(new, ignore_errors=True)
     files = [_write(new, how, one, options) for one in members]
-    together = released(config) if len(members) > 1 else members[0].config
+    together = released(trained.config) if len(members) > 1 else members[0].config
     if head is not None:
-        together.coupling = config.coupling
+        together.coupling = trained.config.coupling
         write_safetensors(new / HEAD, head.about, head.params)
     write_json(new / 'config.json', saved.to_dict(together))
-    # The card, and what a release holds besides weights.
-    card = make_card(workdir, checkpoint, kind, members, files, head)
-    if kind == 'release':
-        write_json(new / 'dataset.json', card['data'])
-        if (workdir / 'metrics.csv').exists():
-            shutil.copy(workdir / 'metrics.csv', new)
-        if card['accuracy']:  # otherwise those are of other weights
-            shutil.copy(workdir / 'results.json', new)
-    write_text(new / portable.README, to_markdown(card))
-    # This sum protects an edited README.md from the next export.
-    write_json(new / CARD, {**card, 'readme_sha256': sha256(new / portable.README)})
+    _write_card(new, workdir, make_card(workdir, trained.checkpoint, kind, members, files, head))
     write_sums(new)
     if head is not None:
         # Each member was tried when it was written; the head joins them, and is tried through the folder.
@@ -191,6 +179,19 @@ def export(
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
     return folder
+
+
+def _write_card(folder: Path, workdir: Path, card: dict):
+    """Write a card for programs and for people, and what a release of the run holds besides weights."""
+    if card['format'] == 'release':
+        write_json(folder / 'dataset.json', card['data'])
+        if (workdir / 'metrics.csv').exists():
+            shutil.copy(workdir / 'metrics.csv', folder)
+        if card['accuracy']:  # otherwise those are of other weights
+            shutil.copy(workdir / 'results.json', folder)
+    write_text(folder / portable.README, to_markdown(card))
+    # This sum protects an edited README.md from the next export.
+    write_json(folder / CARD, {**card, 'readme_sha256': sha256(folder / portable.README)})
 
 
 def _check_free(folder: Path):
@@ -215,8 +216,7 @@ def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
     precision = how.precision or member.about['precision']
     # Some formats have one precision, and the network must be compared in that one.
     member = member._replace(about={**member.about, 'precision': precision})
-    name = f'{member.about["name"]}.{how.ending}'
-    path = folder / name
+    path = folder / f'{member.about["name"]}.{how.ending}'
     how.write(path, member, **options)
     images = _noise(member)
     expected = Classifier([member]).logits(images)[0]
@@ -227,7 +227,7 @@ def _write(folder: Path, how: Format, member: Portable, options: dict) -> dict:
     rate = IMAGES / (time.perf_counter() - start)
     difference = _difference(path, logits, expected, TOLERANCE[precision] if how.exact else math.inf)
     return {
-        'file': name,
+        'file': path.name,
         'bytes': path.stat().st_size,
         'options': options,
         'check': f'logits of {IMAGES} images of noise differ by at most {difference:.2g}',

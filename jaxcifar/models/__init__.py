@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -84,12 +85,24 @@ def has_dropout(name: str) -> bool:
     return getattr(getattr(make, 'func', make), 'drops', True)
 
 
-def _check_options(name: str, options: dict):
-    """Raise `UserError` where a network does not have an option, or not this value of it."""
+def _followed(name: str, options: dict) -> dict:
+    """Return the options that a network follows.
+
+    Raises `UserError` where it does not have an option, or not this value of it.
+    """
+    # Older runs and exports may name what was never followed.
+    options = {option: value for option, value in options.items() if option not in _fixed(name)}
     for option, value in options.items():
         if not has_choice(name, option):
             raise UserError(f'{name} has no choice of {option}: leave model.{option} as it is')
         lookup(f'model.{option}', CHOICES.get(option, {value: None}), value)
+    return options
+
+
+def _drawn_by_flax(module, seed: tuple[int, ...], shape: tuple[int, ...]) -> dict:
+    """Return a Flax module's variables as its own initialisers draw them, for images of this shape."""
+    key = jax.random.key(np.random.default_rng(seed).integers(2**31))
+    return jax.jit(module.init)(key, jnp.zeros(shape))
 
 
 def build(
@@ -115,10 +128,7 @@ def build(
     options: shortcut, stem or whitening, where a network has them; in code any field of its module.
     """
     make = lookup('network', NETWORKS, name)
-    # Older runs and exports may name what was never followed.
-    options = {option: value for option, value in options.items() if option not in _fixed(name)}
-    scheme = lookup('model.init', SCHEMES, init)
-    _check_options(name, options)
+    scheme, options = lookup('model.init', SCHEMES, init), _followed(name, options)
 
     def module(train: bool, members_as: str = 'loop'):
         # Evaluation has no batch statistics to synchronise, and may run outside the mesh.
@@ -131,7 +141,6 @@ def build(
         raise UserError(f'model.zero_init must be False for {name}, whose blocks do not end in a norm')
     # One image is enough: no variable's shape depends on the batch.
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-
     # Only some networks fit variables to images; the others need none loaded.
     fit = getattr(module(train=False), 'fit', None)
 
@@ -142,10 +151,7 @@ def build(
         return jax.eval_shape(lambda v, x: apply(v, x, False), shapes(), image)[0][1].shape[-1]
 
     def draw(seed: tuple[int, ...], images: np.ndarray | None = None):
-        def own():
-            key = jax.random.key(np.random.default_rng(seed).integers(2**31))
-            return jax.jit(module(train=False).init)(key, jnp.zeros(image.shape))
-
+        own = partial(_drawn_by_flax, module(train=False), seed, image.shape)
         # A network without norms has no statistics.
         variables = {'batch_stats': {}, **initialise(shapes(), seed, scheme, zeroed, own)}
         return fit(variables, images) if fit and images is not None else variables
