@@ -88,4 +88,5 @@ def train(patch, workdir: str, fields: dict, config: str = 'base'):
 def unpack(name: str, folder: Path):
     """Put an old folder into `folder`."""
     with tarfile.open(HERE / f'{name}.tar.gz') as archive:
-        archive.extractall(folder, filter='data')
+        # Python has filters from 3.11.4 on, and warns where they are not used from 3.12 on.
+        archive.extractall(folder, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
