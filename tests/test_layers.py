@@ -23,6 +23,7 @@ def channels_first(x):
 
 @pytest.mark.parametrize('shape, sums', [
     ((4, 5, 6, 3), batch_norm._one_by_one), ((4, 5, 6, 3), batch_norm._in_one_pass),
+    ((4, 16, 16, 3), batch_norm._in_one_pass), ((17, 8, 8, 3), batch_norm._in_one_pass),
     ((2, 1, 1, 3), batch_norm._one_by_one),
 ])  # fmt: skip
 def test_batch_norm_is_torchs(shape, sums, monkeypatch):

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxcifar.augment.mixing import Targets
 from jaxcifar.augment.pipeline import Augmentation, has_own_batches
 from jaxcifar.config.members import per_member, run_seed
+from jaxcifar.engine.calls import several
 from jaxcifar.engine.couplings import COUPLINGS, check_columns, make_head, make_learning_rates
 from jaxcifar.engine.head import append_fused_logits
 from jaxcifar.engine.losses import make_loss
@@ -19,7 +20,7 @@ from jaxcifar.engine.optim import average, clip, make_optimizer
 from jaxcifar.engine.population import Population
 from jaxcifar.engine.state import TrainState, formats, freeze_inactive, select_members
 from jaxcifar.engine.views import make_share
-from jaxcifar.machine.compiler import compiler_options
+from jaxcifar.machine.compiler import as_one_array, compiler_options
 
 # Keys are fold_in(fold_in(seed, purpose), step): no draw depends on what was drawn before.
 DROPOUT, AUGMENT, HEAD_DROPOUT = 0, 1, 2
@@ -31,6 +32,7 @@ class TrainStep:
     All members are updated from the same forward pass. A coupling's head adds one row, the last.
 
     batch: 'image' uint8 [B,H,W,C], 'label' and 'index' [B], or [K,B,...] where members have their own.
+    params: the parameters that the networks run with, unless they are those of the state.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class TrainStep:
         self.run_key = jax.random.key(run_seed(config))
         self.member_keys = population.member_keys()
 
-    def __call__(self, state: TrainState, batch: dict[str, jax.Array]):
+    def __call__(self, state: TrainState, batch: dict[str, jax.Array], params=None):
         images, targets = self.augment_batch(batch, state.step)
         lr = self.learning_rates(state.step)
-        new, numbers = self._advance(state, images, targets, self.dropout_keys(state.step), lr)
+        params = state.params if params is None else params
+        new, numbers = self._advance(state, params, images, targets, self.dropout_keys(state.step), lr)
         check_columns(self.config, numbers)
         count = batch['label'].shape[-1]
         sums = {name: state.sums[name] + value * count for name, value in numbers.items()}
@@ -67,9 +70,10 @@ class TrainStep:
         """Return which members this step changes, [K] bool."""
         return state.active & (state.step >= self.frozen_steps)
 
-    def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
+    def _advance(self, state: TrainState, params, images, targets: Targets, dropout_keys, lr: jax.Array):
         """Return the state with new weights and optimisers, and the logged numbers, {name: [K]}."""
-        (grads, head_grads), stats, numbers = self.gradients(state, images, targets, dropout_keys)
+        start = state.replace(params=params)
+        (grads, head_grads), stats, numbers = self.gradients(start, images, targets, dropout_keys)
         if self.head and self.config.fusion.clip_all:
             # Frozen members do not count in the joint norm.
             grads = select_members(
@@ -146,6 +150,7 @@ class TrainStep:
             x = jnp.split(images, parts, axis=images.ndim - 4)[i]
             y = jax.tree.map(lambda t, i=i: jnp.split(t, parts, axis=t.ndim - 1)[i], targets)
             grads, (stats, numbers) = gradient(params, stats, x, y, keys, state.step)
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
             part = jax.tree.map(lambda value: value / parts, (grads, numbers))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
             if i < parts - 1:
@@ -162,7 +167,8 @@ class TrainStep:
             updates, opt = make_optimizer(self.config, lr, weight_decay).update(grads, opt, params)
             return optax.apply_updates(params, updates), opt
 
-        numbers = (population.split_by_group(n) for n in (lr, weight_decay))
+        rates = as_one_array(lr[: population.size], weight_decay)
+        numbers = (population.split_by_group(n) for n in rates)
         groups = zip(grads, opt, params, *numbers)
         params, opt = zip(*(jax.vmap(of_member)(*group) for group in groups))
         return params, opt
@@ -175,7 +181,7 @@ class SequentialStep(TrainStep):
     `TrainStep`. Batch statistics come from the forward pass that gives a member's gradient.
     """
 
-    def _advance(self, state: TrainState, images, targets: Targets, dropout_keys, lr: jax.Array):
+    def _advance(self, state: TrainState, params, images, targets: Targets, dropout_keys, lr: jax.Array):
         everyone, members = self.population, range(self.population.size)
 
         def forward(k: int, params):
@@ -233,16 +239,8 @@ def make_train_step(
     given = formats(state)
     step = UPDATES[config.update_order](config, population, dataset, steps_per_epoch, counts)
 
-    def call(state: TrainState, batches):
-        if jax.default_backend() == 'cpu':  # where a loop makes gradients of convolutions 30 times slower
-            for i in range(len(batches['label'])):
-                state, row = step(state, jax.tree.map(lambda batch, i=i: batch[i], batches))
-            return state, row
-        state, rows = jax.lax.scan(step, state, batches)
-        return state, jax.tree.map(lambda row: row[-1], rows)
-
     return jax.jit(
-        step.__call__ if config.steps_per_call == 1 else call,
+        step.__call__ if config.steps_per_call == 1 else several(step, population, config),
         donate_argnums=0,
         in_shardings=(given, None),
         out_shardings=(given, population.sharding()),

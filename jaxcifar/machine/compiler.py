@@ -4,6 +4,7 @@ import re
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 
 OPTIONS: dict[str, dict[str, str]] = {
     'cpu': {
@@ -37,6 +38,15 @@ def knows(name: str, value: str) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def as_one_array(*arrays: jax.Array):
+    """Return arrays of equal shape as parts of one that XLA does not take apart; on a CPU, as they are.
+
+    A GPU's compiler joins small operations of equal shape into one kernel if they read the same array. A
+    scalar that they share, such as a learning rate, is not enough.
+    """
+    return arrays if jax.default_backend() == 'cpu' else jax.lax.optimization_barrier(jnp.stack(arrays))
 
 
 def block_diagonal(count: int):

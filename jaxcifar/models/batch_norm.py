@@ -8,6 +8,10 @@ import jax.numpy as jnp
 
 from jaxcifar.models.convolution import vary_alike
 
+# XLA adds up to 4,096 pixels in one stage, in which most of a GPU waits: for 64 channels of 4,096 pixels, it
+# expects 17 to 25 µs on an H100. In two stages, of which the first has 64 parts, it expects 1 µs.
+TWO_STAGES, PARTS = range(1024, 4096 + 1), 64
+
 
 class BatchNorm(nn.Module):
     """Normalise a batch over all axes but the last; as in torch, the running variance is unbiased.
@@ -67,8 +71,12 @@ def _one_by_one(*arrays):
 
 
 def _in_one_pass(*arrays):
-    zeros = tuple(jnp.zeros_like(a, shape=()) for a in arrays)
-    return jax.lax.reduce(arrays, zeros, partial(jax.tree.map, jnp.add), _pixel_axes(arrays[0]))
+    zeros, add = tuple(jnp.zeros_like(a, shape=()) for a in arrays), partial(jax.tree.map, jnp.add)
+    pixels, channels = arrays[0].size // arrays[0].shape[-1], arrays[0].shape[-1]
+    if pixels in TWO_STAGES and pixels % PARTS == 0:
+        arrays = tuple(a.reshape(PARTS, pixels // PARTS, channels) for a in arrays)
+        arrays = jax.lax.reduce(arrays, zeros, add, (1,))
+    return jax.lax.reduce(arrays, zeros, add, _pixel_axes(arrays[0]))
 
 
 def _pixel_axes(x):
