@@ -1,9 +1,14 @@
-"""The measurement of options of the compiler and of our own."""
+"""What is measured and counted of our step alone: options of the compiler and of our own, and kernels."""
 
+import re
+
+import jax
 import pytest
 
+from configs import single
 from experiments import results
-from experiments.bench import options
+from experiments.bench import kernels, options
+from jaxcifar.machine.errors import UserError
 
 
 @pytest.fixture
@@ -73,3 +78,43 @@ def test_a_variants_changes_reach_the_program(tiny_networks):
     two = options.build('tiny', 4, {'steps_per_call': 2})
     two.take(1)
     assert two.state.step == 2
+
+
+PROGRAM = """
+%fused (p: f32[8]) -> f32[8] {
+  ROOT %add.1 = f32[8]{0} add(%p, %p)
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %conv = (f32[8]{0}, u8[0]{0}) custom-call(%p), custom_call_target="__cudnn$convForward", metadata={op_name="a/b"}
+  %loop_add_fusion.12 = f32[8]{0} fusion(%p), calls=%fused, metadata={op_name="jit(f)/net/layer1_0/relu/max"}, backend_config={"reification_cost":[{"exec_time_us":1.5,"compute_time_us":1,"name":""}]}
+  %fusion.3 = f32[2,4]{1,0} fusion(%p), kind=kCustom, backend_config={"kind":"__triton","reification_cost":[{"exec_time_us":99,"name":""},{"exec_time_us":0.25,"name":"indexing-cost-model"}]}
+  ROOT %copy.7 = f32[8]{0} copy(%p)
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  ROOT %loop = f32[8]{0} fusion(%p), calls=%fused
+}
+"""  # noqa: E501
+
+
+def test_the_kernels_of_a_step_are_read_from_the_body_of_its_loop(capsys):
+    found = kernels.read_kernels(PROGRAM)
+    assert [(k.kind, k.name, k.shape, k.microseconds) for k in found] == [
+        ('custom-call', 'conv', 'f32[8]', 0), ('fusion', 'loop_add_fusion', 'f32[8]', 1.5),
+        ('fusion', 'fusion', 'f32[2,4]', 0.25), ('copy', 'copy', 'f32[8]', 0),
+    ]  # fmt: skip
+    kernels.show([found[1]] * 2)
+    line = capsys.readouterr().out.splitlines()[-1].split()
+    assert line == ['2', '3.0', 'f32[8]', 'loop_add_fusion', 'layerN_N/relu/max']
+
+
+def test_without_the_plugin_the_command_says_how_to_get_it(monkeypatch):
+    def missing(*_, **__):
+        raise NotImplementedError('topology not implemented for cuda')
+
+    monkeypatch.setattr(kernels.topologies, 'get_topology_desc', missing)
+    with pytest.raises(
+        UserError, match=f'not implemented.*: pip install .*pjrt=={re.escape(jax.__version__)}'
+    ):
+        kernels.compile_for_gpu(single.get_config())

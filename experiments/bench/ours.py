@@ -119,9 +119,14 @@ class OurStep:
 
     def megabytes(self) -> str:
         """Return the device memory of a call, in MB; '' where the backend does not say."""
-        memory: Any = self.program.memory_analysis()
-        if not memory:
-            return ''
-        # Donated inputs are reused for outputs.
-        sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes
-        return f'{(sum(sizes) - memory.alias_size_in_bytes) / 1e6:.0f}'
+        return megabytes(self.program)
+
+
+def megabytes(program) -> str:
+    """Return the device memory of a call of a compiled program, in MB; '' where the backend does not say."""
+    memory: Any = program.memory_analysis()
+    if not memory:
+        return ''
+    # Donated inputs are reused for outputs.
+    sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes
+    return f'{(sum(sizes) - memory.alias_size_in_bytes) / 1e6:.0f}'
