@@ -23,7 +23,7 @@ def channels_first(x):
 
 @pytest.mark.parametrize('shape, sums', [
     ((4, 5, 6, 3), batch_norm._one_by_one), ((4, 5, 6, 3), batch_norm._in_one_pass),
-    ((4, 16, 16, 3), batch_norm._in_one_pass), ((17, 8, 8, 3), batch_norm._in_one_pass),
+    ((4, 16, 16, 3), batch_norm._in_one_pass), ((17, 8, 9, 3), batch_norm._in_one_pass),
     ((2, 1, 1, 3), batch_norm._one_by_one),
 ])  # fmt: skip
 def test_batch_norm_is_torchs(shape, sums, monkeypatch):
@@ -55,7 +55,8 @@ def test_batch_norm_is_torchs(shape, sums, monkeypatch):
         pairs += [(params_grad[k], getattr(torch_norm, LEAVES[k]).grad) for k in params_grad]
         pairs += [(stats[k], getattr(torch_norm, LEAVES[k])) for k in stats]
         for ours, torchs in pairs:
-            np.testing.assert_allclose(ours, torchs.detach(), rtol=1e-5, atol=1e-5)
+            # Sums over more pixels round more often.
+            np.testing.assert_allclose(ours, torchs.detach(), rtol=1e-5, atol=1e-7 * max(x[..., 0].size, 100))
 
     y = BatchNorm(train=False).apply(variables, x)
     np.testing.assert_allclose(channels_first(y), torch_norm.eval()(channels_first(x)).detach(), atol=1e-5)
