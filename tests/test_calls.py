@@ -14,6 +14,7 @@ from tests.steps import Run, distance, run_steps
     ({'precision': 'float32', 'optimizer.accumulate': 2}, 1e-5), ({'precision': 'bfloat16'}, 2e-3),
     ({'members': 2, 'optimizer.weight_decay': (1e-2, 0.0)}, 1e-5),
     ({'view': 'ternary', 'ternary.layers': ''}, 1e-5),
+    ({'members': 2, 'devices': 4, 'precision': 'bfloat16'}, 2e-3),
 ])  # fmt: skip
 def test_a_gpus_loop_takes_the_same_steps(fields, tolerance, config, dataset, tiny_networks, monkeypatch):
     config.network, config.augment = 'tiny', ''
