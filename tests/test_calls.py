@@ -1,13 +1,15 @@
 """What a step does on a GPU alone, run on the CPU: kernels in the compute type, rates in one array."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from jaxcifar.engine import step
-from jaxcifar.engine.calls import narrow_kernels
+from jaxcifar.engine.calls import cast_at_once
 from jaxcifar.machine.compiler import as_one_array
-from tests.steps import Run, distance, run_steps
+from jaxcifar.models import NETWORKS
+from tests.steps import Run, Tiny, distance, run_steps
 
 
 @pytest.mark.parametrize('fields, tolerance', [
@@ -29,18 +31,42 @@ def test_a_gpus_loop_takes_the_same_steps(fields, tolerance, config, dataset, ti
     assert distance(one, two) < tolerance
 
 
-def test_only_kernels_that_are_used_as_they_are_become_narrow(config, dataset, tiny_networks):
-    def narrow(**fields):
-        config.update({'network': 'tiny', 'precision': 'bfloat16', 'view': 'none', 'members': 1} | fields)
-        run = Run(config, dataset)
-        return narrow_kernels(run.state.params, run.config, run.mesh), run.state.params
+def test_only_what_networks_cast_at_once_becomes_narrow(config, dataset, tiny_networks, monkeypatch):
+    class Wide(Tiny):
+        """Adds a position to each pixel, and convolves in float32."""
 
-    kernels, params = narrow()
-    assert {(k.dtype.name, k.ndim) for k in jax.tree.leaves(kernels)} == {('bfloat16', 5)}
-    assert len(jax.tree.leaves(kernels)) == sum(p.ndim == 5 for p in jax.tree.leaves(params))
-    config.ternary.layers = ''
-    for fields in ({'members': 2}, {'view': 'ternary'}):
-        assert not jax.tree.leaves(narrow(**fields)[0])
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(3, (3, 3), name='wide')(
+                x + self.param('position', nn.initializers.ones, (1, 8, 8, 3))
+            )
+            return super().__call__(x)
+
+    monkeypatch.setitem(NETWORKS, 'wide', Wide)
+
+    def narrow(**fields):
+        given = {'network': 'tiny', 'precision': 'bfloat16', 'view': 'none', 'members': 1} | fields
+        config.update_from_flattened_dict(given)
+        run = Run(config, dataset)
+        cast = cast_at_once(run.population, run.state.params, (8, 8, 3), run.config.precision)
+        return {jax.tree_util.keystr(path) for path, do in jax.tree_util.tree_leaves_with_path(cast) if do}
+
+    assert narrow() == narrow(network='wide') == {"[0]['conv1']['kernel']"}
+    ternary = {'view': 'ternary', 'ternary.layers': 'conv'}
+    for fields in ({'members': 2}, {'precision': 'float32'}, ternary):
+        assert not narrow(**fields)
+    assert narrow(view='ternary', **{'ternary.layers': 'fc'})  # convolutions stay floats
+
+
+def test_gradients_of_narrow_kernels_are_float32(config, dataset, tiny_networks):
+    config.network, config.precision, config.optimizer.accumulate = 'tiny', 'bfloat16', 2
+    run = Run(config, dataset)
+    taken = step.TrainStep(run.config, run.population, dataset, 3)
+    narrow = jax.tree.map(lambda p: p.astype('bfloat16') if p.ndim == 5 else p, run.state.params)
+    images, targets = taken.augment_batch(next(iter(run.batches(1))), run.state.step)
+    keys = taken.dropout_keys(run.state.step)
+    grads, *_ = jax.eval_shape(taken.gradients, run.state.replace(params=narrow), images, targets, keys)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(grads)} == {'float32'}
 
 
 def test_rates_stay_what_they_are_in_one_array(monkeypatch):

@@ -88,7 +88,7 @@ PROGRAM = """
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %conv = (f32[8]{0}, u8[0]{0}) custom-call(%p), custom_call_target="__cudnn$convForward", metadata={op_name="a/b"}
   %loop_add_fusion.12 = f32[8]{0} fusion(%p), calls=%fused, metadata={op_name="jit(f)/net/layer1_0/relu/max"}, backend_config={"reification_cost":[{"exec_time_us":1.5,"compute_time_us":1,"name":""}]}
-  %fusion.3 = f32[2,4]{1,0} fusion(%p), kind=kCustom, backend_config={"kind":"__triton","reification_cost":[{"exec_time_us":99,"name":""},{"exec_time_us":0.25,"name":"indexing-cost-model"}]}
+  %fusion.3 = f32[2,4]{1,0} fusion(%p), kind=kCustom, backend_config={"kind":"__triton_gemm","reification_cost":[{"exec_time_us":99,"name":""},{"exec_time_us":0.25,"name":"indexing-cost-model"}]}
   ROOT %copy.7 = f32[8]{0} copy(%p)
 }
 
@@ -104,17 +104,20 @@ def test_the_kernels_of_a_step_are_read_from_the_body_of_its_loop(capsys):
         ('custom-call', 'conv', 'f32[8]', 0), ('fusion', 'loop_add_fusion', 'f32[8]', 1.5),
         ('fusion', 'fusion', 'f32[2,4]', 0.25), ('copy', 'copy', 'f32[8]', 0),
     ]  # fmt: skip
+    without = PROGRAM.replace('custom-call', 'slice')  # the body is known by its kernels, not by convolutions
+    assert kernels.read_kernels(without) == found[1:]
     kernels.show([found[1]] * 2)
     line = capsys.readouterr().out.splitlines()[-1].split()
     assert line == ['2', '3.0', 'f32[8]', 'loop_add_fusion', 'layerN_N/relu/max']
 
 
-def test_without_the_plugin_the_command_says_how_to_get_it(monkeypatch):
-    def missing(*_, **__):
-        raise NotImplementedError('topology not implemented for cuda')
+@pytest.mark.parametrize('found', ['none', '0.1'])
+def test_without_the_plugin_of_jax_the_command_says_how_to_get_it(found, monkeypatch):
+    def version(package):
+        if found == 'none':
+            raise kernels.PackageNotFoundError(package)
+        return found
 
-    monkeypatch.setattr(kernels.topologies, 'get_topology_desc', missing)
-    with pytest.raises(
-        UserError, match=f'not implemented.*: pip install .*pjrt=={re.escape(jax.__version__)}'
-    ):
+    monkeypatch.setattr(kernels, 'version', version)
+    with pytest.raises(UserError, match=f'got {found}: pip install .*pjrt=={re.escape(jax.__version__)}'):
         kernels.compile_for_gpu(single.get_config())

@@ -2,10 +2,11 @@
 
     python -m experiments.bench.kernels single:resnet32,cifar100 --precision bfloat16
 
-XLA's own compiler for GPUs compiles the step for an H200. The command prints groups of equal kernels, those
+XLA's own compiler for GPUs compiles the step for one H200. The command prints groups of equal kernels, those
 with the longest times first, and appends the totals to experiments/results/kernels.csv. The times are XLA's
-estimates. They leave out launches, and convolutions and products of libraries. Nothing is tuned, unlike on a
-GPU. The command needs JAX's plug-in for GPUs, in the version of jax:
+estimates. They leave out launches, copies, and what libraries compute. Nothing is tuned, unlike on a GPU. The
+images are random, of 100 classes and of the config's size. The command needs JAX's plug-in for GPUs, in the
+version of jax:
 
     pip install --no-deps --target plugin jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION
     export PYTHONPATH=plugin JAX_PLATFORMS=cpu
@@ -15,6 +16,7 @@ import re
 import sys
 import time
 from collections import Counter, defaultdict
+from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 from unittest import mock
 
@@ -27,6 +29,7 @@ from ml_collections import ConfigDict
 from experiments import results
 from experiments.bench.ours import first_batch, megabytes, noise_dataset
 from jaxcifar.config.command_line import parse_about
+from jaxcifar.data import splits
 from jaxcifar.engine import step as engine_step
 from jaxcifar.engine.population import Population, make_mesh
 from jaxcifar.engine.state import init_state
@@ -50,9 +53,10 @@ dnn_version_info { major: 9 minor: 10 }
 """
 OPTIONS = {'xla_gpu_autotune_level': '0', 'xla_gpu_collect_cost_model_stats': 'True'}
 SHOWN = 12  # groups of kernels
-CONVOLUTION = 'cudnn$conv'  # in the targets of calls
 COMPUTATION = re.compile(r'^(?:ENTRY )?%?[\w.\-]+ \(.*?\{\n.*?^\}', re.MULTILINE | re.DOTALL)
-KERNEL = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = \(?(\w+\[[\d,]*\]).*? (fusion|custom-call|copy)\(')
+KERNEL = re.compile(
+    r'^\s+(?:ROOT )?%?([\w.\-]+) = \(?(\w+\[[\d,]*\]).*? (fusion|custom-call|copy)\(', re.MULTILINE
+)
 TIME = r'"exec_time_us":([\d.]+)[^}]*"name":"%s'
 
 
@@ -68,16 +72,14 @@ class Kernel(NamedTuple):
 
 def read_kernels(text: str) -> list[Kernel]:
     """Return the kernels of one step from a compiled program's text: the body of its loop, if it has one."""
-    body = max(
-        COMPUTATION.findall(text), key=lambda part: len(KERNEL.findall(part)) + part.count(CONVOLUTION)
-    )
+    body = max(COMPUTATION.findall(text), key=lambda part: len(KERNEL.findall(part)))
     kernels = []
     for line in body.splitlines():
         if found := KERNEL.match(line):
             name, shape, kind = found.groups()
             operation = re.search(r'op_name="([^"]*)"', line)
             # For Triton's kernels the first estimate knows only their sizes; the other one knows their loops.
-            estimate = re.search(TIME % 'indexing', line) if '"__triton"' in line else None
+            estimate = re.search(TIME % 'indexing', line) if '"__triton' in line else None
             estimate = estimate or re.search(TIME % '', line)
             words = operation[1].split('/')[-3:] if operation else []
             microseconds = float(estimate[1]) if estimate and kind != 'custom-call' else 0.0
@@ -85,37 +87,41 @@ def read_kernels(text: str) -> list[Kernel]:
     return kernels
 
 
-def compile_for_gpu(config: ConfigDict):
-    """Return (the step's program, the finalised config); raises `UserError` without the plug-in."""
+def find_card():
+    """Return an H200 to compile for; raises `UserError` without the plug-in of this version."""
+    parts = ' '.join(f'jax-cuda13-{part}=={jax.__version__}' for part in ('plugin', 'pjrt'))
+    remedy = f'pip install --no-deps --target plugin {parts}, then PYTHONPATH=plugin'
     try:
-        card = topologies.get_topology_desc('', 'cuda', target_config=H200, topology='1x1x1').devices[0]
-    except (NotImplementedError, RuntimeError) as error:
-        version = jax.__version__
-        raise UserError(
-            f"expected JAX's plug-in for GPUs ({str(error).splitlines()[0][:80]})",
-            'pip install --no-deps --target plugin '
-            f'jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version}, then PYTHONPATH=plugin',
-        ) from None
+        found = version('jax-cuda13-pjrt')
+    except PackageNotFoundError:
+        found = 'none'
+    if found != jax.__version__:
+        raise UserError(f"expected JAX's plug-in for GPUs of version {jax.__version__}, got {found}", remedy)
+    return topologies.get_topology_desc('', 'cuda', target_config=H200, topology='1x1x1').devices[0]
+
+
+def compile_for_gpu(config: ConfigDict):
+    """Return (the step's program, the finalised config); `UserError` as from `find_card`."""
+    mesh = Mesh(np.array([[find_card()]]), ('member', 'data'), axis_types=(AxisType.Auto,) * 2)
     config.devices = 1
     with (
         mock.patch.object(jax, 'default_backend', lambda: 'gpu'),
         mock.patch.object(engine_step, 'compiler_options', lambda: OPTIONS),
     ):
         config = finalize(config)
-        dataset = noise_dataset(2 * config.batch_size)
+        dataset = noise_dataset(2 * config.batch_size, config.data.image_size)
         size = dataset.num_classes, dataset.image_size
-        here = Population(config, *size, make_mesh(config))
+        here, there = (Population(config, *size, mesh) for mesh in (make_mesh(config), mesh))
         images = dataset.normalised(np.arange(config.batch_size)) if here.needs_images else None
-        mesh = Mesh(np.array([[card]]), ('member', 'data'), axis_types=(AxisType.Auto,) * 2)
-        there = Population(config, *size, mesh)
 
-        def placed(x, lead=()):
+        def placed(x, *lead: int):
             dtype = jax.dtypes.canonicalize_dtype(x.dtype)
             return jax.ShapeDtypeStruct((*lead, *x.shape), dtype, sharding=there.sharding())
 
         state = jax.tree.map(placed, init_state(config, here, images))
-        lead = (config.steps_per_call,) if config.steps_per_call > 1 else ()
-        batch = {name: placed(x, lead) for name, x in first_batch(dataset, config.batch_size).items()}
+        own = config.data.order == 'member' or splits.population(config) is not None
+        lead = [config.steps_per_call] * (config.steps_per_call > 1) + [config.members] * own
+        batch = {name: placed(x, *lead) for name, x in first_batch(dataset, config.batch_size).items()}
         step = engine_step.make_train_step(config, there, dataset, 100, state)
         return step.trace(state, batch).lower().compile(), config
 
