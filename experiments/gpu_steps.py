@@ -40,7 +40,7 @@ WIDE = 'resnet18 wideresnet28_10 --batch 128'
 BENCH = 'experiments.bench resnet8 --batch 4 --budget {seconds} --ways ours,torch --rounds 2 --seconds .05'
 # In this order. A variant that loses the device ends the series.
 OPTIONS = ';'.join(
-    ('16 steps a call', 'convolutions recorded', 'convolutions in fusions', '1 step a call, all recorded',
+    ('32 steps a call', 'convolutions recorded', 'convolutions in fusions', '1 step a call, all recorded',
      'all recorded, unrolled', 'all recorded')
 )  # fmt: skip
 FROM_MEAN = {'scale_start': 0.0, 'scale_lr': 0.01, 'scale_decay': 0.0}  # of TTQ's scales

@@ -225,7 +225,7 @@ def test_a_gpu_is_given_more_steps_of_a_cheaper_network(monkeypatch):
 
     assert steps('resnet8') == 1
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    assert steps('resnet32') == 8 > steps('resnet18') > steps('resnet18', members=4) == 1
+    assert steps('resnet32') == 16 > steps('resnet18') > steps('resnet18', members=4) == 1
     assert steps('wideresnet28_10') == 1
     assert steps('resnet18', steps_per_call=3) == 3
 

@@ -51,8 +51,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         'float32': {'precision': 'float32'},
         'not donated': {'donated': ()},
         '4 members': {'members': 4},
-        '4 steps a call': {'steps_per_call': 4},
-        '16 steps a call': {'steps_per_call': 16},
+        '8 steps a call': {'steps_per_call': 8},
+        '32 steps a call': {'steps_per_call': 32},
         'nothing recorded': {'xla_gpu_enable_command_buffer': ''},
         'recorded from 1 operation': {'xla_gpu_graph_min_graph_size': '1'},
         'latency hiding': {'xla_gpu_enable_latency_hiding_scheduler': 'True'},
@@ -63,7 +63,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         'all recorded': ALL,
         'all recorded, concurrent': CONCURRENT,
         '4 members, all recorded, concurrent': {'members': 4, **CONCURRENT},
-        '16 steps a call, all recorded': {'steps_per_call': 16, **ALL},
+        '32 steps a call, all recorded': {'steps_per_call': 32, **ALL},
     },
 }
 

@@ -231,7 +231,7 @@ def _records(c: Group):
     c.init_from = ''  # start from weights of RUN, RUN@last, resnet20-ternary, EXPORT or FILE; a+b: in turn
     c.resume_from = ''  # start a new workdir from another run's checkpoint: WORKDIR or WORKDIR@STEP
     c.members_as = 'auto'  # members run as loop (in turn) | one (side by side), dense, grouped [resumable]
-    c.steps_per_call = whole(None, 1, 100_000)  # training steps per call [auto: 1 to 8 on GPUs] [resumable]
+    c.steps_per_call = whole(None, 1, 100_000)  # training steps a call [auto: 1 to 16 on GPUs] [resumable]
     c.compile_cache = ''  # folder in which XLA keeps compiled programs for the next run [resumable]
 
 
