@@ -167,7 +167,7 @@ class TrainStep:
             updates, opt = make_optimizer(self.config, lr, weight_decay).update(grads, opt, params)
             return optax.apply_updates(params, updates), opt
 
-        rates = as_one_array(lr[: population.size], weight_decay)
+        rates = as_one_array(lr[: len(weight_decay)], weight_decay)
         numbers = (population.split_by_group(n) for n in rates)
         groups = zip(grads, opt, params, *numbers)
         params, opt = zip(*(jax.vmap(of_member)(*group) for group in groups))
