@@ -54,9 +54,10 @@ def test_batch_norm_is_torchs(shape, sums, monkeypatch):
         pairs = [(channels_first(y), torch_y), (channels_first(x_grad), torch_x.grad)]
         pairs += [(params_grad[k], getattr(torch_norm, LEAVES[k]).grad) for k in params_grad]
         pairs += [(stats[k], getattr(torch_norm, LEAVES[k])) for k in stats]
+        # Sums over more pixels round more often.
+        atol = 1e-5 * max(x[..., 0].size / 120, 1)
         for ours, torchs in pairs:
-            # Sums over more pixels round more often.
-            np.testing.assert_allclose(ours, torchs.detach(), rtol=1e-5, atol=1e-7 * max(x[..., 0].size, 100))
+            np.testing.assert_allclose(ours, torchs.detach(), rtol=1e-5, atol=atol)
 
     y = BatchNorm(train=False).apply(variables, x)
     np.testing.assert_allclose(channels_first(y), torch_norm.eval()(channels_first(x)).detach(), atol=1e-5)
